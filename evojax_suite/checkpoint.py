@@ -1,0 +1,39 @@
+"""Save and restore the state of a run with Orbax."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+
+from evojax_suite.types import PyTree
+
+
+class Checkpoints:
+    """The newest states of a run in `directory`; one that was not written to its end never counts."""
+
+    def __init__(self, directory: Path, max_to_keep: int = 2):
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=max_to_keep, create=True),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The newest complete step, None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state: PyTree) -> None:
+        """Start to write `state`; returns before it is on disk."""
+        self._manager.save(step, args=ocp.args.StandardSave(state))
+
+    def restore(self, step: int, like: PyTree) -> PyTree:
+        """The state of `step`, with the structure, shapes and types of `like`."""
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._manager.wait_until_finished()
+        self._manager.close()

@@ -1,0 +1,97 @@
+"""Networks that members train: flax modules of images (N, H, W, C) -> logits (N, num_classes)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from evojax_suite.networks.convnet import ConvNet
+from evojax_suite.networks.layers import Convolution
+from evojax_suite.networks.zoo import MLP, VGG11, AlexNet, LeNet, ResNet18
+
+NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18"]
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network a member trains."""
+
+    network: NetworkName = "ConvNet"
+    """Architecture."""
+    width: int = 128
+    """Filters of each ConvNet block; units of each MLP layer."""
+    depth: int = 3
+    """Blocks of the ConvNet."""
+    normalization: Literal["default", "instance", "batch", "layer", "group", "none"] = "default"
+    """ConvNet (default: instance), VGG11 and ResNet18 (default: batch)."""
+    pooling: Literal["average", "max", "none"] = "average"
+    """Pooling of the ConvNet."""
+    activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "swish"] = "relu"
+    """Activation of the ConvNet."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of convolutions and matrix products; parameters stay float32."""
+    convolution: Literal["auto", "native", "split_gradient", "patches"] = "auto"
+    """How convolutions are lowered; auto takes the fastest measured on the platform."""
+
+    def __post_init__(self):
+        for name in ("width", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
+    """The flax module that `config` describes.
+
+    Raises ValueError where the network does not fit images of `image_shape` (height, width,
+    channels).
+    """
+    dtype = jnp.dtype(config.compute_dtype)
+    lowering: Convolution | None = None if config.convolution == "auto" else config.convolution
+    normalization = config.normalization
+    match config.network:
+        case "ConvNet":
+            network = ConvNet(
+                num_classes,
+                config.width,
+                config.depth,
+                "instance" if normalization == "default" else normalization,
+                config.pooling,
+                config.activation,
+                lowering,
+                dtype,
+            )
+        case "MLP":
+            network = MLP(num_classes, config.width, dtype)
+        case "LeNet" | "AlexNet":
+            network = {"LeNet": LeNet, "AlexNet": AlexNet}[config.network](
+                num_classes, lowering, dtype
+            )
+        case "VGG11" | "ResNet18":
+            network = {"VGG11": VGG11, "ResNet18": ResNet18}[config.network](
+                num_classes, "batch" if normalization == "default" else normalization, lowering, dtype
+            )
+        case _:
+            raise ValueError(f"network must be one of {NetworkName}, got {config.network!r}")
+    try:
+        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    except ValueError as error:
+        raise ValueError(
+            f"{config.network} does not fit images of {image_shape}: {error}"
+        ) from error
+    return network
+
+
+__all__ = [
+    "MLP",
+    "VGG11",
+    "AlexNet",
+    "ConvNet",
+    "LeNet",
+    "NetworkConfig",
+    "ResNet18",
+    "create",
+]

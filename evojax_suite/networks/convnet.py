@@ -1,0 +1,50 @@
+"""ConvNet-D of Gidaris & Komodakis 2018 as the dataset distillation literature uses it.
+
+Blocks of 3x3 convolution, normalisation, activation and 2x2 pooling, then a dense layer. The first
+convolution is padded by 3 where the images are 28x28, so that the maps are 32x32 (paper 002,
+section 3.1); 1 elsewhere.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from evojax_suite.networks.layers import (
+    Conv,
+    Convolution,
+    Dense,
+    activate,
+    normalize_features,
+    pool,
+)
+
+
+class ConvNet(nn.Module):
+    """images (N, H, W, C) -> logits (N, num_classes)."""
+
+    num_classes: int
+    width: int = 128
+    depth: int = 3
+    normalization: str = "instance"
+    pooling: str = "average"
+    activation: str = "relu"
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        padding = 3 if images.shape[1] == 28 else 1
+        features = images
+        for _ in range(self.depth):
+            features = Conv(
+                self.width, padding=padding, lowering=self.lowering, dtype=self.dtype
+            )(features, train)
+            features = normalize_features(self.normalization, features, train)
+            features = activate(self.activation, features)
+            if self.pooling != "none":
+                features = pool(self.pooling, features)
+            padding = 1
+        flat = features.reshape(features.shape[0], -1)
+        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)

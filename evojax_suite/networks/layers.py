@@ -1,0 +1,239 @@
+"""Layers of the distillation literature's networks, and the lowering of their convolutions.
+
+Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
+because the papers' networks are PyTorch modules. Images are (N, H, W, C).
+
+The same convolution is lowered in one of three ways (`CONVOLUTIONS`); which one is fastest depends
+on the platform and on whether members run one after the other or batched. The measurements behind
+`default_convolution` are in experiments/benchmarks/README.md.
+
+native          XLA's convolution and its automatic gradient.
+split_gradient  XLA's convolution; the kernel gradient is one matrix product a kernel position. On
+                the CPU XLA runs the automatic kernel gradient, a convolution with permuted
+                dimensions, on a slow path inside loops (jax issue 12868); this avoids it.
+patches         Patches and one matrix product: `vmap` over members turns it into a batched
+                matrix product, where it would turn a convolution into a grouped one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Literal, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Convolution = Literal["native", "split_gradient", "patches"]
+CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+def default_convolution(train: bool, platform: str | None = None) -> Convolution:
+    """The fastest lowering measured on `platform` (the default backend's if None) in a phase."""
+    platform = platform or jax.default_backend()
+    if platform == "cpu":
+        return "split_gradient" if train else "native"
+    return "patches"
+
+
+def convolve(
+    images: jax.Array, kernel: jax.Array, padding: int, stride: int, lowering: Convolution
+) -> jax.Array:
+    """2D cross-correlation. images (N, H, W, C), kernel (K, K, C, F) -> (N, H', W', F)."""
+    if lowering == "patches":
+        return _patches(images, kernel, padding, stride)
+    if lowering == "split_gradient" and stride == 1:
+        return _split_gradient(images, kernel, padding)
+    return _native(images, kernel, padding, stride)
+
+
+def _native(images, kernel, padding, stride=1):
+    return lax.conv_general_dilated(
+        images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
+    )
+
+
+def _shifted(images, size, padding, stride=1):
+    """The size*size shifted views that a kernel of that size sees, row by row."""
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    height = (padded.shape[1] - size) // stride + 1
+    width = (padded.shape[2] - size) // stride + 1
+    return [
+        padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        for i in range(size)
+        for j in range(size)
+    ]
+
+
+def _patches(images, kernel, padding, stride):
+    columns = jnp.concatenate(_shifted(images, kernel.shape[0], padding, stride), axis=-1)
+    return columns @ kernel.reshape(-1, kernel.shape[-1])
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _split_gradient(images, kernel, padding):
+    return _native(images, kernel, padding)
+
+
+def _split_gradient_forward(images, kernel, padding):
+    return _native(images, kernel, padding), (images, kernel)
+
+
+def _split_gradient_backward(padding, residuals, gradient):
+    images, kernel = residuals
+    size, channels, filters = kernel.shape[0], images.shape[-1], kernel.shape[-1]
+    flat = gradient.reshape(-1, filters)
+    views = _shifted(images, size, padding)
+    if channels < 4:  # thin products waste the matrix unit: one wide one instead
+        columns = jnp.concatenate(views, axis=-1)
+        kernel_gradient = columns.reshape(-1, size * size * channels).T @ flat
+    else:
+        kernel_gradient = jnp.stack([view.reshape(-1, channels).T @ flat for view in views])
+    # The input gradient is the full correlation with the flipped kernel, less the padding.
+    rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    excess = max(0, padding - (size - 1))
+    image_gradient = _native(gradient, rotated, max(0, size - 1 - padding))
+    if excess:
+        image_gradient = image_gradient[:, excess:-excess, excess:-excess]
+    return image_gradient, kernel_gradient.reshape(kernel.shape)
+
+
+_split_gradient.defvjp(_split_gradient_forward, _split_gradient_backward)
+
+
+def _uniform(bound: float) -> Callable[..., jax.Array]:
+    def initialize(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return initialize
+
+
+class Conv(nn.Module):
+    """Square 2D convolution with PyTorch's default initialisation."""
+
+    filters: int
+    size: int = 3
+    padding: int = 1
+    stride: int = 1
+    use_bias: bool = True
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        channels = images.shape[-1]
+        if min(images.shape[1:3]) + 2 * self.padding < self.size:
+            raise ValueError(
+                f"a {self.size}x{self.size} convolution does not fit a feature map of "
+                f"{images.shape[1]}x{images.shape[2]} padded by {self.padding}"
+            )
+        initialize = _uniform((self.size * self.size * channels) ** -0.5)
+        kernel = self.param("kernel", initialize, (self.size, self.size, channels, self.filters))
+        lowering = self.lowering or default_convolution(train)
+        outputs = convolve(
+            images.astype(self.dtype), kernel.astype(self.dtype), self.padding, self.stride, lowering
+        )
+        if self.use_bias:
+            outputs += self.param("bias", initialize, (self.filters,)).astype(self.dtype)
+        return outputs
+
+
+class Dense(nn.Module):
+    """Fully connected layer with PyTorch's default initialisation."""
+
+    features: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> jax.Array:
+        initialize = _uniform(inputs.shape[-1] ** -0.5)
+        kernel = self.param("kernel", initialize, (inputs.shape[-1], self.features))
+        bias = self.param("bias", initialize, (self.features,))
+        return inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over the pixels and the channels of a group; epsilon 1e-5, affine.
+
+    `num_groups=None` is instance normalisation (a group a channel), 1 is layer normalisation.
+    Statistics are float32 and take one pass over the map.
+    """
+
+    num_groups: int | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        channels = images.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        inputs = images.astype(jnp.float32)
+        mean = inputs.mean((1, 2), keepdims=True)
+        square = (inputs * inputs).mean((1, 2), keepdims=True)
+        if self.num_groups is not None:
+
+            def share(statistic):
+                grouped = statistic.reshape(-1, 1, 1, self.num_groups, channels // self.num_groups)
+                return jnp.broadcast_to(
+                    grouped.mean(-1, keepdims=True), grouped.shape
+                ).reshape(statistic.shape)
+
+            mean, square = share(mean), share(square)
+        variance = jnp.maximum(square - mean * mean, 0.0)
+        outputs = (inputs - mean) * (lax.rsqrt(variance + 1e-5) * scale) + bias
+        return outputs.astype(images.dtype)
+
+
+def normalize_features(name: str, images: jax.Array, train: bool) -> jax.Array:
+    """Apply the normalisation layer `name` (call inside a compact module)."""
+    match name:
+        case "instance":
+            return GroupNorm()(images)
+        case "layer":
+            return GroupNorm(num_groups=1)(images)
+        case "group":
+            return GroupNorm(num_groups=4)(images)
+        case "batch":  # PyTorch's momentum 0.1 and epsilon; running variance here is the biased one
+            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(images)
+        case "none":
+            return images
+    raise ValueError(f"normalization must be instance, layer, group, batch or none, got {name!r}")
+
+
+def pool(name: str, images: jax.Array, size: int = 2) -> jax.Array:
+    """Pool size x size windows without overlap; odd rows and columns at the end are dropped."""
+    height, width = images.shape[1] // size * size, images.shape[2] // size * size
+    if min(height, width) == 0:
+        raise ValueError(
+            f"a {size}x{size} pooling does not fit a feature map of "
+            f"{images.shape[1]}x{images.shape[2]}: use a smaller depth or larger images"
+        )
+    # Strided slices keep the gradient elementwise; XLA's window gradients are slower on the CPU.
+    views = [images[:, i:height:size, j:width:size] for i in range(size) for j in range(size)]
+    match name:
+        case "average":
+            return sum(views[1:], views[0]) * (1 / size**2)
+        case "max":
+            return jnp.stack(views).max(0)
+    raise ValueError(f"pooling must be average or max, got {name!r}")
+
+
+def activate(name: str, inputs: jax.Array) -> jax.Array:
+    """Apply the activation `name`."""
+    match name:
+        case "relu":
+            return nn.relu(inputs)
+        case "leaky_relu":
+            return nn.leaky_relu(inputs, 0.01)
+        case "sigmoid":
+            return nn.sigmoid(inputs)
+        case "tanh":
+            return jnp.tanh(inputs)
+        case "swish":
+            return nn.swish(inputs)
+    raise ValueError(
+        f"activation must be relu, leaky_relu, sigmoid, tanh or swish, got {name!r}"
+    )

@@ -1,0 +1,159 @@
+"""The other networks of the distillation literature, for cross-architecture evaluation.
+
+They follow the code of Zhao et al. 2021 (dataset condensation), written for 32x32 images. Like
+there, the first convolution of LeNet, AlexNet and VGG11 is padded further where the images are
+28x28, so that the maps after it are those of 32x32 images (there the rule reads "one channel"). A
+network whose poolings do not fit the images refuses them with one line.
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from evojax_suite.networks.layers import (
+    Conv,
+    Convolution,
+    Dense,
+    normalize_features,
+    pool,
+)
+
+
+class MLP(nn.Module):
+    """Two hidden layers of `width` units and ReLU."""
+
+    num_classes: int
+    width: int = 128
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        features = images.reshape(images.shape[0], -1)
+        for _ in range(2):
+            features = nn.relu(Dense(self.width, dtype=self.dtype)(features))
+        return Dense(self.num_classes, dtype=self.dtype)(features).astype(jnp.float32)
+
+
+class LeNet(nn.Module):
+    """LeNet-5 with ReLU and max pooling."""
+
+    num_classes: int
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        features, padding = images, 2 if images.shape[1] == 28 else 0
+        for filters in (6, 16):
+            features = nn.relu(
+                Conv(filters, 5, padding, lowering=self.lowering, dtype=self.dtype)(features, train)
+            )
+            features, padding = pool("max", features), 0
+        features = features.reshape(features.shape[0], -1)
+        for units in (120, 84):
+            features = nn.relu(Dense(units, dtype=self.dtype)(features))
+        return Dense(self.num_classes, dtype=self.dtype)(features).astype(jnp.float32)
+
+
+class AlexNet(nn.Module):
+    """The five-convolution AlexNet for small images."""
+
+    num_classes: int
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        features = images
+        first = 4 if images.shape[1] == 28 else 2
+        for filters, size, padding, pooled in (
+            (128, 5, first, True),
+            (192, 5, 2, True),
+            (256, 3, 1, False),
+            (192, 3, 1, False),
+            (192, 3, 1, True),
+        ):
+            features = nn.relu(
+                Conv(filters, size, padding, lowering=self.lowering, dtype=self.dtype)(
+                    features, train
+                )
+            )
+            if pooled:
+                features = pool("max", features)
+        flat = features.reshape(features.shape[0], -1)
+        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)
+
+
+class VGG11(nn.Module):
+    """VGG-11 with normalisation after each convolution and one dense layer."""
+
+    num_classes: int
+    normalization: str = "batch"
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        features, padding = images, 3 if images.shape[1] == 28 else 1
+        for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
+            for filters in stage:
+                features = Conv(
+                    filters, padding=padding, lowering=self.lowering, dtype=self.dtype
+                )(features, train)
+                features = nn.relu(normalize_features(self.normalization, features, train))
+                padding = 1
+            features = pool("max", features)
+        flat = features.reshape(features.shape[0], -1)
+        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)
+
+
+class _ResidualBlock(nn.Module):
+    filters: int
+    stride: int
+    normalization: str
+    lowering: Convolution | None
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        def convolution(features, size, stride):
+            features = Conv(
+                self.filters,
+                size,
+                size // 2,
+                stride,
+                use_bias=False,
+                lowering=self.lowering,
+                dtype=self.dtype,
+            )(features, train)
+            return normalize_features(self.normalization, features, train)
+
+        features = nn.relu(convolution(images, 3, self.stride))
+        features = convolution(features, 3, 1)
+        shortcut = images
+        if self.stride != 1 or images.shape[-1] != self.filters:
+            shortcut = convolution(images, 1, self.stride)
+        return nn.relu(features + shortcut)
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 for small images: 3x3 first convolution, no first pooling, global average."""
+
+    num_classes: int
+    normalization: str = "batch"
+    lowering: Convolution | None = None
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        features = Conv(64, use_bias=False, lowering=self.lowering, dtype=self.dtype)(images, train)
+        features = nn.relu(normalize_features(self.normalization, features, train))
+        for stage, filters in enumerate((64, 128, 256, 512)):
+            for block in range(2):
+                stride = 2 if stage > 0 and block == 0 else 1
+                features = _ResidualBlock(
+                    filters, stride, self.normalization, self.lowering, self.dtype
+                )(features, train)
+        return Dense(self.num_classes, dtype=self.dtype)(features.mean((1, 2))).astype(jnp.float32)

@@ -1,0 +1,118 @@
+"""The directory of a run: config.json, metrics.jsonl, timing.jsonl, summary.json, artefacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: plain(item) for name, item in value._asdict().items()}
+    if isinstance(value, dict):
+        return {str(name): plain(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist") and not isinstance(value, str):
+        return plain(np.asarray(value).tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def write_atomically(path: Path, content: bytes | str) -> None:
+    """Write `path` whole or not at all."""
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.partial")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, json.dumps(plain(value), indent=2) + "\n")
+
+
+class Lines:
+    """A file of JSON lines that is cut back to where a checkpoint lies before it grows again."""
+
+    def __init__(self, path: Path, keep_up_to: int):
+        """Keep the lines whose `generation` is at most `keep_up_to`, drop a torn last line."""
+        kept = [line for line in read_lines(path) if line["generation"] <= keep_up_to]
+        write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = path.open("a")
+
+    def write(self, lines: Iterable[dict]) -> None:
+        self._file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+
+    def sync(self) -> None:
+        """Everything written so far is on disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict]:
+    """The complete lines of a JSON lines file; none where it does not exist."""
+    if not path.exists():
+        return []
+    lines = []
+    for line in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:  # torn by an interruption: nothing after it counts
+            break
+    return lines
+
+
+class RunExists(ValueError):
+    """The run directory holds another run."""
+
+
+def open_run(directory: Path, config: dict, resume: bool, may_grow: str) -> None:
+    """Create the directory of a run, or check that `config` is the one it was started with.
+
+    `may_grow` names the one entry that may be larger than at the start (the generations). Raises
+    RunExists where the directory is taken, or where `resume` finds another configuration.
+    """
+    path = directory / "config.json"
+    config = plain(config)
+    if path.exists():
+        if not resume:
+            raise RunExists(
+                f"{directory} holds a run already: --resume goes on with it, --name starts another"
+            )
+        before = json.loads(path.read_text())
+        changed = [
+            f"{name} was {before.get(name)!r} and is {config.get(name)!r}"
+            for name in sorted(before.keys() | config.keys())
+            if before.get(name) != config.get(name)
+            and not (name == may_grow and config[name] > before[name])
+        ]
+        if changed:
+            raise RunExists(f"{directory} was started with other options: {'; '.join(changed)}")
+    elif directory.exists() and any(directory.iterdir()):
+        raise RunExists(f"{directory} exists and is not a run: choose another --name or --runs-dir")
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, config)

@@ -1,0 +1,51 @@
+"""evosax algorithms built on our operators, and any evosax algorithm by name."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+
+import jax.numpy as jnp
+from evosax.algorithms import algorithms as evosax_algorithms
+from evosax.algorithms.base import EvolutionaryAlgorithm
+from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+
+from evojax_suite.strategies.laplace_ga import LaplaceGA
+
+STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {"LaplaceGA": LaplaceGA, **evosax_algorithms}
+
+
+def _find(name: str) -> type[EvolutionaryAlgorithm]:
+    if name not in STRATEGIES:
+        near = difflib.get_close_matches(name, STRATEGIES, 1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}{hint}")
+    return STRATEGIES[name]
+
+
+def options(name: str) -> frozenset[str]:
+    """Names of the constructor's arguments of the strategy `name`."""
+    return frozenset(inspect.signature(_find(name).__init__).parameters)
+
+
+def create(name: str, population_size: int, num_dims: int, **options) -> EvolutionaryAlgorithm:
+    """The evosax algorithm `name` for real vectors (num_dims,).
+
+    Raises ValueError for an unknown name, and where the algorithm refuses the population size.
+    """
+    try:
+        return _find(name)(
+            population_size=population_size, solution=jnp.zeros(num_dims), **options
+        )
+    except (AssertionError, TypeError) as error:
+        raise ValueError(
+            f"{name} with a population of {population_size} cannot be built: {error}"
+        ) from error
+
+
+def is_population_based(strategy: EvolutionaryAlgorithm) -> bool:
+    """Whether `init` takes an evaluated population (else a mean)."""
+    return isinstance(strategy, PopulationBasedAlgorithm)
+
+
+__all__ = ["STRATEGIES", "LaplaceGA", "create", "is_population_based", "options"]

@@ -1,0 +1,298 @@
+"""The engine: train and evaluate one network as a pure function, and a population of them.
+
+Everything is written for one member. `map_members` alone decides how many members run at once, so
+that peak memory is bounded by one setting and not by the population size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from evojax_suite.data.transforms import mixup, random_crop, random_flip, random_shift
+from evojax_suite.types import Array, PyTree
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a member trains. The defaults are paper 002's (section 3.3)."""
+
+    num_epochs: int = 300
+    """Passes over the member's training images."""
+    batch_size: int | None = None
+    """Images per step; None is the full batch."""
+    optimizer: Literal["adam", "sgd"] = "adam"
+    """Adam has beta 0.9 and 0.999, epsilon 1e-8; SGD has momentum 0.9."""
+    learning_rate: float = 1e-3
+    """Learning rate, the first one where a schedule is set."""
+    schedule: Literal["constant", "cosine", "step"] = "constant"
+    """Learning rate over the steps; step divides it by 10 after half of them."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    shift_pixels: int = 0
+    """Augmentation: shift by up to this many pixels."""
+    flip: bool = False
+    """Augmentation: flip horizontally."""
+    crop_padding: int = 0
+    """Augmentation: pad by this many pixels and crop at random."""
+    mixup_alpha: float = 0.0
+    """Augmentation: mixup with Beta(alpha, alpha); 0 is off."""
+
+    def __post_init__(self):
+        if self.num_epochs < 0:
+            raise ValueError(f"num_epochs must be >= 0, got {self.num_epochs}")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
+        for name in ("weight_decay", "shift_pixels", "crop_padding", "mixup_alpha"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+
+
+def _optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
+    match config.schedule:
+        case "constant":
+            learning_rate = config.learning_rate
+        case "cosine":
+            learning_rate = optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1))
+        case "step":
+            learning_rate = optax.piecewise_constant_schedule(
+                config.learning_rate, {max(num_steps // 2, 1): 0.1}
+            )
+        case _:
+            raise ValueError(f"schedule must be constant, cosine or step, got {config.schedule!r}")
+    match config.optimizer:
+        case "adam":
+            transform = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
+            if config.weight_decay:
+                transform = optax.adamw(
+                    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
+                )
+        case "sgd":
+            transform = optax.sgd(learning_rate, momentum=0.9)
+            if config.weight_decay:
+                transform = optax.chain(optax.add_decayed_weights(config.weight_decay), transform)
+        case _:
+            raise ValueError(f"optimizer must be adam or sgd, got {config.optimizer!r}")
+    return transform
+
+
+def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
+    key_shift, key_flip, key_crop, key_mixup = jax.random.split(key, 4)
+    if config.shift_pixels:
+        images = random_shift(key_shift, images, config.shift_pixels)
+    if config.flip:
+        images = random_flip(key_flip, images)
+    if config.crop_padding:
+        images = random_crop(key_crop, images, config.crop_padding)
+    if config.mixup_alpha:
+        images, labels = mixup(key_mixup, images, labels, config.mixup_alpha)
+    return images, labels
+
+
+def fit(
+    key: Array, network: nn.Module, config: TrainingConfig, images: Array, labels: Array
+) -> PyTree:
+    """Train a freshly initialised network and return its flax variables.
+
+    images: (N, H, W, C) normalised. labels: (N,) integers or (N, num_classes) probabilities; the
+    loss is the cross-entropy. Each epoch sees every image once, in a new order; where the batch
+    size does not divide N the last batch is filled up with images of weight 0.
+    """
+    key_init, key_fit = jax.random.split(key)
+    variables = network.init(key_init, images[:1])
+    statistics, parameters = variables.copy(), None
+    parameters = statistics.pop("params")
+    num_images = images.shape[0]
+    batch_size = min(config.batch_size or num_images, num_images)
+    num_batches = -(-num_images // batch_size)
+    optimizer = _optimizer(config, config.num_epochs * num_batches)
+    augmented = config.shift_pixels or config.flip or config.crop_padding or config.mixup_alpha
+    if labels.ndim == 1:
+        num_classes = jax.eval_shape(network.apply, variables, images[:1]).shape[-1]
+        labels = jax.nn.one_hot(labels, num_classes)
+
+    def loss(parameters, statistics, batch_images, batch_labels, weights):
+        logits, updated = network.apply(
+            {"params": parameters, **statistics}, batch_images, train=True, mutable=[*statistics]
+        )
+        losses = optax.softmax_cross_entropy(logits, batch_labels)
+        return (losses * weights).sum() / weights.sum(), updated
+
+    def step(carry, inputs):
+        parameters, statistics, optimizer_state = carry
+        key, batch_images, batch_labels, weights = inputs
+        if augmented:
+            batch_images, batch_labels = _augment(key, config, batch_images, batch_labels)
+        gradient, statistics = jax.grad(loss, has_aux=True)(
+            parameters, statistics, batch_images, batch_labels, weights
+        )
+        updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
+        return optax.apply_updates(parameters, updates), statistics, optimizer_state
+
+    def full_batch_epoch(carry, epoch):
+        key = jax.random.fold_in(key_fit, epoch) if augmented else None
+        return step(carry, (key, images, labels, jnp.ones(num_images))), None
+
+    def minibatch_epoch(carry, epoch):
+        key_order, key_steps = jax.random.split(jax.random.fold_in(key_fit, epoch))
+        order = jax.random.permutation(key_order, num_images)
+        positions = jnp.arange(num_batches * batch_size)
+        weights = (positions < num_images).astype(jnp.float32).reshape(num_batches, batch_size)
+        indices = order[positions % num_images].reshape(num_batches, batch_size)
+        keys = jax.random.split(key_steps, num_batches)
+
+        def minibatch_step(carry, inputs):
+            key, index, weight = inputs
+            return step(carry, (key, images[index], labels[index], weight)), None
+
+        return jax.lax.scan(minibatch_step, carry, (keys, indices, weights))[0], None
+
+    carry = (parameters, statistics, optimizer.init(parameters))
+    epoch = full_batch_epoch if num_batches == 1 else minibatch_epoch
+    (parameters, statistics, _), _ = jax.lax.scan(epoch, carry, jnp.arange(config.num_epochs))
+    return {"params": parameters, **statistics}
+
+
+class Evaluation(NamedTuple):
+    """Of one network on one set of images. Both are NaN where any logit is not finite."""
+
+    accuracy: Array
+    """Fraction of images classified as their label, in [0, 1]."""
+    cross_entropy: Array
+    """Mean over the images, in nats."""
+
+
+class Batches(NamedTuple):
+    """Images for evaluation, cut into equal batches once, for all members."""
+
+    images: Array  # (B, batch_size, H, W, C)
+    labels: Array  # (B, batch_size)
+    weights: Array  # (B, batch_size), 0 for filling
+
+
+def make_batches(images: Array, labels: Array, batch_size: int) -> Batches:
+    """Cut images (N, ...) and integer labels (N,) into batches, the last filled up."""
+    num_images = images.shape[0]
+    batch_size = min(batch_size, num_images)
+    num_batches = -(-num_images // batch_size)
+    padding = num_batches * batch_size - num_images
+
+    def cut(array):
+        padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
+        return padded.reshape(num_batches, batch_size, *array.shape[1:])
+
+    return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
+
+
+def evaluate(network: nn.Module, variables: PyTree, batches: Batches) -> Evaluation:
+    """Accuracy and cross-entropy of one network, a batch at a time."""
+
+    def evaluate_batch(batch):
+        images, labels, weights = batch
+        logits = network.apply(variables, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        correct = logits.argmax(-1) == labels
+        # A filling image must not turn the sum into NaN: zero times infinity.
+        return jnp.where(weights > 0, losses, 0).sum(), (correct * weights).sum()
+
+    losses, correct = jax.lax.map(evaluate_batch, batches)
+    total = batches.weights.sum()
+    cross_entropy = losses.sum() / total
+    failed = ~jnp.isfinite(cross_entropy)
+    return Evaluation(
+        accuracy=jnp.where(failed, jnp.nan, correct.sum() / total),
+        cross_entropy=jnp.where(failed, jnp.nan, cross_entropy),
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How much of a population runs at once."""
+
+    members_in_flight: int | None = None
+    """Members trained at once, bounding peak memory; None is 1 on the CPU, 64 elsewhere."""
+    evaluation_batch_size: int | None = None
+    """Images evaluated at once; None is 100 on the CPU, 500 elsewhere."""
+
+    def __post_init__(self):
+        for name in ("members_in_flight", "evaluation_batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+    @property
+    def resolved_members_in_flight(self) -> int:
+        return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 64)
+
+    @property
+    def resolved_evaluation_batch_size(self) -> int:
+        return self.evaluation_batch_size or (100 if jax.default_backend() == "cpu" else 500)
+
+
+def map_members(
+    function: Callable[..., Result], members: PyTree, members_in_flight: int
+) -> Result:
+    """Apply `function` to each of P members, `members_in_flight` of them at once.
+
+    members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the
+    results with leading axis P, for any P: the last group is filled up and cut off again.
+    """
+    population_size = jax.tree.leaves(members)[0].shape[0]
+    size = min(members_in_flight, population_size)
+    if size == 1:
+        return jax.lax.map(lambda member: function(*member), members)
+    num_groups = -(-population_size // size)
+    index = (jnp.arange(num_groups * size) % population_size).reshape(num_groups, size)
+    groups = jax.tree.map(lambda leaf: leaf[index], members)
+    results = jax.lax.map(lambda group: jax.vmap(function)(*group), groups)
+    return jax.tree.map(
+        lambda leaf: leaf.reshape(num_groups * size, *leaf.shape[2:])[:population_size], results
+    )
+
+
+def fit_population(
+    keys: Array,
+    network: nn.Module,
+    config: TrainingConfig,
+    images: Array,
+    labels: Array,
+    engine: EngineConfig = EngineConfig(),
+) -> PyTree:
+    """`fit` for each member: keys (P,), images (P, N, H, W, C), labels (P, N[, num_classes])."""
+    return map_members(
+        lambda key, images, labels: fit(key, network, config, images, labels),
+        (keys, images, labels),
+        engine.resolved_members_in_flight,
+    )
+
+
+def fit_and_evaluate_population(
+    keys: Array,
+    network: nn.Module,
+    config: TrainingConfig,
+    images: Array,
+    labels: Array,
+    evaluations: tuple[Batches, ...],
+    engine: EngineConfig = EngineConfig(),
+) -> tuple[Evaluation, ...]:
+    """Train each member on its own images and evaluate it on shared ones.
+
+    keys: (P,). images: (P, N, H, W, C). labels: (P, N) or (P, N, num_classes). Returns an
+    `Evaluation` of arrays (P,) for each of `evaluations`. The networks live only as long as their
+    members are in flight.
+    """
+
+    def member(key, images, labels):
+        variables = fit(key, network, config, images, labels)
+        return tuple(evaluate(network, variables, batches) for batches in evaluations)
+
+    return map_members(member, (keys, images, labels), engine.resolved_members_in_flight)

@@ -1,0 +1,76 @@
+"""Types that every module shares: array aliases, datasets, the device view of a dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import jax
+import numpy as np
+
+PyTree: TypeAlias = Any
+Array: TypeAlias = jax.Array
+
+
+@dataclass(frozen=True)
+class Split:
+    """One part of a dataset, on the host.
+
+    images: (N, H, W, C) uint8 in 0..255, or float32 in [0, 1].
+    labels: (N,) int32 in 0..num_classes-1.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A classification dataset with its three parts, on the host.
+
+    `mean` and `std` are the per-channel normalisation constants for images scaled to [0, 1];
+    each has as many entries as the images have channels. `train` starts individuals,
+    `validation` is what selection sees, `test` is opened once, by the final report.
+    """
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Height, width, channels."""
+        height, width, channels = self.train.images.shape[1:]
+        return height, width, channels
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """What every system's `build(config, ...)` returns: pure functions that the loop drives.
+
+    init(key, params, data) -> State                   cheap: shapes and first individuals
+    step(key, state, params, data) -> (State, Metrics) one generation, or one unit of a phase
+    result(state, params, data) -> the artefact
+    finished(state) -> bool array                      whether further steps would change nothing
+
+    `key` of step g is `fold_in(run_key, g)`, so that going on at g needs nothing but the state.
+    `scannable`: `step` may be jitted, scanned and vmapped.
+    """
+
+    init: Callable[..., Any]
+    step: Callable[..., tuple[Any, Any]]
+    result: Callable[..., Any]
+    finished: Callable[[Any], Any]
+    scannable: bool = True
