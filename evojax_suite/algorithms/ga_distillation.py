@@ -119,15 +119,15 @@ class Config:
 
 @struct.dataclass
 class Params:
-    """Scalars of LaplaceGA that may be traced and swept."""
+    """Scalars of LaplaceGA that users sweep; traced, arrays of shape () work too."""
 
-    crossover_rate: float | Array = 1.0
+    crossover_rate: float = 1.0
     """Probability that a pair of parents is crossed over, in [0, 1]."""
-    laplace_location: float | Array = 0.0
+    laplace_location: float = 0.0
     """Location of the Laplace distribution."""
-    laplace_scale: float | Array = 0.5
+    laplace_scale: float = 0.5
     """Scale of the Laplace distribution, > 0."""
-    mutation_scale: float | Array = 1.0
+    mutation_scale: float = 1.0
     """Noise of generation g has this standard deviation over g (Eq. 1)."""
 
 

@@ -1,0 +1,51 @@
+"""The command line, made from the options of each system."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import tyro
+
+
+def _fail(message: str) -> int:
+    print(f"evojax-suite: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
+    from evojax_suite import __version__, loop
+    from evojax_suite.commands import evaluate, ga_distillation
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
+    commands = (
+        Annotated[ga_distillation.Options, tyro.conf.subcommand("ga-distillation")]
+        | Annotated[evaluate.Options, tyro.conf.subcommand("evaluate")]
+    )
+    try:
+        options = tyro.cli(
+            commands,
+            prog="evojax-suite",
+            description="Evolution over thousands of small neural networks, in JAX.",
+            args=arguments,
+        )
+        match options:
+            case ga_distillation.Options():
+                ga_distillation.run(options)
+            case evaluate.Options():
+                evaluate.run(options)
+    except loop.Interrupted as stop:
+        print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
+        return 128 + stop.signal_number
+    except (ValueError, OSError) as error:
+        return _fail(str(error))
+    return 0
+
+
+def run() -> None:
+    """The entry point."""
+    sys.exit(main())

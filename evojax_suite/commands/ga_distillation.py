@@ -1,0 +1,272 @@
+"""Distil a dataset by evolution, judge it on the test part, compare it with strong random."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import distilled, loop, plotting, report
+from evojax_suite.algorithms import ga_distillation
+from evojax_suite.baselines import strong_random
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.data import load
+from evojax_suite.distilled import DistilledDataset
+from evojax_suite.results import open_run, plain, read_lines, write_json
+from evojax_suite.types import Dataset
+
+
+@dataclass(frozen=True)
+class Options:
+    """Distil a dataset into a few synthetic images by a genetic algorithm (Sato et al. 2026)."""
+
+    dataset: str = "digits"
+    """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
+    data_dir: Path | None = None
+    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000
+    """Generations, the evaluation of the initial individuals being the first."""
+    seed: int = 0
+    """Of everything random in the run."""
+    num_networks: int = 10
+    """Networks that judge a dataset on the test part."""
+    strong_random_repeats: int = 5
+    """Repeats of the strong random baseline; 0 leaves it out."""
+    name: str | None = None
+    """Name of the run; system, dataset and seed by default."""
+    runs_dir: Path = Path("runs")
+    """Where the directory of the run is made."""
+    resume: bool = False
+    """Go on with an interrupted run, or with more generations."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints."""
+    config: tyro.conf.OmitArgPrefixes[ga_distillation.Config] = field(
+        default_factory=ga_distillation.Config
+    )
+    params: tyro.conf.OmitArgPrefixes[ga_distillation.Params] = field(
+        default_factory=ga_distillation.Params
+    )
+
+    def __post_init__(self):
+        for name, least in (
+            ("num_generations", 1),
+            ("num_networks", 1),
+            ("strong_random_repeats", 0),
+            ("seed", 0),
+            ("checkpoint_seconds", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+
+
+def _beyond_the_paper(options: Options) -> dict:
+    """Every setting of the search that differs from the paper's, by name."""
+    differing = {}
+
+    def compare(value, default):
+        for name, setting in plain(value).items():
+            if isinstance(setting, dict):
+                compare(setting, plain(default)[name])
+            elif setting != plain(default)[name]:
+                differing[name] = setting
+
+    compare(options.config, ga_distillation.Config())
+    compare(options.params, ga_distillation.Params())
+    if options.num_generations != Options.num_generations:
+        differing["num_generations"] = options.num_generations
+    return differing
+
+
+def _percent(accuracies: np.ndarray | list[float]) -> str:
+    return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    config = options.config
+    dataset = load(options.dataset, options.data_dir)
+    ga_distillation.check(config, dataset)
+    algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
+    name = options.name or f"ga_distillation-{Path(dataset.name).name}-seed{options.seed}"
+    directory = options.runs_dir / name
+    settings = plain(options)
+    for setting in ("resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"):
+        settings.pop(setting)
+    open_run(directory, settings, options.resume, may_grow="num_generations")
+    differing = _beyond_the_paper(options)
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} fitness, "
+        f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
+    )
+    shown = ", ".join(f"{name}={value}" for name, value in differing.items()) or "none"
+    console.print(f"settings that differ from the paper's: {shown}", soft_wrap=True)
+
+    data = ga_distillation.make_data(dataset)
+    key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
+    per_step = config.population_size * config.networks_per_member
+    with progress("evolving", options.num_generations, per_step) as on_report:
+        outcome = loop.run(
+            algorithm,
+            key_run,
+            options.params,
+            data,
+            options.num_generations,
+            directory,
+            checkpoint_seconds=options.checkpoint_seconds,
+            on_report=on_report,
+        )
+    individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
+
+    baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
+    if options.strong_random_repeats:
+        baseline = strong_random.build(
+            config, options.strong_random_repeats, dataset.num_classes, dataset.image_shape
+        )
+        baseline_directory = directory / "strong_random"
+        with progress("strong random", options.strong_random_repeats, per_step) as on_report:
+            baseline_outcome = loop.run(
+                baseline,
+                key_baseline,
+                options.params,
+                data,
+                options.strong_random_repeats,
+                baseline_directory,
+                checkpoint_seconds=options.checkpoint_seconds,
+                on_report=on_report,
+            )
+        baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
+        lines = read_lines(baseline_directory / "metrics.jsonl")
+        baseline_fitness = [line["fitness_best"] for line in lines if line["fitness_best"] is not None]
+        baseline_failed = baseline_outcome.num_failed
+
+    # Selection is over: only here is the test part opened.
+    def judge(key, one):
+        return distilled.test_accuracies(
+            key,
+            one.images,
+            one.labels,
+            dataset,
+            config.network,
+            config.training,
+            options.num_networks,
+            config.engine,
+        )
+
+    accuracies = judge(key_test, individual)
+    strong = np.array(
+        [
+            judge(key, jax.tree.map(lambda leaf, i=i: leaf[i], baseline_individuals))
+            for i, key in enumerate(
+                jax.random.split(jax.random.fold_in(key_test, 1), options.strong_random_repeats)
+            )
+        ]
+    )
+    result = DistilledDataset(
+        images=individual.images,
+        labels=individual.labels,
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        network=config.network,
+        training=config.training,
+        seed=options.seed,
+        test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
+    )
+    result.save(directory / "distilled.npz")
+    generations = int(outcome.state.generation)
+    summary = {
+        "system": "ga_distillation",
+        "dataset": dataset.name,
+        "test_accuracy_mean": float(np.mean(accuracies)),
+        "test_accuracy_std": float(np.std(accuracies)),
+        "num_networks": options.num_networks,
+        "fitness_best": float(outcome.state.best_score),
+        "best_generation": int(outcome.state.best_generation),
+        "num_generations": generations,
+        "seconds": outcome.seconds,
+        "compile_seconds": outcome.compile_seconds,
+        "members_per_second": per_step * generations / outcome.seconds,
+        "num_failed": outcome.num_failed + baseline_failed,
+        "seed": options.seed,
+        "options": differing,
+    }
+    if options.strong_random_repeats:
+        summary |= {
+            "strong_random_test_accuracy_mean": float(np.mean(strong)),
+            "strong_random_test_accuracy_std": float(np.std(strong)),
+            "strong_random_repeats": options.strong_random_repeats,
+        }
+    write_json(directory / "summary.json", summary)
+    _present(directory, options, settings, dataset, result, summary, accuracies, strong, baseline_fitness)
+
+
+def _present(
+    directory: Path,
+    options: Options,
+    settings: dict,
+    dataset: Dataset,
+    result: DistilledDataset,
+    summary: dict,
+    accuracies: np.ndarray,
+    strong: np.ndarray,
+    strong_fitness: list[float],
+) -> None:
+    """Figures, report and the closing lines on the terminal."""
+    figures = directory / "figures"
+    plotting.fitness_curves(
+        figures / "fitness.png",
+        read_lines(directory / "metrics.jsonl"),
+        options.config.fitness,
+        strong_fitness,
+    )
+    plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
+    rows = [["evolved", _percent(accuracies), str(len(accuracies))]]
+    if strong.size:
+        rows.append(["strong random", _percent(strong), str(strong.size)])
+    options_row = ", ".join(f"{k} = {v}" for k, v in summary["options"].items()) or "none"
+    numbers = [
+        ["generations", f"{summary['num_generations']:,}"],
+        ["best fitness", f"{summary['fitness_best']:.4f} in generation {summary['best_generation']}"],
+        ["time in generations", f"{summary['seconds']:.1f} s"],
+        ["compilation", f"{summary['compile_seconds']:.1f} s"],
+        ["members per second", f"{summary['members_per_second']:.1f}"],
+        ["failed evaluations", str(summary["num_failed"])],
+        ["settings that differ from the paper's", options_row],
+    ]
+    size = len(result.images)
+    lead = (
+        f"{size} synthetic images stand for the {len(dataset.train):,} training images of "
+        f"{dataset.name}: networks trained on them alone classify "
+        f"{100 * summary['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} test images."
+    )
+    report.write(
+        directory / "report.html",
+        f"{dataset.name}, distilled by evolution",
+        lead,
+        [
+            ("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows),
+            ("The run", ["", ""], numbers),
+        ],
+        [
+            (figures / "images.png", "Real images (upper row) and synthetic ones, each stretched"
+             " to its own range"),
+            (figures / "fitness.png", "Fitness by generation"),
+        ],
+        shlex.join(["evojax-suite", *sys.argv[1:]]),
+        settings,
+    )
+    console.print(f"test accuracy {_percent(accuracies)} % ({len(accuracies)} networks)")
+    if strong.size:
+        gain = 100 * (np.mean(accuracies) - np.mean(strong))
+        console.print(
+            f"strong random {_percent(strong)} % ({options.strong_random_repeats} x "
+            f"{options.num_networks} networks): evolution is {gain:+.2f} points from it"
+        )
+    console.print(f"report: {directory / 'report.html'}, dataset: {directory / 'distilled.npz'}")

@@ -1,0 +1,67 @@
+"""Progress of a run on the terminal; plain lines now and then where there is none."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from evojax_suite.loop import Report
+
+console = Console(stderr=True, highlight=False)
+
+
+def _describe(report: Report, members_per_step: int) -> str:
+    metrics = report.metrics
+    failed = f", failed {metrics['num_failed']}" if metrics["num_failed"] else ""
+    return (
+        f"best {metrics['fitness_best']:.4f}, mean {metrics['fitness_mean']:.4f}{failed}, "
+        f"{members_per_step / report.seconds_per_step:.1f} members/s"
+    )
+
+
+@contextmanager
+def progress(title: str, num_steps: int, members_per_step: int) -> Iterator:
+    """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
+    if not console.is_terminal:
+        last = 0.0
+
+        def plain(report: Report) -> None:
+            nonlocal last
+            if time.monotonic() - last >= 15 or report.step == report.num_steps:
+                last = time.monotonic()
+                left = (report.num_steps - report.step) * report.seconds_per_step
+                console.print(
+                    f"{title} {report.step}/{report.num_steps}: "
+                    f"{_describe(report, members_per_step)}, {left:.0f} s left",
+                    soft_wrap=True,
+                )
+
+        yield plain
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=num_steps, state="compiling")
+
+        def update(report: Report) -> None:
+            state = _describe(report, members_per_step)
+            bar.update(task, completed=report.step, state=state)
+
+        yield update

@@ -1,0 +1,157 @@
+"""A distilled dataset with its recipe: how it is kept, and how it is judged on test images."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_suite import networks
+from evojax_suite.data import DataError
+from evojax_suite.data.transforms import normalize
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.results import plain, write_atomically
+from evojax_suite.training import (
+    EngineConfig,
+    TrainingConfig,
+    fit_and_evaluate_population,
+    make_batches,
+)
+from evojax_suite.types import Array, Dataset
+
+_FORMAT = "evojax_suite distilled dataset 1"
+
+
+@dataclass(frozen=True)
+class DistilledDataset:
+    """Synthetic images, their labels and how a network is to be trained on them."""
+
+    images: np.ndarray
+    """(n, H, W, C) float32, normalised already: networks see them as they are."""
+    labels: np.ndarray
+    """(n, num_classes) float32, the probabilities of each class."""
+    dataset: str
+    """Name of the dataset that was distilled."""
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    """Per channel, for images in [0, 1]: what test images are normalised with."""
+    std: tuple[float, ...]
+    network: NetworkConfig
+    training: TrainingConfig
+    seed: int
+    """Of the run that made it."""
+    test_accuracies: tuple[float, ...] = ()
+    """Of networks trained on it with this recipe, each from its own initialisation."""
+
+    def save(self, path: Path) -> None:
+        """Write `path` (.npz) atomically; equal contents give equal bytes."""
+        recipe = {
+            "format": _FORMAT,
+            "dataset": self.dataset,
+            "class_names": self.class_names,
+            "mean": self.mean,
+            "std": self.std,
+            "value_range": [float(self.images.min()), float(self.images.max())],
+            "network": self.network,
+            "training": self.training,
+            "seed": self.seed,
+            "test_accuracies": self.test_accuracies,
+        }
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            images=self.images.astype(np.float32),
+            labels=self.labels.astype(np.float32),
+            recipe=np.array(json.dumps(plain(recipe), indent=1)),
+        )
+        write_atomically(path, buffer.getvalue())
+
+    @staticmethod
+    def load(path: Path) -> DistilledDataset:
+        """Read what `save` wrote. Raises DataError with one line where `path` is not such a file."""
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                images, labels = arrays["images"], arrays["labels"]
+                recipe: dict[str, Any] = json.loads(str(arrays["recipe"]))
+            if recipe["format"] != _FORMAT:
+                raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
+            if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
+                raise ValueError(f"images {images.shape} and labels {labels.shape} disagree")
+            return DistilledDataset(
+                images=images,
+                labels=labels,
+                dataset=recipe["dataset"],
+                class_names=tuple(recipe["class_names"]),
+                mean=tuple(recipe["mean"]),
+                std=tuple(recipe["std"]),
+                network=NetworkConfig(**recipe["network"]),
+                training=TrainingConfig(**recipe["training"]),
+                seed=recipe["seed"],
+                test_accuracies=tuple(recipe["test_accuracies"]),
+            )
+        except FileNotFoundError:
+            raise DataError(f"{path}: no such file") from None
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+            raise DataError(f"{path}: not a distilled dataset: {error}") from None
+
+
+@partial(jax.jit, static_argnames=("network", "training", "engine"))
+def _accuracies(
+    keys, images, labels, test_images, test_labels, mean, std, network, training, engine
+):
+    batches = make_batches(
+        normalize(test_images, mean, std), test_labels, engine.resolved_evaluation_batch_size
+    )
+    copies = (jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels))
+    return fit_and_evaluate_population(keys, network, training, *copies, (batches,), engine)[0]
+
+
+def test_accuracies(
+    key: Array,
+    images: Array | np.ndarray,
+    labels: Array | np.ndarray,
+    dataset: Dataset,
+    network: NetworkConfig,
+    training: TrainingConfig,
+    num_networks: int,
+    engine: EngineConfig = EngineConfig(),
+) -> np.ndarray:
+    """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
+
+    images: normalised. labels: (n, num_classes). Returns (num_networks,) in [0, 1], NaN for a
+    network that failed.
+    """
+    return np.asarray(
+        _accuracies(
+            jax.random.split(key, num_networks),
+            jnp.asarray(images),
+            jnp.asarray(labels),
+            jnp.asarray(dataset.test.images),
+            jnp.asarray(dataset.test.labels),
+            jnp.asarray(dataset.mean, jnp.float32),
+            jnp.asarray(dataset.std, jnp.float32),
+            networks.create(network, dataset.num_classes, dataset.image_shape),
+            training,
+            engine,
+        ).accuracy
+    )
+
+
+def with_network(recipe: NetworkConfig, name: str) -> NetworkConfig:
+    """`recipe` with another architecture, which has the literature's settings."""
+    if name == recipe.network:
+        return recipe
+    return replace(NetworkConfig(compute_dtype=recipe.compute_dtype), network=name)
+
+
+def normalized_as(dataset: Dataset, data: DistilledDataset) -> Dataset:
+    """`dataset` with the normalisation constants that `data` was made with."""
+    return replace(dataset, mean=data.mean, std=data.std)

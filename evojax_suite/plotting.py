@@ -1,0 +1,85 @@
+"""Figures of a run, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from evojax_suite.data.transforms import denormalize
+from evojax_suite.types import Dataset
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+
+
+def fitness_curves(
+    path: Path, metrics: list[dict], fitness: str, strong_random: list[float] | None
+) -> None:
+    """Best and mean fitness by generation, with the fitness that strong random selection reaches."""
+    generations = [line["generation"] for line in metrics]
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.add_subplot()
+
+    def values(name):
+        return np.array([np.nan if line[name] is None else line[name] for line in metrics])
+
+    axes.plot(generations, values("fitness_best"), color="#2166ac", lw=0.8, label="best")
+    mean, deviation = values("fitness_mean"), values("fitness_std")
+    axes.plot(generations, mean, color="#b2182b", lw=0.8, label="mean of the population")
+    axes.fill_between(generations, mean - deviation, mean + deviation, color="#b2182b", alpha=0.15)
+    if np.isfinite(values("holdout_score")).any():
+        held_out = values("holdout_score")
+        axes.plot(generations, held_out, color="#4dac26", lw=0.8, label="best, held-out images")
+    if strong_random:
+        axes.axhline(
+            float(np.mean(strong_random)), color="black", ls="--", lw=1, label="strong random"
+        )
+    names = {"accuracy": "accuracy on the fitness images", "cross_entropy": "minus cross-entropy"}
+    axes.set(xlabel="generation", ylabel=names[fitness])
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)
+
+
+def _for_display(images: np.ndarray) -> np.ndarray:
+    """Images (n, H, W, C) of any range to [0, 1], grey ones without the channel axis."""
+    images = np.clip(images, 0.0, 1.0)
+    return images[..., 0] if images.shape[-1] == 1 else images
+
+
+def image_rows(
+    path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_columns: int = 12
+) -> None:
+    """Real images above synthetic ones, a column an image (the paper's Figs. 4 to 11).
+
+    images: (n, H, W, C) normalised; each is stretched to its own range, since evolution leaves
+    the range of real images. labels: (n, num_classes).
+    """
+    count = min(len(images), max_columns)
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    classes = labels[chosen].argmax(-1)
+    real = np.stack([dataset.train.images[dataset.train.labels == c][0] for c in classes])
+    scale = 255.0 if real.dtype == np.uint8 else 1.0
+    synthetic = denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std)
+    low = synthetic.min((1, 2, 3), keepdims=True)
+    high = synthetic.max((1, 2, 3), keepdims=True)
+    stretched = (synthetic - low) / np.maximum(high - low, 1e-6)
+    figure = Figure(figsize=(0.85 * count, 2.1))
+    for row, (title, pictures) in enumerate(
+        (("real", _for_display(real / scale)), ("synthetic", _for_display(stretched)))
+    ):
+        for column in range(count):
+            axes = figure.add_subplot(2, count, row * count + column + 1)
+            axes.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
+            axes.set(xticks=[], yticks=[])
+            if row == 0:
+                axes.set_title(dataset.class_names[classes[column]][:12], fontsize=7)
+            if column == 0:
+                axes.set_ylabel(title, fontsize=8)
+    _save(figure, path)
