@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import re
 import sys
 from typing import Annotated
 
@@ -11,6 +14,24 @@ import tyro
 def _fail(message: str) -> int:
     print(f"evojax-suite: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
+
+
+def _parse(commands, arguments: list[str]):
+    """tyro's result; what it says of a wrong option becomes one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                commands,
+                prog="evojax-suite",
+                description="Evolution over thousands of small neural networks, in JAX.",
+                args=arguments,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        text = re.sub(r"[─-╿]+|Error parsing __tyro\S+", " ", said.getvalue())
+        raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,12 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         | Annotated[evaluate.Options, tyro.conf.subcommand("evaluate")]
     )
     try:
-        options = tyro.cli(
-            commands,
-            prog="evojax-suite",
-            description="Evolution over thousands of small neural networks, in JAX.",
-            args=arguments,
-        )
+        options = _parse(commands, arguments)
         match options:
             case ga_distillation.Options():
                 ga_distillation.run(options)

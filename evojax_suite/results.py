@@ -86,6 +86,14 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
+def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in settings.items():
+        path = f"{prefix}{name}"
+        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return flat
+
+
 class RunExists(ValueError):
     """The run directory holds another run."""
 
@@ -103,12 +111,12 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str) -> None
             raise RunExists(
                 f"{directory} holds a run already: --resume goes on with it, --name starts another"
             )
-        before = json.loads(path.read_text())
+        before, now = _flat(json.loads(path.read_text())), _flat(config)
         changed = [
-            f"{name} was {before.get(name)!r} and is {config.get(name)!r}"
-            for name in sorted(before.keys() | config.keys())
-            if before.get(name) != config.get(name)
-            and not (name == may_grow and config[name] > before[name])
+            f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
+            for name in sorted(before.keys() | now.keys())
+            if before.get(name) != now.get(name)
+            and not (name == may_grow and now[name] > before[name])
         ]
         if changed:
             raise RunExists(f"{directory} was started with other options: {'; '.join(changed)}")

@@ -31,6 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from evosax.algorithms.base import EvolutionaryAlgorithm
 from flax import struct
 
 from evojax_suite import networks, strategies
@@ -109,6 +110,8 @@ class Config:
             raise ValueError(f"fitness_subset_size must be >= 1, got {self.fitness_subset_size}")
         if self.strategy_std is not None and not self.strategy_std > 0:
             raise ValueError(f"strategy_std must be > 0, got {self.strategy_std}")
+        if self.strategy == "LaplaceGA" and self.strategy_std is not None:
+            raise ValueError(f"LaplaceGA has no strategy_std, got {self.strategy_std}")
         if self.strategy != "LaplaceGA":
             for name in ("crossover", "laplace_sign", "survival_ratio", "clip"):
                 if getattr(self, name) != getattr(type(self), name):
@@ -328,13 +331,8 @@ def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int],
     return bounds
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
-    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
-    num_images = num_classes * config.images_per_class
-    num_dims = num_images * int(np.prod(image_shape))
-    if config.evolve_labels:
-        num_dims += num_images * num_classes
-    networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
+def _strategy(config: Config, num_dims: int) -> EvolutionaryAlgorithm:
+    """The evosax algorithm; ValueError where it does not take what `config` asks for."""
     options = {}
     if config.strategy == "LaplaceGA":
         options = {
@@ -345,25 +343,42 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     elif config.strategy_std is not None and "std_schedule" in strategies.options(config.strategy):
         options = {"std_schedule": optax.constant_schedule(config.strategy_std)}
     strategy = strategies.create(config.strategy, config.population_size, num_dims, **options)
+    _evosax_params(config, strategy)  # fails early where it has no standard deviation
+    return strategy
+
+
+def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
+    """The strategy's own parameters, with `strategy_std` where it starts from one."""
+    params = strategy.default_params
+    if config.strategy_std is None or "std_schedule" in strategies.options(config.strategy):
+        return params
+    if not hasattr(params, "std_init"):
+        raise ValueError(f"{config.strategy} has no strategy_std, got {config.strategy_std}")
+    return params.replace(std_init=config.strategy_std)
+
+
+def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
+    num_images = num_classes * config.images_per_class
+    num_dims = num_images * int(np.prod(image_shape))
+    if config.evolve_labels:
+        num_dims += num_images * num_classes
+    networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
+    strategy = _strategy(config, num_dims)
     population_based = strategies.is_population_based(strategy)
 
     def strategy_params(params: Params, data: Data):
-        if config.strategy == "LaplaceGA":
-            lower, upper = _bounds(config, num_classes, image_shape, data)
-            return strategy.default_params.replace(
-                crossover_rate=params.crossover_rate,
-                laplace_location=params.laplace_location,
-                laplace_scale=params.laplace_scale,
-                mutation_scale=params.mutation_scale,
-                lower=lower,
-                upper=upper,
-            )
-        defaults = strategy.default_params
-        if config.strategy_std is not None and not options:
-            if not hasattr(defaults, "std_init"):
-                raise ValueError(f"{config.strategy} has no strategy_std, got {config.strategy_std}")
-            defaults = defaults.replace(std_init=config.strategy_std)
-        return defaults
+        if config.strategy != "LaplaceGA":
+            return _evosax_params(config, strategy)
+        lower, upper = _bounds(config, num_classes, image_shape, data)
+        return strategy.default_params.replace(
+            crossover_rate=params.crossover_rate,
+            laplace_location=params.laplace_location,
+            laplace_scale=params.laplace_scale,
+            mutation_scale=params.mutation_scale,
+            lower=lower,
+            upper=upper,
+        )
 
     def init(key: Array, params: Params, data: Data) -> State:
         key_individuals, key_strategy, key_ask = jax.random.split(key, 3)

@@ -1,0 +1,27 @@
+"""Datasets: loading by name or path, fixed splits, normalisation and augmentation."""
+
+from evojax_suite.data.catalog import NAMES
+from evojax_suite.data.errors import DataError
+from evojax_suite.data.loader import load
+from evojax_suite.data.splits import hold_out
+from evojax_suite.data.transforms import (
+    denormalize,
+    mixup,
+    normalize,
+    random_crop,
+    random_flip,
+    random_shift,
+)
+
+__all__ = [
+    "NAMES",
+    "DataError",
+    "denormalize",
+    "hold_out",
+    "load",
+    "mixup",
+    "normalize",
+    "random_crop",
+    "random_flip",
+    "random_shift",
+]

@@ -1,0 +1,70 @@
+"""Tar archives, plain or gzipped, read in one pass and never extracted to disk."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+
+from evojax_suite.data.cifar import batch_names, read_cifar
+from evojax_suite.data.errors import DataError, first_line
+from evojax_suite.data.image_tree import ImageTree
+from evojax_suite.data.source import Source
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz")
+
+
+def archive_stem(path: Path) -> str | None:
+    """The file name without its tar suffix, or None if it has none of SUFFIXES."""
+    for suffix in SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return None
+
+
+def read_archive(path: Path, cifar_kinds: tuple[str, ...]) -> Source:
+    """Read CIFAR batches of the given kinds, or images in class folders, from a tar archive.
+
+    Raises DataError for a damaged archive and for one with neither.
+    """
+    batches: dict[str, dict[str, bytes]] = {kind: {} for kind in cifar_kinds}
+    tree = ImageTree(str(path))
+    for member, data in _walk(path):
+        kind = next((kind for kind in batches if member.name in batch_names(kind)), None)
+        if kind is not None and data is not None:
+            batches[kind][member.name] = data
+        else:
+            tree.add(member, data)
+    for kind, files in batches.items():
+        if files:
+            return read_cifar(files, kind, str(path))
+    if tree.is_empty:
+        raise DataError(
+            f"{path}: holds neither CIFAR batches nor images as train|val|test/<class>/<image>"
+        )
+    return replace(tree.source(), name=archive_stem(path))
+
+
+def _walk(path: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
+    """All regular files (with their bytes) and folders (with None), in the archive's order."""
+    try:
+        with path.open("rb") as file:
+            gzipped = file.read(2) == b"\x1f\x8b"
+        open_ = gzip.open if gzipped else open
+        with open_(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+            for member in tar:
+                if member.isdir():
+                    yield PurePosixPath(member.name), None
+                elif member.isreg():
+                    content = tar.extractfile(member)
+                    yield PurePosixPath(member.name), content.read() if content else b""
+            # tarfile takes a cut or damaged header for the archive's end; a true end is zeros.
+            stream.seek(tar.offset)
+            if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError("the end of the archive is missing")
+    except Exception as error:  # damaged tar and gzip data raise errors of many kinds
+        raise DataError(
+            f"{path}: not a readable tar archive, it may be truncated ({first_line(error)})"
+        ) from error

@@ -1,0 +1,170 @@
+"""`load`: a dataset by name or path, from the bundled set, a local directory or a download."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from evojax_suite.data.archive import archive_stem
+from evojax_suite.data.catalog import Known, find_known, plain, unknown_name
+from evojax_suite.data.download import from_tfds
+from evojax_suite.data.errors import DataError
+from evojax_suite.data.local import find_local, places, read_path
+from evojax_suite.data.source import Source, checked_split
+from evojax_suite.data.splits import hold_out
+from evojax_suite.types import Dataset, Split
+
+DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
+
+
+def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
+    """Load a dataset with its train, validation and test parts.
+
+    name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's own set.
+    data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. What
+    is not there is read from, or downloaded by, TensorFlow Datasets.
+
+    A set without a validation part gives one in five of its training images to it, stratified by
+    class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's own set
+    without a test part gives one in five of its training images to that, before. digits, which
+    has no official parts, is 60 : 20 : 20.
+
+    Raises DataError with one line for an unknown name, a missing set, and files that are damaged
+    or disagree.
+    """
+    known = find_known(name) if isinstance(name, str) else None
+    if known is not None:
+        return _assemble(_find(known, data_dir), known, known.name)
+    path = Path(name).expanduser()
+    if not path.exists() and path.name == str(name) and not path.suffix:
+        raise unknown_name(str(name))
+    own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
+    return _assemble(read_path(path), None, own_name)
+
+
+def _find(known: Known, data_dir: str | Path | None) -> Source:
+    """The first of the bundled set, the local directory and TensorFlow Datasets that has it."""
+    if known.files == "bundled":
+        return _digits()
+    directory = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    if directory:
+        source = find_local(known, Path(directory).expanduser())
+        if source is not None:
+            return source
+        looked = f"{places(known)} are not in {directory}"
+    else:
+        looked = f"no data_dir is given and {DATA_DIR_VARIABLE} is not set"
+    try:
+        return from_tfds(known)
+    except DataError as error:
+        raise DataError(
+            f"{known.name} is missing: {looked}; TensorFlow Datasets: {error}; put the set into a "
+            f"folder and name that as data_dir or in {DATA_DIR_VARIABLE}"
+        ) from error
+
+
+def _digits() -> Source:
+    """scikit-learn's bundled 8x8 digits, their 0..16 rounded to 0..255, in three fixed parts."""
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    everything = checked_split(pixels, digits.target, "digits")
+    rest, test = _split_off(everything, 5)
+    train, validation = _split_off(rest, 4)
+    return Source({"train": train, "validation": validation, "test": test}, None, "digits")
+
+
+def _split_off(split: Split, one_in: int) -> tuple[Split, Split]:
+    kept, held_out = (
+        Split(split.images[index], split.labels[index]) for index in hold_out(split.labels, one_in)
+    )
+    return kept, held_out
+
+
+def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
+    """Check the parts against each other and the known set, and split off those that lack."""
+    parts = dict(source.parts)
+    if "train" not in parts:
+        raise DataError(f"{source.where}: there is no train part; one is needed")
+    class_names, parts = _name_classes(source, parts, known)
+    _check_parts(parts, len(class_names), source.where)
+    official = () if known is None else ("test", "validation")[: 1 + (known.files == "medmnist")]
+    for part in ("test", "validation"):
+        if part in parts:
+            continue
+        if part in official:
+            raise DataError(f"{source.where}: there is no {part} part; {name} has an official one")
+        parts["train"], parts[part] = _split_off(parts["train"], 5)
+        if not len(parts[part]):
+            raise DataError(
+                f"{source.where}: too few train images to give any to the {part} part; at least 3 "
+                "in all and 2 in a class are needed"
+            )
+    if known and source.name and plain(source.name) != plain(name):
+        name = source.name
+    mean, std = (known.mean, known.std) if known and known.mean else _statistics(parts["train"])
+    channels = parts["train"].images.shape[3]
+    if len(mean) != channels:
+        raise DataError(f"{source.where}: images have {channels} channels; {name} has {len(mean)}")
+    return Dataset(name, parts["train"], parts["validation"], parts["test"], class_names, mean, std)
+
+
+def _name_classes(
+    source: Source, parts: dict[str, Split], known: Known | None
+) -> tuple[tuple[str, ...], dict[str, Split]]:
+    """The class names, and the parts with labels in the known set's order where the names agree.
+
+    Names that only count ("0", "1", ...) say no more than the labels.
+    """
+    found = source.class_names
+    if found is not None and found == tuple(map(str, range(len(found)))) and known:
+        found = None
+    if known is None:
+        count = len(np.unique(parts["train"].labels))
+        return found or tuple(map(str, range(count))), parts
+    expected = known.class_names
+    if found is None:
+        return expected, parts
+    if len(found) != len(expected):
+        raise DataError(f"{source.where}: {len(found)} classes; {known.name} has {len(expected)}")
+    if set(found) != set(expected):
+        return found, parts
+    position = np.array([expected.index(name) for name in found], np.int32)
+    return expected, {
+        part: Split(split.images, position[split.labels]) for part, split in parts.items()
+    }
+
+
+def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
+    shape, dtype = parts["train"].images.shape[1:], parts["train"].images.dtype
+    for part, split in parts.items():
+        if split.images.shape[1:] != shape or split.images.dtype != dtype:
+            raise DataError(
+                f"{where} ({part}): images are {split.images.shape[1:]} {split.images.dtype}, in "
+                f"train {shape} {dtype}; all parts must have one size and type"
+            )
+        if split.labels.max() >= num_classes:
+            raise DataError(
+                f"{where} ({part}): label {split.labels.max()} is out of range; allowed: 0.."
+                f"{num_classes - 1}, each with an image in train"
+            )
+    counts = np.bincount(parts["train"].labels, minlength=num_classes)
+    if not counts.all():
+        raise DataError(
+            f"{where} (train): class {int(np.argmin(counts))} has no images; allowed: labels 0.."
+            f"{num_classes - 1}, each with an image"
+        )
+
+
+def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Per-channel mean and std of the images scaled to [0, 1], to 4 digits; std at least 0.001."""
+    scale = 255 if train.images.dtype == np.uint8 else 1
+    channels = train.images.shape[3]
+    pixels = [train.images[..., channel] / np.float64(scale) for channel in range(channels)]
+    mean = tuple(round(float(values.mean()), 4) for values in pixels)
+    std = tuple(max(round(float(values.std()), 4), 1e-3) for values in pixels)
+    return mean, std

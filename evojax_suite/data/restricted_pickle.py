@@ -1,0 +1,108 @@
+"""An unpickler for the CIFAR python batches that can run nothing: dicts, lists, bytes and uint8.
+
+Pickles name functions to call. numpy's own constructors are not safe on crafted input (a forged
+dtype state can make bytes into object pointers), so the four names that a pickled uint8 array
+needs lead to the small stand-ins below, and every other name is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from typing import Any
+
+import numpy as np
+
+from evojax_suite.data.errors import DataError, first_line
+
+
+def loads(data: bytes, where: str) -> Any:
+    """Unpickle dicts, lists, tuples, numbers, text and bytes; uint8 arrays become numpy arrays.
+
+    Arrays are converted where they are values of the top-level dict. Python 2 strings come back
+    as bytes. Raises DataError for any other name in the pickle and for a damaged pickle.
+    """
+    try:
+        loaded = _Unpickler(io.BytesIO(data), where).load()
+        if not isinstance(loaded, dict):
+            raise ValueError(f"a dict was expected, not {type(loaded).__name__}")
+        return {
+            key: value.array() if isinstance(value, _Array) else value
+            for key, value in loaded.items()
+        }
+    except DataError:
+        raise
+    except Exception as error:  # a damaged pickle can raise nearly anything
+        raise DataError(f"{where}: not a readable pickle ({first_line(error)})") from error
+
+
+class _Array:
+    """Stand-in for numpy.ndarray: keeps what the pickle says until `array` checks it."""
+
+    shape: tuple[int, ...] = ()
+    content: bytes = b""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _version, self.shape, dtype, fortran_order, self.content = state
+        _check(isinstance(dtype, _Uint8) and not fortran_order)
+
+    def array(self) -> np.ndarray:
+        _check(len(self.content) == math.prod(self.shape))
+        return np.frombuffer(self.content, np.uint8).reshape(self.shape)
+
+
+class _Uint8:
+    """Stand-in for numpy.dtype: uint8 or nothing."""
+
+    def __init__(self, code: str | bytes, *_: Any) -> None:
+        _check(code in ("u1", b"u1", "uint8", b"uint8"))
+
+    def __setstate__(self, state: Any) -> None:
+        """Ignored: uint8 has no state (byte order, fields) that could matter."""
+
+
+def _reconstruct(_kind: Any, _shape: Any, _code: Any) -> _Array:
+    return _Array()
+
+
+def _frombuffer(content: Any, dtype: Any, shape: Any, order: str) -> _Array:
+    array = _Array()
+    array.__setstate__((1, shape, dtype, order != "C", bytes(content)))
+    return array
+
+
+def _encode(text: str, _encoding: str) -> bytes:
+    """Stand-in for _codecs.encode, with which Python 3 writes bytes in old pickle protocols."""
+    return text.encode("latin1")
+
+
+def _check(holds: bool) -> None:
+    if not holds:
+        raise ValueError("an array is not a whole uint8 array in C order")
+
+
+_ALLOWED = {
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _Uint8,
+    "_codecs.encode": _encode,
+    **{
+        f"{module}.multiarray._reconstruct": _reconstruct
+        for module in ("numpy.core", "numpy._core")
+    },
+    **{f"{module}.numeric._frombuffer": _frombuffer for module in ("numpy.core", "numpy._core")},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, stream: io.BytesIO, where: str) -> None:
+        super().__init__(stream, encoding="bytes")
+        self.where = where
+
+    def find_class(self, module: str, name: str) -> Any:
+        if f"{module}.{name}" not in _ALLOWED:
+            raise DataError(
+                f"{self.where}: refused, the pickle asks for {module!s}.{name!s}; allowed: dicts, "
+                "lists, bytes and uint8 numpy arrays"
+            )
+        return _ALLOWED[f"{module}.{name}"]

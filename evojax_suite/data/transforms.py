@@ -1,0 +1,113 @@
+"""Normalisation, and random augmentations of a batch of images in JAX.
+
+Images are (N, H, W, C). The augmentations are pure functions of a key; all can be jitted (whole
+number arguments are static) and vmapped over keys and batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_suite.data.errors import DataError
+from evojax_suite.types import Array
+
+Images = TypeVar("Images", np.ndarray, jax.Array)
+Channels: TypeAlias = Sequence[float] | np.ndarray | jax.Array
+
+
+def normalize(images: Images, mean: Channels, std: Channels) -> Images:
+    """Scale to [0, 1], subtract the channel means and divide by the channel deviations.
+
+    images: (..., C) uint8 in 0..255 or float in [0, 1], of numpy or JAX; float32 of the same
+    library comes back. mean, std: C numbers (sequences or arrays, with JAX images traced ones
+    too), for images in [0, 1].
+    """
+    library: Any = _library(images)
+    _check_channels(images, mean, std)
+    if images.dtype == np.uint8:
+        scaled = library.asarray(images, np.float32) / np.float32(255)
+    elif jnp.issubdtype(images.dtype, jnp.floating):
+        scaled = library.asarray(images, np.float32)
+    else:
+        raise DataError(f"images have type {images.dtype}; allowed: uint8, or float in [0, 1]")
+    return (scaled - library.asarray(mean, np.float32)) / library.asarray(std, np.float32)
+
+
+def denormalize(images: Images, mean: Channels, std: Channels) -> Images:
+    """The inverse of `normalize`: normalised (..., C) images to float32 with 1 for white.
+
+    Values are not clipped: an evolved image may lie outside [0, 1].
+    """
+    library: Any = _library(images)
+    _check_channels(images, mean, std)
+    values = library.asarray(images, np.float32)
+    return values * library.asarray(std, np.float32) + library.asarray(mean, np.float32)
+
+
+def random_shift(key: Array, images: Array, max_pixels: int, fill: float | Array = 0.0) -> Array:
+    """Move each image by its own -max_pixels..max_pixels (whole pixels, uniform) in y and in x.
+
+    images: (N, H, W, C) of any type; the same shape and type come back. What moves in has the
+    value `fill`, one number or (C,); for black in normalised images that is -mean / std.
+    """
+    count, height, width, channels = images.shape
+    padded_shape = (count, height + 2 * max_pixels, width + 2 * max_pixels, channels)
+    canvas = jnp.broadcast_to(jnp.asarray(fill, images.dtype), padded_shape)
+    inside = (slice(max_pixels, max_pixels + height), slice(max_pixels, max_pixels + width))
+    canvas = canvas.at[(slice(None), *inside)].set(images)
+    corners = jax.random.randint(key, (count, 2), 0, 2 * max_pixels + 1)
+
+    def window(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
+
+    return jax.vmap(window)(canvas, corners)
+
+
+def random_crop(key: Array, images: Array, padding: int) -> Array:
+    """Pad each image with `padding` zeros on all sides and crop it back at a random place.
+
+    images: (N, H, W, C); the same shape and type come back. This is `random_shift` under the name
+    that it has for CIFAR (padding 4).
+    """
+    return random_shift(key, images, padding)
+
+
+def random_flip(key: Array, images: Array) -> Array:
+    """Mirror each image left to right with probability 1/2. images: (N, H, W, C), kept so."""
+    flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
+    return jnp.where(flip, images[:, :, ::-1, :], images)
+
+
+def mixup(key: Array, images: Array, labels: Array, alpha: float) -> tuple[Array, Array]:
+    """Mix each image and its label with another of the batch: lam * own + (1 - lam) * other.
+
+    One lam from Beta(alpha, alpha) and one permutation serve the whole batch (Zhang et al., 2018).
+    images: (N, H, W, C); labels: (N, K) probabilities (one-hot for plain labels); alpha > 0.
+    Returns float images and labels of the same shapes and units.
+    """
+    if labels.ndim != 2:
+        raise DataError(f"mixup: labels have shape {labels.shape}; allowed: (N, K) probabilities")
+    if isinstance(alpha, (int, float)) and not alpha > 0:
+        raise DataError(f"mixup: alpha is {alpha}; allowed: above 0")
+    lam_key, order_key = jax.random.split(key)
+    lam = jax.random.beta(lam_key, alpha, alpha)
+    order = jax.random.permutation(order_key, images.shape[0])
+    mixed = tuple(lam * own + (1 - lam) * own[order] for own in (images, labels))
+    return mixed[0], mixed[1]
+
+
+def _library(images: Any) -> Any:
+    return jnp if isinstance(images, jax.Array) else np
+
+
+def _check_channels(images: Any, mean: Channels, std: Channels) -> None:
+    if not images.shape[-1] == len(mean) == len(std):
+        raise DataError(
+            f"images have {images.shape[-1]} channels, mean {len(mean)} and std {len(std)} "
+            "numbers; they must agree"
+        )
