@@ -80,6 +80,9 @@ class Config:
     scored on them, and the run's result is the best by that score."""
     patience: int | None = None
     """Stop early after this many generations without a better score on the held-out images."""
+    best_of: Literal["run", "last_generation"] = "run"
+    """Which best individual is the result: the run's by its single score (the paper's), or the last
+    generation's, since scores of generations with common random numbers do not compare."""
     evolve_labels: bool = False
     """Let soft labels evolve along with the images."""
     clip: Literal["unit", "image"] = "unit"
@@ -104,6 +107,8 @@ class Config:
             raise ValueError(f"holdout_ratio must be in [0, 1), got {self.holdout_ratio}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be >= 1, got {self.patience}")
+        if self.holdout_ratio > 0 and self.best_of == "last_generation":
+            raise ValueError("best_of last_generation leaves nothing to choose by holdout_ratio > 0")
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
         if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
@@ -153,7 +158,7 @@ class State:
     strategy: PyTree  # the evosax state
     population: Array  # (P, D): evaluated by the next step
     generation: Array  # () int32: generations done
-    best: Array  # (D,): the best individual of the whole run
+    best: Array  # (D,): the result if the run ended now
     best_score: Array  # (): its fitness, or its held-out score where images are held out
     best_generation: Array  # () int32: 1-based
 
@@ -167,7 +172,7 @@ class Metrics(NamedTuple):
     fitness_std: Array
     accuracy_best: Array  # of the member with the best fitness
     holdout_score: Array  # of that member, NaN where nothing is held out
-    best_score: Array  # of the run so far
+    best_score: Array  # of the result if the run ended now
     num_failed: Array  # members whose evaluation was NaN or infinite
 
 
@@ -428,14 +433,14 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
         leader = fitness.argmax()
         score = fitness[leader] if config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
-        better = score > state.best_score
+        better = (score > state.best_score) | (config.best_of == "last_generation")
         generation = state.generation + 1
         state = State(
             strategy=strategy_state,
             population=population,
             generation=generation,
             best=jnp.where(better, state.population[leader], state.best),
-            best_score=jnp.maximum(score, state.best_score),
+            best_score=jnp.where(better, score, state.best_score),
             best_generation=jnp.where(better, generation, state.best_generation),
         )
         metrics = Metrics(

@@ -1,0 +1,195 @@
+"""One battery for every algorithm: what `evojax_suite.types.Algorithm` promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_suite.algorithms import ga_distillation
+from evojax_suite.baselines import strong_random
+from evojax_suite.checkpoint import Checkpoints
+from evojax_suite.data import load
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Algorithm
+
+SMALL = ga_distillation.Config(
+    population_size=4,
+    network=NetworkConfig(width=4, depth=1),
+    training=TrainingConfig(num_epochs=2),
+    engine=EngineConfig(members_in_flight=3),
+)
+VARIANTS = {
+    "ga_distillation": SMALL,
+    "ga_distillation_dl_ea": dataclasses.replace(SMALL, crossover="none"),
+    "ga_distillation_options": dataclasses.replace(
+        SMALL,
+        networks_per_member=2,
+        fitness="cross_entropy",
+        fitness_subset_size=40,
+        holdout_ratio=0.25,
+        patience=5,
+        evolve_labels=True,
+        clip="image",
+        images_per_class=2,
+    ),
+    "ga_distillation_common_random_numbers": dataclasses.replace(
+        SMALL, common_random_numbers=True, best_of="last_generation"
+    ),
+    "ga_distillation_snes": dataclasses.replace(SMALL, strategy="SNES", strategy_std=0.1),
+    "ga_distillation_de": dataclasses.replace(SMALL, strategy="DifferentialEvolution"),
+    "strong_random": SMALL,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    algorithm: Algorithm
+    params: object
+    data: object
+    other_data: object  # of the same shapes
+    shares_keys: bool  # on purpose, between members
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def case(request) -> Case:
+    digits = load("digits")
+    data = ga_distillation.make_data(digits)
+    config = VARIANTS[request.param]
+    if request.param == "strong_random":
+        algorithm = strong_random.build(config, 3, 10, digits.image_shape)
+    else:
+        algorithm = ga_distillation.build(config, 10, digits.image_shape)
+    other = data.replace(fitness_images=255 - data.fitness_images)
+    return Case(
+        algorithm, ga_distillation.Params(), data, other, shares_keys=config.common_random_numbers
+    )
+
+
+@pytest.fixture(scope="module")
+def started(case):
+    """A compiled step, counted, and the first state."""
+    traces = []
+
+    def step(key, state, params, data):
+        traces.append(1)
+        return case.algorithm.step(key, state, params, data)
+
+    state = jax.jit(case.algorithm.init)(jax.random.key(0), case.params, case.data)
+    return jax.jit(step), state, traces
+
+
+def assert_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, first, second)
+
+
+def differs(first, second) -> bool:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    return any(not np.array_equal(a, b) for a, b in pairs)
+
+
+def test_step_keeps_the_type_of_the_state(case, started):
+    _, state, _ = started
+    after, _ = jax.eval_shape(case.algorithm.step, jax.random.key(1), state, case.params, case.data)
+    before = jax.eval_shape(lambda: state)
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
+        assert (a.shape, a.dtype, a.weak_type) == (b.shape, b.dtype, b.weak_type)
+
+
+def test_step_is_a_function_of_its_arguments(case, started):
+    step, state, _ = started
+    once = step(jax.random.key(1), state, case.params, case.data)
+    again = step(jax.random.key(1), state, case.params, case.data)
+    other = step(jax.random.key(2), state, case.params, case.data)
+    assert_equal(once, again)
+    assert differs(once[0], other[0])
+
+
+def test_step_compiles_once_for_all_generations_data_and_params(case, started):
+    step, state, traces = started
+    for generation in range(3):
+        key = jax.random.fold_in(jax.random.key(3), generation)
+        state, _ = step(key, state, case.params, case.data)
+    params = jax.tree.map(lambda value: value * 0.5, case.params)
+    _, here = step(jax.random.key(3), state, case.params, case.data)
+    _, there = step(jax.random.key(3), state, params, case.other_data)
+    assert differs(here, there)  # the data is an argument, not captured
+    assert len(traces) == 1
+    assert step._cache_size() == 1
+
+
+def test_metrics_are_scalars_with_the_common_names(case, started):
+    step, state, _ = started
+    _, metrics = step(jax.random.key(1), state, case.params, case.data)
+    assert {"generation", "fitness_best", "fitness_mean", "num_failed"} <= set(metrics._fields)
+    assert all(np.ndim(value) == 0 for value in metrics)
+    assert int(metrics.generation) == 1
+    assert int(metrics.num_failed) == 0
+    assert float(metrics.fitness_best) >= float(metrics.fitness_mean)
+
+
+def test_scan_does_what_single_steps_do(case, started):
+    step, state, _ = started
+    keys = jax.random.split(jax.random.key(4), 3)
+
+    def body(state, key):
+        return case.algorithm.step(key, state, case.params, case.data)
+
+    scanned, metrics = jax.jit(lambda state: jax.lax.scan(body, state, keys))(state)
+    for key in keys:
+        state, last = step(key, state, case.params, case.data)
+    np.testing.assert_allclose(metrics.fitness_best[-1], last.fitness_best, atol=2e-2)
+    assert jax.tree.structure(scanned) == jax.tree.structure(state)
+    np.testing.assert_array_equal(metrics.generation, [1, 2, 3])
+
+
+def test_step_maps_over_seeds(case, started):
+    step, state, _ = started
+    keys = jax.random.split(jax.random.key(5), 2)
+    states = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), state)
+    mapped = jax.jit(jax.vmap(case.algorithm.step, in_axes=(0, 0, None, None)))
+    _, metrics = mapped(keys, states, case.params, case.data)
+    for index, key in enumerate(keys):
+        _, single = step(key, state, case.params, case.data)
+        np.testing.assert_allclose(metrics.fitness_mean[index], single.fitness_mean, atol=2e-2)
+
+
+def test_no_key_is_used_twice(case, started):
+    _, state, _ = started
+    with jax.debug_key_reuse(True):
+        initial = jax.jit(case.algorithm.init)(jax.random.key(0), case.params, case.data)
+        step = jax.jit(case.algorithm.step)
+        if case.shares_keys:
+            with pytest.raises(jax.errors.KeyReuseError):
+                step(jax.random.key(1), initial, case.params, case.data)
+        else:
+            step(jax.random.key(1), initial, case.params, case.data)
+    assert_equal(initial, state)
+
+
+def test_state_survives_a_checkpoint(case, started, tmp_path):
+    step, state, _ = started
+    state, _ = step(jax.random.key(1), state, case.params, case.data)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state)
+    checkpoints.close()
+    reopened = Checkpoints(tmp_path)
+    assert reopened.latest == 1
+    restored = reopened.restore(1, state)
+    reopened.close()
+    assert_equal(restored, state)
+    after = step(jax.random.key(2), state, case.params, case.data)
+    assert_equal(step(jax.random.key(2), restored, case.params, case.data), after)
+
+
+def test_result_is_finite(case, started):
+    step, state, _ = started
+    state, _ = step(jax.random.key(1), state, case.params, case.data)
+    result = case.algorithm.result(state, case.params, case.data)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(result))
+    assert not bool(case.algorithm.finished(state))
