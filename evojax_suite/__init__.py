@@ -1,1 +1,19 @@
+"""Evolution over thousands of small neural networks, in JAX."""
+
+from evojax_suite.data import load
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Algorithm, Dataset, Split
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "Dataset",
+    "EngineConfig",
+    "NetworkConfig",
+    "Split",
+    "TrainingConfig",
+    "__version__",
+    "load",
+]

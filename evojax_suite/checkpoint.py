@@ -11,7 +11,7 @@ from evojax_suite.types import PyTree
 
 
 class Checkpoints:
-    """The newest states of a run in `directory`; one that was not written to its end never counts."""
+    """The newest states of a run in `directory`; one not written to its end never counts."""
 
     def __init__(self, directory: Path, max_to_keep: int = 2):
         self._manager = ocp.CheckpointManager(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import signal
 import sys
+import threading
 from typing import Annotated
 
 import tyro
@@ -34,6 +36,35 @@ def _parse(commands, arguments: list[str]):
         raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
 
 
+def _dispatch(options) -> None:
+    from evojax_suite.commands import evaluate, ga_distillation
+
+    match options:
+        case ga_distillation.Options():
+            ga_distillation.run(options)
+        case evaluate.Options():
+            evaluate.run(options)
+
+
+@contextlib.contextmanager
+def _terminate_like_interrupt(received: list[int]):
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does; `received` tells it from that."""
+
+    def raise_interrupt(number, frame):
+        del frame
+        received.append(number)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, raise_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
     from evojax_suite import __version__, loop
@@ -47,16 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
         Annotated[ga_distillation.Options, tyro.conf.subcommand("ga-distillation")]
         | Annotated[evaluate.Options, tyro.conf.subcommand("evaluate")]
     )
+    received = []
     try:
-        options = _parse(commands, arguments)
-        match options:
-            case ga_distillation.Options():
-                ga_distillation.run(options)
-            case evaluate.Options():
-                evaluate.run(options)
+        with _terminate_like_interrupt(received):
+            options = _parse(commands, arguments)
+            _dispatch(options)
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
+    except KeyboardInterrupt:  # outside the generations: what they saved is complete
+        number = received[0] if received else signal.SIGINT
+        print("evojax-suite: stopped; a run goes on with --resume", file=sys.stderr)
+        return 128 + number
     except (ValueError, OSError) as error:
         return _fail(str(error))
     return 0

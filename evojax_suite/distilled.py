@@ -76,7 +76,7 @@ class DistilledDataset:
 
     @staticmethod
     def load(path: Path) -> DistilledDataset:
-        """Read what `save` wrote. Raises DataError with one line where `path` is not such a file."""
+        """Read what `save` wrote. Raises DataError, one line, where `path` is not such a file."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 images, labels = arrays["images"], arrays["labels"]
@@ -114,7 +114,7 @@ def _accuracies(
     return fit_and_evaluate_population(keys, network, training, *copies, (batches,), engine)[0]
 
 
-def test_accuracies(
+def accuracies_on_test(
     key: Array,
     images: Array | np.ndarray,
     labels: Array | np.ndarray,
@@ -138,9 +138,9 @@ def test_accuracies(
             jnp.asarray(dataset.test.labels),
             jnp.asarray(dataset.mean, jnp.float32),
             jnp.asarray(dataset.std, jnp.float32),
-            networks.create(network, dataset.num_classes, dataset.image_shape),
-            training,
-            engine,
+            network=networks.create(network, dataset.num_classes, dataset.image_shape),
+            training=training,
+            engine=engine,
         ).accuracy
     )
 

@@ -114,7 +114,6 @@ def run(
     compiled: dict[int, Callable] = {}
 
     def call(state, first, length):
-        nonlocal compile_seconds
         if not algorithm.scannable:
             step_key = jax.random.fold_in(key_steps, first)
             state, metrics = algorithm.step(step_key, state, params, data)

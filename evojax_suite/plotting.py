@@ -21,7 +21,7 @@ def _save(figure: Figure, path: Path) -> None:
 def fitness_curves(
     path: Path, metrics: list[dict], fitness: str, strong_random: list[float] | None
 ) -> None:
-    """Best and mean fitness by generation, with the fitness that strong random selection reaches."""
+    """Best and mean fitness by generation, with the fitness of strong random selection."""
     generations = [line["generation"] for line in metrics]
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()

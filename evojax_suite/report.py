@@ -59,7 +59,9 @@ def write(
         )
     parts.append(f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>")
     settings = html.escape(json.dumps(config, indent=2))
-    parts.append(f"<h2>Settings</h2><details><summary>config.json</summary><pre>{settings}</pre></details>")
+    parts.append(
+        f"<h2>Settings</h2><details><summary>config.json</summary><pre>{settings}</pre></details>"
+    )
     write_atomically(
         path,
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'

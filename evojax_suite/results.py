@@ -17,8 +17,6 @@ def plain(value: Any) -> Any:
     """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: plain(item) for name, item in value._asdict().items()}
     if isinstance(value, dict):
         return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -61,11 +59,12 @@ class Lines:
         self._file = path.open("a")
 
     def write(self, lines: Iterable[dict]) -> None:
+        """Append `lines`; readers of the file see them at once."""
         self._file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+        self._file.flush()
 
     def sync(self) -> None:
         """Everything written so far is on disk when this returns."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:

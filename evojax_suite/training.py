@@ -164,7 +164,7 @@ def fit(
 
 
 class Evaluation(NamedTuple):
-    """Of one network on one set of images. Both are NaN where any logit is not finite."""
+    """Of one network on one set of images. Both are NaN where the cross-entropy is not finite."""
 
     accuracy: Array
     """Fraction of images classified as their label, in [0, 1]."""
@@ -199,7 +199,7 @@ def evaluate(network: nn.Module, variables: PyTree, batches: Batches) -> Evaluat
 
     def evaluate_batch(batch):
         images, labels, weights = batch
-        logits = network.apply(variables, images)
+        logits = jnp.asarray(network.apply(variables, images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = logits.argmax(-1) == labels
         # A filling image must not turn the sum into NaN: zero times infinity.
@@ -238,9 +238,7 @@ class EngineConfig:
         return self.evaluation_batch_size or (100 if jax.default_backend() == "cpu" else 500)
 
 
-def map_members(
-    function: Callable[..., Result], members: PyTree, members_in_flight: int
-) -> Result:
+def map_members(function: Callable[..., Result], members: PyTree, members_in_flight: int) -> Result:
     """Apply `function` to each of P members, `members_in_flight` of them at once.
 
     members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the

@@ -86,7 +86,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     for figure in ("fitness.png", "images.png"):
         assert (finished / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
-    assert page.count("<img src=\"data:image/png;base64,") == 2
+    assert page.count('<img src="data:image/png;base64,') == 2
     assert "http" not in page.split("</style>")[1]  # nothing is fetched
     data = DistilledDataset.load(finished / "distilled.npz")
     assert data.images.shape == (10, 8, 8, 1)
@@ -116,20 +116,23 @@ def test_killed_in_the_baseline_and_resumed(finished, environment, tmp_path):
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_saves_and_says_how_to_go_on(finished, environment, tmp_path, number):
+@pytest.mark.parametrize(
+    ("number", "file", "lines"),
+    [
+        (signal.SIGINT, "run/metrics.jsonl", 3),
+        (signal.SIGTERM, "run/timing.jsonl", 3),
+        (signal.SIGTERM, "run/config.json", 1),  # before the first generation
+    ],
+)
+def test_a_signal_saves_and_says_how_to_go_on(finished, environment, tmp_path, number, file, lines):
+    # No checkpoint but that of the signal; enough to do that it comes in time.
     arguments = distil(tmp_path, "--checkpoint-seconds", "1000")
-    code, said = start_and_signal(
-        arguments, environment, tmp_path / "run/config.json", 1, number
-    )
-    if code == -number:  # before the loop listened there was nothing to save
-        pytest.fail("the signal came before the run began")
+    code, said = start_and_signal(arguments, environment, tmp_path / file, lines, number)
     assert code == 128 + number
-    assert said.strip().splitlines()[-1].startswith("evojax-suite: stopped by")
-    assert "--resume" in said
-    subprocess.run(
-        [*arguments, "--resume"], env=environment, check=True, capture_output=True
-    )
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("evojax-suite: stopped")
+    assert "--resume" in said.strip().splitlines()[-1]
+    subprocess.run([*arguments, "--resume"], env=environment, check=True, capture_output=True)
     for name in DETERMINISTIC:
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
 

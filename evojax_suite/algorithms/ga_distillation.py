@@ -6,8 +6,8 @@ ConvNet trained on it alone (section 3.1). The strategy is DL-EA with Laplace cr
 (`strategies/laplace_ga.py`).
 
 A generation evaluates the whole population, survivors too, and makes the next one; generation 1
-evaluates the initial individuals, so that G generations are G * P trainings and generation 1 is what
-strong random selection does.
+evaluates the initial individuals, so that G generations are G * P trainings and generation 1 is
+what strong random selection does.
 
 Where we differ from the paper's text, and why:
 
@@ -59,7 +59,7 @@ class Config:
     survival_ratio: float = 0.5
     """Part of the population that survives a generation."""
     strategy: str = "LaplaceGA"
-    """LaplaceGA (the paper's), or any evosax algorithm: SimpleGA, DifferentialEvolution, SNES, ..."""
+    """LaplaceGA (the paper's), or any evosax algorithm: SimpleGA, SNES, Sep_CMA_ES, ..."""
     strategy_std: float | None = None
     """Initial standard deviation of an evosax strategy that has one; None is its own default."""
     crossover: Literal["laplace", "none"] = "laplace"
@@ -108,7 +108,9 @@ class Config:
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be >= 1, got {self.patience}")
         if self.holdout_ratio > 0 and self.best_of == "last_generation":
-            raise ValueError("best_of last_generation leaves nothing to choose by holdout_ratio > 0")
+            raise ValueError(
+                "best_of last_generation leaves nothing to choose by holdout_ratio > 0"
+            )
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
         if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
@@ -119,9 +121,10 @@ class Config:
             raise ValueError(f"LaplaceGA has no strategy_std, got {self.strategy_std}")
         if self.strategy != "LaplaceGA":
             for name in ("crossover", "laplace_sign", "survival_ratio", "clip"):
-                if getattr(self, name) != getattr(type(self), name):
+                value = getattr(self, name)
+                if value != getattr(type(self), name):
                     raise ValueError(
-                        f"{name} belongs to LaplaceGA, got {getattr(self, name)} with {self.strategy}"
+                        f"{name} belongs to LaplaceGA, got {value} with {self.strategy}"
                     )
 
 
@@ -318,7 +321,9 @@ def rank_last(fitness: Array) -> Array:
 
 def _strong(tree: PyTree) -> PyTree:
     """Without weak types, so that a state keeps its type from step to step."""
-    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree)
+    return jax.tree.map(
+        lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree
+    )
 
 
 def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data):
@@ -403,7 +408,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 population=population,
                 generation=jnp.int32(0),
                 best=population[0],
-                best_score=-jnp.inf,
+                best_score=jnp.float32(-jnp.inf),
                 best_generation=jnp.int32(0),
             )
         )

@@ -65,7 +65,7 @@ def run(options: Options) -> None:
         console.print(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
     results = {}
     for name in names:
-        accuracies = distilled.test_accuracies(
+        accuracies = distilled.accuracies_on_test(
             jax.random.key(options.seed),
             data.images,
             data.labels,

@@ -142,12 +142,14 @@ def run(options: Options) -> None:
             )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
         lines = read_lines(baseline_directory / "metrics.jsonl")
-        baseline_fitness = [line["fitness_best"] for line in lines if line["fitness_best"] is not None]
+        baseline_fitness = [
+            line["fitness_best"] for line in lines if line["fitness_best"] is not None
+        ]
         baseline_failed = baseline_outcome.num_failed
 
     # Selection is over: only here is the test part opened.
     def judge(key, one):
-        return distilled.test_accuracies(
+        return distilled.accuracies_on_test(
             key,
             one.images,
             one.labels,
@@ -204,7 +206,9 @@ def run(options: Options) -> None:
             "strong_random_repeats": options.strong_random_repeats,
         }
     write_json(directory / "summary.json", summary)
-    _present(directory, options, settings, dataset, result, summary, accuracies, strong, baseline_fitness)
+    _present(
+        directory, options, settings, dataset, result, summary, accuracies, strong, baseline_fitness
+    )
 
 
 def _present(
@@ -233,7 +237,10 @@ def _present(
     options_row = ", ".join(f"{k} = {v}" for k, v in summary["options"].items()) or "none"
     numbers = [
         ["generations", f"{summary['num_generations']:,}"],
-        ["best fitness", f"{summary['fitness_best']:.4f} in generation {summary['best_generation']}"],
+        [
+            "best fitness",
+            f"{summary['fitness_best']:.4f} in generation {summary['best_generation']}",
+        ],
         ["time in generations", f"{summary['seconds']:.1f} s"],
         ["compilation", f"{summary['compile_seconds']:.1f} s"],
         ["members per second", f"{summary['members_per_second']:.1f}"],
@@ -255,8 +262,10 @@ def _present(
             ("The run", ["", ""], numbers),
         ],
         [
-            (figures / "images.png", "Real images (upper row) and synthetic ones, each stretched"
-             " to its own range"),
+            (
+                figures / "images.png",
+                "Real images (upper row) and synthetic ones, each stretched to its own range",
+            ),
             (figures / "fitness.png", "Fitness by generation"),
         ],
         shlex.join(["evojax-suite", *sys.argv[1:]]),

@@ -49,11 +49,11 @@ def _download(known: Known) -> list[Path]:
     tfds = import_tfds(known.name)
     folder = tfds_folder() / "downloads"
     try:
-        manager = tfds.download.DownloadManager(download_dir=folder, dataset_name=known.name)
         kept = "".join(note.read_text() for note in (folder / known.name).glob("*.INFO"))
         for url in known.urls:
             if f'"{url}"' not in kept:
                 _check_reachable(url)
+        manager = tfds.download.DownloadManager(download_dir=folder, dataset_name=known.name)
         return [Path(path) for path in manager.download(list(known.urls))]
     except Exception as error:  # network, disk and checksum errors are of many kinds
         raise DataError(f"download failed ({first_line(error)})") from error

@@ -72,7 +72,10 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
             )
         case "VGG11" | "ResNet18":
             network = {"VGG11": VGG11, "ResNet18": ResNet18}[config.network](
-                num_classes, "batch" if normalization == "default" else normalization, lowering, dtype
+                num_classes,
+                "batch" if normalization == "default" else normalization,
+                lowering,
+                dtype,
             )
         case _:
             raise ValueError(f"network must be one of {NetworkName}, got {config.network!r}")

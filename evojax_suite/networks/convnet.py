@@ -38,9 +38,9 @@ class ConvNet(nn.Module):
         padding = 3 if images.shape[1] == 28 else 1
         features = images
         for _ in range(self.depth):
-            features = Conv(
-                self.width, padding=padding, lowering=self.lowering, dtype=self.dtype
-            )(features, train)
+            features = Conv(self.width, padding=padding, lowering=self.lowering, dtype=self.dtype)(
+                features, train
+            )
             features = normalize_features(self.normalization, features, train)
             features = activate(self.activation, features)
             if self.pooling != "none":

@@ -63,7 +63,9 @@ def _shifted(images, size, padding, stride=1):
     height = (padded.shape[1] - size) // stride + 1
     width = (padded.shape[2] - size) // stride + 1
     return [
-        padded[:, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride]
+        padded[
+            :, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride
+        ]
         for i in range(size)
         for j in range(size)
     ]
@@ -135,7 +137,11 @@ class Conv(nn.Module):
         kernel = self.param("kernel", initialize, (self.size, self.size, channels, self.filters))
         lowering = self.lowering or default_convolution(train)
         outputs = convolve(
-            images.astype(self.dtype), kernel.astype(self.dtype), self.padding, self.stride, lowering
+            images.astype(self.dtype),
+            kernel.astype(self.dtype),
+            self.padding,
+            self.stride,
+            lowering,
         )
         if self.use_bias:
             outputs += self.param("bias", initialize, (self.filters,)).astype(self.dtype)
@@ -173,13 +179,12 @@ class GroupNorm(nn.Module):
         inputs = images.astype(jnp.float32)
         mean = inputs.mean((1, 2), keepdims=True)
         square = (inputs * inputs).mean((1, 2), keepdims=True)
-        if self.num_groups is not None:
+        if (num_groups := self.num_groups) is not None:
 
             def share(statistic):
-                grouped = statistic.reshape(-1, 1, 1, self.num_groups, channels // self.num_groups)
-                return jnp.broadcast_to(
-                    grouped.mean(-1, keepdims=True), grouped.shape
-                ).reshape(statistic.shape)
+                size = channels // num_groups
+                groups = statistic.reshape(-1, 1, 1, num_groups, size).mean(-1)
+                return jnp.repeat(groups, size, axis=-1)
 
             mean, square = share(mean), share(square)
         variance = jnp.maximum(square - mean * mean, 0.0)
@@ -234,6 +239,4 @@ def activate(name: str, inputs: jax.Array) -> jax.Array:
             return jnp.tanh(inputs)
         case "swish":
             return nn.swish(inputs)
-    raise ValueError(
-        f"activation must be relu, leaky_relu, sigmoid, tanh or swish, got {name!r}"
-    )
+    raise ValueError(f"activation must be relu, leaky_relu, sigmoid, tanh or swish, got {name!r}")

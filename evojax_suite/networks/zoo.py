@@ -99,9 +99,9 @@ class VGG11(nn.Module):
         features, padding = images, 3 if images.shape[1] == 28 else 1
         for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for filters in stage:
-                features = Conv(
-                    filters, padding=padding, lowering=self.lowering, dtype=self.dtype
-                )(features, train)
+                features = Conv(filters, padding=padding, lowering=self.lowering, dtype=self.dtype)(
+                    features, train
+                )
                 features = nn.relu(normalize_features(self.normalization, features, train))
                 padding = 1
             features = pool("max", features)

@@ -34,9 +34,7 @@ def create(name: str, population_size: int, num_dims: int, **options) -> Evoluti
     Raises ValueError for an unknown name, and where the algorithm refuses the population size.
     """
     try:
-        return _find(name)(
-            population_size=population_size, solution=jnp.zeros(num_dims), **options
-        )
+        return _find(name)(population_size=population_size, solution=jnp.zeros(num_dims), **options)
     except (AssertionError, TypeError) as error:
         raise ValueError(
             f"{name} with a population of {population_size} cannot be built: {error}"

@@ -3,7 +3,7 @@
 Each generation keeps the best part of the population, which is evaluated anew, and fills it up with
 children: two parents drawn uniformly, with replacement, from the survivors; the first child of
 their Laplace crossover; Gaussian noise of standard deviation 1/g (Eq. 1, g counted from 1); then
-clipping, of children alone. Without crossover it is DL-EA (Inan & Shehu 2024): one parent and noise.
+clipping, of children alone. Without crossover it is DL-EA (Inan & Shehu 2024): one parent, noise.
 """
 
 from __future__ import annotations

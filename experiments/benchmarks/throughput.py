@@ -140,8 +140,9 @@ def compare(options: Options, width: int, members: int) -> dict:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     def channels_first(array):
-        return torch.tensor(array.transpose(0, 1, 4, 2, 3) if array.ndim == 5
-                            else array.transpose(0, 3, 1, 2)).to(device)
+        return torch.tensor(
+            array.transpose(0, 1, 4, 2, 3) if array.ndim == 5 else array.transpose(0, 3, 1, 2)
+        ).to(device)
 
     torch_sets, torch_images = channels_first(sets), channels_first(images)
     torch_labels = torch.tensor(labels).to(device)
@@ -195,13 +196,16 @@ def main(options: Options) -> None:
     if len(members) != len(options.widths):
         raise SystemExit(f"members needs 1 or {len(options.widths)} numbers, got {len(members)}")
     results = []
-    print("| width | ours, members/s | PyTorch, members/s | ratio (min-max) | GFLOP/s | compile, s |")
+    print(
+        "| width | ours, members/s | PyTorch, members/s | ratio (min-max) | GFLOP/s | compile, s |"
+    )
     print("|---|---|---|---|---|---|")
     for width, count in zip(options.widths, members, strict=True):
         row = compare(options, width, count)
         results.append(row)
         print(
-            f"| {width} | {row['members_per_second']:.2f} | {row['torch_members_per_second']:.2f} | "
+            f"| {width} | {row['members_per_second']:.2f} | "
+            f"{row['torch_members_per_second']:.2f} | "
             f"{row['ratio_median']:.2f} ({row['ratio_min']:.2f}-{row['ratio_max']:.2f}) | "
             f"{row['gflops']:.0f} | {row['compile_seconds']:.1f} |",
             flush=True,
