@@ -110,8 +110,12 @@ def _accuracies(
     batches = make_batches(
         normalize(test_images, mean, std), test_labels, engine.resolved_evaluation_batch_size
     )
-    copies = (jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels))
-    return fit_and_evaluate_population(keys, network, training, *copies, (batches,), engine)[0]
+    images, labels = (
+        jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
+    )
+    return fit_and_evaluate_population(keys, network, training, images, labels, (batches,), engine)[
+        0
+    ]
 
 
 def accuracies_on_test(

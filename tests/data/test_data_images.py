@@ -1,0 +1,315 @@
+"""Images in class folders, on disk and in tars: round trips, class order, each kind of damage."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from evojax_suite.data import DataError, load
+
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+Files = Mapping[str, bytes | None]
+
+
+def encode(pixels: np.ndarray, form: str = "png") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, {"jpg": "JPEG", "jpeg": "JPEG"}.get(form, form.upper()))
+    return stream.getvalue()
+
+
+def tree(names, train, test, form="png", test_part="test") -> dict[str, bytes]:
+    """File contents by path; class k is called names[k]."""
+    return {
+        f"{part}/{names[label]}/{number:04}.{form}": encode(image, form)
+        for part, (images, labels) in (("train", train), (test_part, test))
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+
+
+def write_folder(folder: Path, files: Files) -> Path:
+    """Write files, and folders where the content is None."""
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if data is None:
+            (folder / name).mkdir(exist_ok=True)
+        else:
+            (folder / name).write_bytes(data)
+    return folder
+
+
+def write_tar(path: Path, files: Files) -> Path:
+    with tarfile.open(path, "w" if path.suffix == ".tar" else "w:gz") as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            if data is None:
+                member.type = tarfile.DIRTYPE
+                tar.addfile(member)
+            else:
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    return path
+
+
+def below(top: str, files: Files) -> dict[str, bytes | None]:
+    return {f"{top}/{name}": data for name, data in files.items()}
+
+
+FORMS = {
+    "folder": write_folder,
+    ".tar": lambda path, files: write_tar(path.with_name(path.name + ".tar"), files),
+    ".tar.gz": lambda path, files: write_tar(path.with_name(path.name + ".tar.gz"), files),
+    ".tgz": lambda path, files: write_tar(path.with_name(path.name + ".tgz"), files),
+    "one top folder": lambda path, files: write_tar(
+        path.with_name(path.name + ".tar"), {"any": None, **below("any", files)}
+    ),
+    "dot paths": lambda path, files: write_tar(
+        path.with_name(path.name + ".tar"), below(".", files)
+    ),
+}  # fmt: skip
+ON_DISK_AND_IN_TAR = pytest.mark.parametrize("write", [FORMS["folder"], FORMS[".tar"]])
+
+
+@pytest.fixture
+def small(arrays):
+    return arrays(30, 3, (6, 5)), arrays(9, 3, (6, 5), seed=1)
+
+
+@pytest.mark.parametrize("image_form", ["png", "bmp", "PNG"])
+@pytest.mark.parametrize("form", FORMS)
+def test_round_trip(tmp_path, small, assert_holds, form, image_form):
+    files = tree(["ant", "bee", "cat"], *small, image_form)
+    dataset = load(FORMS[form](tmp_path / "my.set", files))
+    assert_holds(dataset, *small)
+    assert dataset.name == "my.set"
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert dataset.image_shape == (6, 5, 1)
+
+
+def test_colour_round_trip(tmp_path, arrays, assert_holds):
+    train, test = arrays(30, 3, (6, 5, 3)), arrays(9, 3, (6, 5, 3), seed=1)
+    assert_holds(load(write_folder(tmp_path, tree("abc", train, test))), train, test)
+
+
+@pytest.mark.parametrize("form", ["jpg", "jpeg"])
+def test_jpeg_is_close(tmp_path, form):
+    plain = np.arange(0, 250, 25, dtype=np.uint8)
+    images = np.broadcast_to(plain[:, None, None, None], (10, 8, 8, 3)).copy()
+    labels = np.repeat([0, 1], 5)
+    files = tree("ab", (images, labels), (images, labels), form)
+    dataset = load(write_tar(tmp_path / "own.tar", files))
+    np.testing.assert_allclose(dataset.test.images.astype(int), images, atol=2)
+    np.testing.assert_array_equal(dataset.test.labels, labels)
+
+
+def test_named_set_in_canonical_class_order(tmp_path, arrays, assert_holds):
+    """The label of "airplane" is 0 in CIFAR-10 in whatever order the archive has the folders."""
+    train, test = arrays(50, 10, (32, 32, 3)), arrays(10, 10, (32, 32, 3), seed=1)
+    files = tree(CIFAR10, train, test)
+    write_tar(tmp_path / "cifar10.tar.gz", dict(reversed(list(files.items()))))
+    dataset = load("cifar10", tmp_path)
+    assert_holds(dataset, train, test)
+    assert dataset.class_names == tuple(CIFAR10)
+    assert dataset.name == "cifar10"
+
+
+def test_canonical_order_that_is_not_alphabetical(tmp_path, arrays, assert_holds):
+    names = ["o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo"]
+    train, test = arrays(50, 10, (4, 4)), arrays(10, 10, (4, 4), seed=1)
+    write_folder(tmp_path / "kmnist", tree(names, train, test))
+    dataset = load("kmnist", tmp_path)
+    assert_holds(dataset, train, test)
+    assert dataset.class_names == tuple(names)
+
+
+def test_numbered_folders_count_and_mean_the_known_classes(tmp_path, arrays, assert_holds):
+    names = [str(number) for number in range(12)]
+    train, test = arrays(60, 12, (4, 4)), arrays(12, 12, (4, 4), seed=1)
+    dataset = load(write_folder(tmp_path / "own", tree(names, train, test)))
+    assert_holds(dataset, train, test)
+    assert dataset.class_names == tuple(names)
+    train, test = arrays(50, 10, (4, 4)), arrays(10, 10, (4, 4), seed=1)
+    write_folder(tmp_path / "fashion_mnist", tree(names, train, test))
+    dataset = load("fashion_mnist", tmp_path)
+    assert_holds(dataset, train, test)
+    assert dataset.class_names[1] == "Trouser"
+
+
+def test_named_set_with_other_names_or_counts(tmp_path, arrays):
+    train, test = arrays(50, 10, (4, 4, 3)), arrays(10, 10, (4, 4, 3), seed=1)
+    write_folder(tmp_path / "cifar10", tree("jihgfedcba", train, test))
+    dataset = load("cifar10", tmp_path)
+    assert dataset.class_names == tuple("abcdefghij")
+    np.testing.assert_array_equal(dataset.test.labels, np.arange(10))
+    np.testing.assert_array_equal(dataset.test.images, test[0][::-1])
+    write_folder(tmp_path / "cifar100", tree("jihgfedcba", train, test))
+    with pytest.raises(DataError, match="10 classes; cifar100 has 100"):
+        load("cifar100", tmp_path)
+
+
+def test_the_archives_name_shows_where_it_is_another_version(tmp_path, arrays):
+    train, test = arrays(50, 10, (32, 32, 3)), arrays(10, 10, (32, 32, 3), seed=1)
+    write_tar(tmp_path / "cifar10_jpeg.tar.gz", below("x", tree(CIFAR10, train, test, "jpg")))
+    dataset = load("cifar10", tmp_path)
+    assert dataset.name == "cifar10_jpeg"
+    assert dataset.mean == (0.4914, 0.4822, 0.4465)
+
+
+@pytest.mark.parametrize("part", ["val", "valid", "validation"])
+def test_own_validation_part_is_kept(tmp_path, small, part):
+    train, held = small
+    files = tree("abc", train, held) | tree("abc", train, held, test_part=part)
+    dataset = load(write_folder(tmp_path, files))
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (30, 9, 9)
+
+
+def test_disk_and_tar_give_the_same_split(tmp_path, small):
+    files = tree("abc", *small)
+    reverse = dict(reversed(list(files.items())))
+    one = load(write_folder(tmp_path / "x", files))
+    other = load(write_tar(tmp_path / "x.tar", reverse))
+    np.testing.assert_array_equal(one.validation.images, other.validation.images)
+    np.testing.assert_array_equal(one.train.labels, other.train.labels)
+
+
+def test_grey_images_join_colour_ones(tmp_path, arrays):
+    colour, grey = arrays(10, 2, (4, 4, 3)), arrays(4, 2, (4, 4), seed=1)
+    dataset = load(write_folder(tmp_path, tree("ab", colour, grey)))
+    assert dataset.image_shape == (4, 4, 3)
+    expected = np.repeat(grey[0][np.argsort(grey[1], kind="stable")][..., None], 3, axis=3)
+    np.testing.assert_array_equal(dataset.test.images, expected)
+
+
+def test_hidden_files_and_papers_beside_the_parts_are_skipped(tmp_path, small, assert_holds):
+    files = tree("abc", *small) | {
+        "README.md": b"x", "train/list.txt": b"x", ".DS_Store": b"x",
+        "train/a/._0000.png": b"x", "__MACOSX/train/a/0000.png": b"x",
+    }  # fmt: skip
+    assert_holds(load(write_folder(tmp_path / "s", files)), *small)
+    assert_holds(load(write_tar(tmp_path / "s.tar", files)), *small)
+
+
+def picture(size=(6, 5)) -> bytes:
+    return encode(np.zeros(size, np.uint8))
+
+
+def deep_picture() -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((6, 5), np.uint16)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+WRONG = {
+    "truncated image": ({"train/a/x.png": picture()[:45]}, r"train/a/x\.png cannot be decoded"),
+    "truncated jpeg": (
+        {"train/a/x.jpg": encode(np.zeros((6, 5), np.uint8), "jpg")[:-20]}, "cannot be decoded"),
+    "not an image": ({"train/a/x.png": b"hello"}, "cannot be decoded"),
+    "another size": ({"train/b/x.png": picture((5, 6))},
+        "is 5x6 .height x width., an earlier image 6x5"),
+    "16 bits": ({"train/a/x.png": deep_picture()}, "mode I;16; allowed: 8 bits"),
+    "empty class": ({"train/d": None}, "class folder train/d is empty"),
+    "empty class in test": ({"test/d": None}, "class folder test/d is empty"),
+    "empty part": ({"val": None}, r"\(validation\): the part has no images"),
+    "class only in test": ({"test/d/x.png": picture()}, "class d is not among the train"),
+    "text in a class folder": ({"train/a/x.txt": b"x"}, r"train/a/x\.txt is no image in a class"),
+    "image in a part": ({"train/x.png": picture()}, r"train/x\.png is no image in a class folder"),
+    "image beside the parts": ({"x.png": picture()}, r"image x\.png is out of place"),
+    "image in another part": ({"tst/a/x.png": picture()}, "is out of place"),
+    "image too deep": ({"train/a/b/x.png": picture()}, "out of place|is no image in a class"),
+    "two top folders": ({"more/train/a/x.png": picture()}, r"several folders: \(none\), more"),
+}  # fmt: skip
+
+
+@ON_DISK_AND_IN_TAR
+@pytest.mark.parametrize("wrong", WRONG)
+def test_wrong_trees(tmp_path, small, write, wrong):
+    change, message = WRONG[wrong]
+    files = tree("abc", *small)
+    load(write(tmp_path / "good", files))
+    path = write(tmp_path / "bad", files | change)
+    with pytest.raises(DataError, match=message) as error:
+        load(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@ON_DISK_AND_IN_TAR
+def test_no_train_part(tmp_path, small, write):
+    files = {name: data for name, data in tree("abc", *small).items() if name.startswith("test")}
+    with pytest.raises(DataError, match="there is no train part"):
+        load(write(tmp_path / "own", files))
+
+
+@pytest.mark.parametrize("write", FORMS.values())
+def test_nothing_to_read(tmp_path, write):
+    with pytest.raises(DataError, match=r"no dataset in this folder|holds neither CIFAR"):
+        load(write(tmp_path / "own", {"notes.txt": b"x"}))
+
+
+def tar_bytes(tmp_path, small, suffix) -> tuple[Path, bytes]:
+    path = write_tar(tmp_path / f"own{suffix}", tree("abc", *small))
+    return path, path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".tar", ".tar.gz"])
+@pytest.mark.parametrize("kept", [0, 3, 0.3, 0.6, 0.95])
+def test_truncated_archive(tmp_path, small, suffix, kept):
+    path, data = tar_bytes(tmp_path, small, suffix)
+    # a tar ends with up to 10 KiB of zeros: what is cut must reach the files
+    size = len(data.rstrip(b"\0"))
+    path.write_bytes(data[: kept if isinstance(kept, int) else int(kept * size)])
+    with pytest.raises(DataError, match="not a readable tar archive") as error:
+        load(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("extra", [0, 1, 300, 512])
+def test_archive_cut_at_and_after_a_members_end(tmp_path, small, extra):
+    """tarfile alone takes these cuts for the end of the archive."""
+    path, data = tar_bytes(tmp_path, small, ".tar")
+    with tarfile.open(path) as tar:
+        end = tar.getmembers()[20].offset
+    path.write_bytes(data[: end + extra])
+    with pytest.raises(DataError, match="not a readable tar archive"):
+        load(path)
+
+
+def test_damaged_header_in_the_middle(tmp_path, small):
+    path, data = tar_bytes(tmp_path, small, ".tar")
+    with tarfile.open(path) as tar:
+        offset = tar.getmembers()[20].offset
+    path.write_bytes(data[:offset] + b"x" * 512 + data[offset + 512 :])
+    with pytest.raises(DataError, match="not a readable tar archive"):
+        load(path)
+
+
+def test_a_text_file_is_no_archive(tmp_path):
+    (tmp_path / "own.tar").write_text("hello " * 1000)
+    with pytest.raises(DataError, match=r"own\.tar: not a readable tar archive"):
+        load(tmp_path / "own.tar")
+
+
+def test_nothing_is_written_by_an_archive_with_outside_paths(tmp_path, small):
+    inner = tmp_path / "a" / "b"
+    inner.mkdir(parents=True)
+    files = tree("abc", *small) | {"../../train/a/evil.png": picture()}
+    before = set(tmp_path.rglob("*"))
+    path = write_tar(inner / "own.tar", files)
+    assert len(load(path).test) == 9
+    assert set(tmp_path.rglob("*")) == before | {path}
+
+
+def test_links_in_an_archive_are_not_followed(tmp_path, small, assert_holds):
+    path = write_tar(tmp_path / "own.tar", tree("abc", *small))
+    with tarfile.open(path, "a") as tar:
+        for name, kind in (("train/a/s.png", tarfile.SYMTYPE), ("train/b/h.png", tarfile.LNKTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, os.devnull
+            tar.addfile(member)
+    assert_holds(load(path), *small)
