@@ -11,9 +11,15 @@ $(VENV)/installed-%: pyproject.toml
 
 .PHONY: demo test lint bench clean
 
+# The paper's strategy at a size for two cores, with the options that its small networks need.
+DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
+	--learning-rate 0.002 --fitness cross_entropy --common-random-numbers \
+	--best-of last_generation --clip image --mutation-scale 0.3 \
+	--convolution patches --members-in-flight 4 --evaluation-batch-size 400
+
 demo: $(VENV)/installed-user
 	rm -rf runs/demo
-	$(BIN)/evojax-suite ga-distillation --name demo $(DEMO)
+	$(BIN)/evojax-suite ga-distillation --dataset digits --name demo $(DEMO)
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check evojax_suite tests experiments

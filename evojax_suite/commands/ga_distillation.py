@@ -66,11 +66,13 @@ class Options:
 
 
 def _beyond_the_paper(options: Options) -> dict:
-    """Every setting of the search that differs from the paper's, by name."""
+    """Every setting that differs from the paper's, by name; how it is computed is none of them."""
     differing = {}
 
     def compare(value, default):
         for name, setting in plain(value).items():
+            if name in ("engine", "convolution"):
+                continue
             if isinstance(setting, dict):
                 compare(setting, plain(default)[name])
             elif setting != plain(default)[name]:
