@@ -15,7 +15,7 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 0 auto; p
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd;
        text-align: left; font-weight: normal } thead th { border-bottom: 2px solid #888 }
-td.number { text-align: right; font-variant-numeric: tabular-nums }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } th { min-width: 6rem }
 img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555 }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
 """
@@ -26,7 +26,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     body = "".join(
         "<tr>"
         + f"<th>{html.escape(row[0])}</th>"
-        + "".join(f'<td class="number">{html.escape(cell)}</td>' for cell in row[1:])
+        + "".join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])
         + "</tr>"
         for row in rows
     )

@@ -247,7 +247,7 @@ def _present(
         ["compilation", f"{summary['compile_seconds']:.1f} s"],
         ["members per second", f"{summary['members_per_second']:.1f}"],
         ["failed evaluations", str(summary["num_failed"])],
-        ["settings that differ from the paper's", options_row],
+        ["unlike the paper", options_row],
     ]
     size = len(result.images)
     lead = (
