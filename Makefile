@@ -15,7 +15,7 @@ $(VENV)/installed-%: pyproject.toml
 DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
 	--learning-rate 0.002 --fitness cross_entropy --common-random-numbers \
 	--best-of last_generation --clip image --mutation-scale 0.3 \
-	--convolution patches --members-in-flight 4 --evaluation-batch-size 400
+	--convolution patches --members-in-flight 4
 
 demo: $(VENV)/installed-user
 	rm -rf runs/demo

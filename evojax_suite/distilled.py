@@ -107,9 +107,8 @@ class DistilledDataset:
 def _accuracies(
     keys, images, labels, test_images, test_labels, mean, std, network, training, engine
 ):
-    batches = make_batches(
-        normalize(test_images, mean, std), test_labels, engine.resolved_evaluation_batch_size
-    )
+    batch_size = engine.resolved_evaluation_batch_size(test_images.shape[1:])
+    batches = make_batches(normalize(test_images, mean, std), test_labels, batch_size)
     images, labels = (
         jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
     )

@@ -26,7 +26,7 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     body = "".join(
         "<tr>"
         + f"<th>{html.escape(row[0])}</th>"
-        + "".join(f'<td>{html.escape(cell)}</td>' for cell in row[1:])
+        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for row in rows
     )

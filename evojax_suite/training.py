@@ -222,7 +222,7 @@ class EngineConfig:
     members_in_flight: int | None = None
     """Members trained at once, bounding peak memory; None is 1 on the CPU, 64 elsewhere."""
     evaluation_batch_size: int | None = None
-    """Images evaluated at once; None is 100 on the CPU, 500 elsewhere."""
+    """Images evaluated at once; None is as many as fit the cache on the CPU, 500 elsewhere."""
 
     def __post_init__(self):
         for name in ("members_in_flight", "evaluation_batch_size"):
@@ -233,9 +233,13 @@ class EngineConfig:
     def resolved_members_in_flight(self) -> int:
         return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 64)
 
-    @property
-    def resolved_evaluation_batch_size(self) -> int:
-        return self.evaluation_batch_size or (100 if jax.default_backend() == "cpu" else 500)
+    def resolved_evaluation_batch_size(self, image_shape: tuple[int, ...]) -> int:
+        """Batch size for images (H, W, C); on the CPU 20 of 32x32, more of smaller ones."""
+        if self.evaluation_batch_size is not None:
+            return self.evaluation_batch_size
+        if jax.default_backend() != "cpu":
+            return 500
+        return max(1, 20 * 32 * 32 // (image_shape[0] * image_shape[1]))
 
 
 def map_members(function: Callable[..., Result], members: PyTree, members_in_flight: int) -> Result:

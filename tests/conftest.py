@@ -1,10 +1,13 @@
-"""Tests marked `data` run where EVOJAX_SUITE_DATA names a folder with the real datasets."""
+"""Tests run on the CPU unless JAX_PLATFORMS says otherwise; tests marked `data` run where
+EVOJAX_SUITE_DATA names a folder with the real datasets."""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 def pytest_collection_modifyitems(items):

@@ -478,12 +478,14 @@ def test_a_convolution_refuses_exactly_the_maps_that_it_does_not_fit(
 
 def test_default_convolution_is_one_of_them():
     chosen = {
-        default_convolution(train, platform)
+        default_convolution(train, channels, platform)
         for train in (False, True)
+        for channels in (1, 3, 32)
         for platform in ("cpu", "gpu", "tpu")
     }
     assert chosen <= set(CONVOLUTIONS)
-    assert default_convolution(True) == default_convolution(True, jax.default_backend())
+    here = jax.default_backend()
+    assert default_convolution(True, 1) == default_convolution(True, 1, here)
 
 
 # --- precision

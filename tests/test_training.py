@@ -189,12 +189,14 @@ def test_batch_normalisation_updates_its_running_statistics(batch_size):
     images = 2 + 3 * images_of(6)
     labels = jax.nn.one_hot(labels_of(6), NUM_CLASSES)
     key = jax.random.key(3)
-    config = TrainingConfig(num_epochs=3, batch_size=batch_size)
+    config = TrainingConfig(
+        num_epochs=3, batch_size=batch_size, optimizer="sgd", learning_rate=0.05
+    )
     actual = TRAIN(key, network, config, images, labels)
     fresh = network.init(jax.random.split(key)[0], images[:1])
     assert differ(actual["batch_stats"], fresh["batch_stats"])
     if batch_size is None:
-        expected = plain_fit(key, network, images, labels, optax.adam(1e-3), 3)
+        expected = plain_fit(key, network, images, labels, optax.sgd(0.05, 0.9), 3)
         assert_close(actual, expected, atol=1e-4)
     # the running statistics approach the map's: 1 - 0.9^n of the way, whatever the training
     config = TrainingConfig(num_epochs=60, batch_size=batch_size, learning_rate=1e-9)
@@ -736,7 +738,9 @@ def test_training_refuses_unknown_names(options, message):
 def test_engine_defaults_are_those_of_the_platform():
     cpu = jax.default_backend() == "cpu"
     assert EngineConfig().resolved_members_in_flight == (1 if cpu else 64)
-    assert EngineConfig().resolved_evaluation_batch_size == (100 if cpu else 500)
+    assert EngineConfig().resolved_evaluation_batch_size((32, 32, 3)) == (20 if cpu else 500)
+    assert EngineConfig().resolved_evaluation_batch_size((8, 8, 1)) == (320 if cpu else 500)
+    assert EngineConfig().resolved_evaluation_batch_size((999, 999, 1)) == (1 if cpu else 500)
     chosen = EngineConfig(members_in_flight=7, evaluation_batch_size=9)
     assert chosen.resolved_members_in_flight == 7
-    assert chosen.resolved_evaluation_batch_size == 9
+    assert chosen.resolved_evaluation_batch_size((8, 8, 1)) == 9

@@ -292,7 +292,7 @@ def score_population(
     if config.fitness_subset_size is not None:
         used = jax.random.permutation(key_subset, used)[: config.fitness_subset_size]
     parts = [used] if num_holdout == 0 else [used, holdout]
-    batch_size = config.engine.resolved_evaluation_batch_size
+    batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
     evaluations = fit_and_evaluate_population(
         keys,
         network,

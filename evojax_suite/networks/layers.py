@@ -32,12 +32,17 @@ CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
-def default_convolution(train: bool, platform: str | None = None) -> Convolution:
-    """The fastest lowering measured on `platform` (the default backend's if None) in a phase."""
+def default_convolution(train: bool, channels: int, platform: str | None = None) -> Convolution:
+    """The fastest lowering measured on `platform` (the default backend's if None) in a phase.
+
+    On the CPU evaluation takes patches where the input has few channels, as grey images have.
+    """
     platform = platform or jax.default_backend()
-    if platform == "cpu":
-        return "split_gradient" if train else "native"
-    return "patches"
+    if platform != "cpu":
+        return "patches"
+    if train:
+        return "split_gradient"
+    return "patches" if channels < 4 else "native"
 
 
 def convolve(
@@ -135,7 +140,7 @@ class Conv(nn.Module):
             )
         initialize = _uniform((self.size * self.size * channels) ** -0.5)
         kernel = self.param("kernel", initialize, (self.size, self.size, channels, self.filters))
-        lowering = self.lowering or default_convolution(train)
+        lowering = self.lowering or default_convolution(train, channels)
         outputs = convolve(
             images.astype(self.dtype),
             kernel.astype(self.dtype),

@@ -125,7 +125,7 @@ def compare(options: Options, width: int, members: int) -> dict:
 
     @jax.jit
     def generation(key, sets, targets, images, labels):
-        batches = make_batches(images, labels, engine.resolved_evaluation_batch_size)
+        batches = make_batches(images, labels, engine.resolved_evaluation_batch_size((28, 28, 1)))
         keys = jax.random.split(key, members)
         return fit_and_evaluate_population(
             keys, network, training, sets, targets, (batches,), engine
