@@ -9,7 +9,7 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .$(if $(filter-out user,$*),[$*])
 	touch $@
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test bench clean
 
 # The paper's strategy at a size for two cores, with the options that its small networks need.
 DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
@@ -24,6 +24,10 @@ demo: $(VENV)/installed-user
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check evojax_suite tests experiments
 	$(BIN)/python -m pytest $(PYTEST)
+
+# Against PyTorch; let nothing else run.
+bench: $(VENV)/installed-bench
+	$(BIN)/python experiments/benchmarks/throughput.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

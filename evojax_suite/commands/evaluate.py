@@ -25,6 +25,8 @@ class Options:
 
     path: Annotated[Path, tyro.conf.Positional]
     """The distilled.npz of a run."""
+    dataset: str | None = None
+    """Judge on this dataset; by default on the one that was distilled."""
     network: tuple[NetworkName, ...] = ()
     """One or more architectures; the one of the recipe by default."""
     num_networks: int = 20
@@ -45,7 +47,7 @@ class Options:
 def run(options: Options) -> None:
     """Print the table. Raises ValueError, DataError or OSError, each with one line to show."""
     data = DistilledDataset.load(options.path)
-    dataset = load(data.dataset, options.data_dir)
+    dataset = load(options.dataset or data.dataset, options.data_dir)
     if dataset.class_names != data.class_names or dataset.image_shape != data.images.shape[1:]:
         raise ValueError(
             f"{options.path} holds {data.images.shape[1:]} images of {len(data.class_names)} "

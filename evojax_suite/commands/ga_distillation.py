@@ -107,22 +107,26 @@ def run(options: Options) -> None:
         f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
     )
     shown = ", ".join(f"{name}={value}" for name, value in differing.items()) or "none"
-    console.print(f"settings that differ from the paper's: {shown}", soft_wrap=True)
+    console.print(f"settings that differ from the paper's: {shown}")
 
     data = ga_distillation.make_data(dataset)
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
     per_step = config.population_size * config.networks_per_member
-    with progress("evolving", options.num_generations, per_step) as on_report:
-        outcome = loop.run(
-            algorithm,
-            key_run,
-            options.params,
-            data,
-            options.num_generations,
-            directory,
-            checkpoint_seconds=options.checkpoint_seconds,
-            on_report=on_report,
-        )
+
+    def drive(title, algorithm, key, num_steps, directory):
+        with progress(title, num_steps, per_step) as on_report:
+            return loop.run(
+                algorithm,
+                key,
+                options.params,
+                data,
+                num_steps,
+                directory,
+                checkpoint_seconds=options.checkpoint_seconds,
+                on_report=on_report,
+            )
+
+    outcome = drive("evolving", algorithm, key_run, options.num_generations, directory)
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
 
     baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
@@ -131,17 +135,13 @@ def run(options: Options) -> None:
             config, options.strong_random_repeats, dataset.num_classes, dataset.image_shape
         )
         baseline_directory = directory / "strong_random"
-        with progress("strong random", options.strong_random_repeats, per_step) as on_report:
-            baseline_outcome = loop.run(
-                baseline,
-                key_baseline,
-                options.params,
-                data,
-                options.strong_random_repeats,
-                baseline_directory,
-                checkpoint_seconds=options.checkpoint_seconds,
-                on_report=on_report,
-            )
+        baseline_outcome = drive(
+            "strong random",
+            baseline,
+            key_baseline,
+            options.strong_random_repeats,
+            baseline_directory,
+        )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
         lines = read_lines(baseline_directory / "metrics.jsonl")
         baseline_fitness = [

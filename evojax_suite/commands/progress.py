@@ -18,7 +18,7 @@ from rich.progress import (
 
 from evojax_suite.loop import Report
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _describe(report: Report, members_per_step: int) -> str:
@@ -43,8 +43,7 @@ def progress(title: str, num_steps: int, members_per_step: int) -> Iterator:
                 left = (report.num_steps - report.step) * report.seconds_per_step
                 console.print(
                     f"{title} {report.step}/{report.num_steps}: "
-                    f"{_describe(report, members_per_step)}, {left:.0f} s left",
-                    soft_wrap=True,
+                    f"{_describe(report, members_per_step)}, {left:.0f} s left"
                 )
 
         yield plain
