@@ -41,7 +41,7 @@ def environment(tmp_path_factory):
 def distil(runs_dir: Path, *more: str) -> list[str]:
     return command(
         "ga-distillation", "--runs-dir", str(runs_dir), "--name", "run",
-        "--generations", "20", *TINY, *more,
+        "--generations", "60", *TINY, *more,
     )  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     summary = json.loads((finished / "summary.json").read_text())
     assert summary["system"] == "ga_distillation"
     assert summary["dataset"] == "digits"
-    assert summary["num_generations"] == 20
+    assert summary["num_generations"] == 60
     assert summary["num_failed"] == 0
     assert summary["options"]["population_size"] == 6
     assert {
@@ -81,7 +81,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
         "strong_random_test_accuracy_std",
     } <= summary.keys()  # fmt: skip
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
-    assert [line["generation"] for line in metrics] == list(range(1, 21))
+    assert [line["generation"] for line in metrics] == list(range(1, 61))
     assert summary["fitness_best"] == max(line["fitness_best"] for line in metrics)
     for figure in ("fitness.png", "images.png"):
         assert (finished / "figures" / figure).read_bytes().startswith(b"\x89PNG")
@@ -95,7 +95,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     assert np.isclose(np.mean(data.test_accuracies), summary["test_accuracy_mean"])
 
 
-@pytest.mark.parametrize("lines", [1, 8, 19])
+@pytest.mark.parametrize("lines", [1, 25, 58])
 def test_killed_and_resumed_it_ends_with_the_same_bytes(finished, environment, tmp_path, lines):
     code, _ = start_and_signal(
         distil(tmp_path), environment, tmp_path / "run/metrics.jsonl", lines, signal.SIGKILL
@@ -138,7 +138,7 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, environment, tmp_path, n
 
 
 def test_more_generations_go_on_where_fewer_ended(finished, environment, tmp_path):
-    short = [*distil(tmp_path), "--generations", "7"]
+    short = [*distil(tmp_path), "--generations", "21"]
     subprocess.run(short, env=environment, check=True, capture_output=True)
     subprocess.run(distil(tmp_path, "--resume"), env=environment, check=True, capture_output=True)
     for name in DETERMINISTIC:
@@ -196,12 +196,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, caps
 
 def test_a_taken_directory_is_refused(finished, capsys):
     run = ["ga-distillation", "--runs-dir", str(finished.parent), "--name", "run"]
-    assert main([*run, "--generations", "20", *TINY]) == 2
+    assert main([*run, "--generations", "60", *TINY]) == 2
     assert "--resume goes on with it" in capsys.readouterr().err
-    assert main([*run, "--generations", "20", *TINY, "--resume", "--seed", "5"]) == 2
+    assert main([*run, "--generations", "60", *TINY, "--resume", "--seed", "5"]) == 2
     assert "seed was 0 and is 5" in capsys.readouterr().err
     assert main([*run, "--generations", "10", *TINY, "--resume"]) == 2
-    assert "num_generations was 20 and is 10" in capsys.readouterr().err
+    assert "num_generations was 60 and is 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
