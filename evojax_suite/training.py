@@ -54,7 +54,7 @@ class TrainingConfig:
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         for name in ("weight_decay", "shift_pixels", "crop_padding", "mixup_alpha"):
-            if getattr(self, name) < 0:
+            if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
 
@@ -72,18 +72,13 @@ def _optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransfor
             raise ValueError(f"schedule must be constant, cosine or step, got {config.schedule!r}")
     match config.optimizer:
         case "adam":
-            transform = optax.adam(learning_rate, b1=0.9, b2=0.999, eps=1e-8)
-            if config.weight_decay:
-                transform = optax.adamw(
-                    learning_rate, b1=0.9, b2=0.999, eps=1e-8, weight_decay=config.weight_decay
-                )
+            direction = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
         case "sgd":
-            transform = optax.sgd(learning_rate, momentum=0.9)
-            if config.weight_decay:
-                transform = optax.chain(optax.add_decayed_weights(config.weight_decay), transform)
+            direction = optax.trace(decay=0.9)
         case _:
             raise ValueError(f"optimizer must be adam or sgd, got {config.optimizer!r}")
-    return transform
+    decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []
+    return optax.chain(direction, *decay, optax.scale_by_learning_rate(learning_rate))
 
 
 def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):

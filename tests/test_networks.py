@@ -544,10 +544,9 @@ def test_layers_of_a_network_are_initialised_apart():
     network = networks.create(NetworkConfig(width=8), 10, (8, 8, 8))
     key = jax.random.key(0, impl="rbg")
     parameters = jax.jit(network.init)(key, jnp.zeros((1, 8, 8, 8)))["params"]
-    kernels = [np.asarray(parameters[f"Conv_{layer}"]["kernel"]) for layer in range(3)]
+    kernels = [np.asarray(parameters[f"Conv_{layer}"]["kernel"]).ravel() for layer in range(3)]
     for first, second in pairwise(kernels):
-        assert first.shape == second.shape
-        assert not np.isclose(first, second).any()
+        assert scipy.stats.pearsonr(first, second).pvalue > 1e-3
 
 
 # --- normalisation, pooling, activation

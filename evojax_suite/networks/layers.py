@@ -49,6 +49,8 @@ def convolve(
     images: jax.Array, kernel: jax.Array, padding: int, stride: int, lowering: Convolution
 ) -> jax.Array:
     """2D cross-correlation. images (N, H, W, C), kernel (K, K, C, F) -> (N, H', W', F)."""
+    if lowering not in CONVOLUTIONS:
+        raise ValueError(f"convolution must be one of {', '.join(CONVOLUTIONS)}, got {lowering!r}")
     if lowering == "patches":
         return _patches(images, kernel, padding, stride)
     if lowering == "split_gradient" and stride == 1:
@@ -185,6 +187,10 @@ class GroupNorm(nn.Module):
         mean = inputs.mean((1, 2), keepdims=True)
         square = (inputs * inputs).mean((1, 2), keepdims=True)
         if (num_groups := self.num_groups) is not None:
+            if channels % num_groups:
+                raise ValueError(
+                    f"group normalization needs a multiple of {num_groups} channels, got {channels}"
+                )
 
             def share(statistic):
                 size = channels // num_groups

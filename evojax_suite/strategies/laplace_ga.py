@@ -55,7 +55,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
         metrics_fn: Callable = metrics_fn,
     ):
         """`solution` is an example individual, any pytree; sizes are static."""
-        num_survivors = int(survival_ratio * population_size)
+        num_survivors = int(round(survival_ratio * population_size, 6))  # 0.29 of 100 is 29
         if not 1 <= num_survivors < population_size:
             raise ValueError(
                 f"survival_ratio must leave 1..{population_size - 1} survivors of a population of "
@@ -107,6 +107,10 @@ class LaplaceGA(PopulationBasedAlgorithm):
         children += deviation * jax.random.normal(key_noise, children.shape)
         children = jnp.clip(children, params.lower, params.upper)
         return jnp.concatenate([survivors, children]), state
+
+    def _postprocess_fitness(self, raw_fitness, fitness):
+        """A failed member has the worst fitness, so that it is never the best of the state."""
+        return jnp.where(jnp.isnan(raw_fitness), jnp.inf, fitness)
 
     def _tell(self, key: Array, population, fitness, state: State, params: Params) -> State:
         return state.replace(population=population, fitness=fitness)
