@@ -8,7 +8,7 @@ import re
 import signal
 import sys
 import threading
-from typing import Annotated
+from typing import Annotated, Union
 
 import tyro
 
@@ -36,16 +36,6 @@ def _parse(commands, arguments: list[str]):
         raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
 
 
-def _dispatch(options) -> None:
-    from evojax_suite.commands import evaluate, ga_distillation
-
-    match options:
-        case ga_distillation.Options():
-            ga_distillation.run(options)
-        case evaluate.Options():
-            evaluate.run(options)
-
-
 @contextlib.contextmanager
 def _terminate_like_interrupt(received: list[int]):
     """SIGTERM raises KeyboardInterrupt, as SIGINT does; `received` tells it from that."""
@@ -68,21 +58,29 @@ def _terminate_like_interrupt(received: list[int]):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
     from evojax_suite import __version__, loop
-    from evojax_suite.commands import evaluate, ga_distillation
+    from evojax_suite.commands import coreset, devs, evaluate, ga_distillation
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(__version__)
         return 0
-    commands = (
-        Annotated[ga_distillation.Options, tyro.conf.subcommand("ga-distillation")]
-        | Annotated[evaluate.Options, tyro.conf.subcommand("evaluate")]
-    )
+    modules = {
+        "ga-distillation": ga_distillation,
+        "devs": devs,
+        "coreset": coreset,
+        "evaluate": evaluate,
+    }
+    commands = Union[  # noqa: UP007
+        tuple(
+            Annotated[module.Options, tyro.conf.subcommand(name)]
+            for name, module in modules.items()
+        )
+    ]
     received = []
     try:
         with _terminate_like_interrupt(received):
             options = _parse(commands, arguments)
-            _dispatch(options)
+            next(m for m in modules.values() if isinstance(options, m.Options)).run(options)
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number

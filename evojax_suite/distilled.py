@@ -27,6 +27,34 @@ from evojax_suite.training import (
 )
 from evojax_suite.types import Array, Dataset
 
+LITERATURE = TrainingConfig(
+    num_epochs=300,
+    batch_size=256,
+    optimizer="sgd",
+    learning_rate=0.01,
+    schedule="step",
+    l2_penalty=5e-4,
+)
+"""How tables across methods judge a distilled set (Zhao et al. 2021), without augmentation."""
+
+AUGMENTATIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "shift_flip": {"shift_pixels": 5, "flip": True},
+    "shift_flip_mixup": {"shift_pixels": 5, "flip": True, "mixup_alpha": 0.4},
+}
+"""By name: what they set in a TrainingConfig, all else about augmentation being off."""
+
+
+def with_augmentation(training: TrainingConfig, name: str) -> TrainingConfig:
+    """`training` with the augmentation `name` of AUGMENTATIONS and no other."""
+    default = TrainingConfig()
+    off = {
+        field: getattr(default, field)
+        for field in ("shift_pixels", "flip", "crop_padding", "mixup_alpha")
+    }
+    return replace(training, **off | AUGMENTATIONS[name])
+
+
 _FORMAT = "evojax_suite distilled dataset 1"
 
 
@@ -75,11 +103,21 @@ class DistilledDataset:
         write_atomically(path, buffer.getvalue())
 
     @staticmethod
-    def load(path: Path) -> DistilledDataset:
-        """Read what `save` wrote. Raises DataError, one line, where `path` is not such a file."""
+    def load(path: Path, dataset: Dataset | None = None) -> DistilledDataset:
+        """Read what `save` wrote, or with `dataset` also a plain file of arrays.
+
+        Such a file holds images (n, H, W, C) and labels, (n,) integers or (n, num_classes)
+        probabilities; uint8 images and floats in [0, 1] are normalised as `dataset` is, other
+        floats count as normalised. It gets the literature's recipe. Raises DataError, one line,
+        where `path` is neither.
+        """
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 images, labels = arrays["images"], arrays["labels"]
+                if "recipe" not in arrays and dataset is not None:
+                    return _from_arrays(images, labels, dataset)
+                if "recipe" not in arrays:
+                    raise ValueError("it has no recipe; a plain file of arrays needs --dataset")
                 recipe: dict[str, Any] = json.loads(str(arrays["recipe"]))
             if recipe["format"] != _FORMAT:
                 raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
@@ -101,6 +139,29 @@ class DistilledDataset:
             raise DataError(f"{path}: no such file") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: not a distilled dataset: {error}") from None
+
+
+def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> DistilledDataset:
+    if images.ndim != 4 or images.shape[1:] != dataset.image_shape:
+        raise ValueError(f"images are {images.shape}, allowed: (n, {dataset.image_shape})")
+    if labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer):
+        if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
+            raise ValueError(f"labels must be in 0..{dataset.num_classes - 1}")
+        labels = np.eye(dataset.num_classes, dtype=np.float32)[labels]
+    if labels.shape != (len(images), dataset.num_classes) or not np.isfinite(labels).all():
+        raise ValueError(f"labels {labels.shape} do not fit {dataset.num_classes} classes")
+    raw = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
+    return DistilledDataset(
+        images=normalize(images, dataset.mean, dataset.std) if raw else images.astype(np.float32),
+        labels=labels.astype(np.float32),
+        dataset=dataset.name,
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        network=NetworkConfig(),
+        training=LITERATURE,
+        seed=0,
+    )
 
 
 @partial(jax.jit, static_argnames=("network", "training", "engine"))

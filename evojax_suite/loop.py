@@ -48,6 +48,7 @@ class Outcome:
     seconds: float  # in steps, compilation not counted
     compile_seconds: float
     num_failed: int  # evaluations that were NaN or infinite, over all steps
+    stage_seconds: dict[str, float]  # where an algorithm times its stages, their share of seconds
 
 
 @contextmanager
@@ -137,15 +138,17 @@ def run(
                 state, metrics, seconds_compiling = call(state, done, length)
                 metrics = jax.device_get(metrics)
                 seconds = time.perf_counter() - start - seconds_compiling
-                names = metrics._fields
+                values = metrics._asdict()
+                # Times are no part of metrics.jsonl, which is deterministic.
+                stages = values.pop("stage_seconds", {})
                 rows = [
-                    {name: getattr(metrics, name)[i].item() for name in names}
-                    for i in range(length)
+                    {name: value[i].item() for name, value in values.items()} for i in range(length)
                 ]
                 done += length
                 metrics_file.write(rows)
                 timing = {"generation": done, "steps": length, "seconds": seconds}
                 timing["compile_seconds"] = last_compile + seconds_compiling
+                timing |= {"stages": {name: float(value[0]) for name, value in stages.items()}}
                 last_compile = 0.0
                 timing_file.write([timing])
                 on_report(Report(done, num_steps, rows[-1], seconds / length))
@@ -161,6 +164,10 @@ def run(
         metrics_file.close()
         timing_file.close()
     timings = read_lines(directory / "timing.jsonl")
+    stage_seconds: dict[str, float] = {}
+    for line in timings:
+        for name, value in line.get("stages", {}).items():
+            stage_seconds[name] = stage_seconds.get(name, 0.0) + value
     return Outcome(
         state=state,
         seconds=sum(line["seconds"] for line in timings),
@@ -168,6 +175,7 @@ def run(
         num_failed=sum(
             line.get("num_failed", 0) for line in read_lines(directory / "metrics.jsonl")
         ),
+        stage_seconds=stage_seconds,
     )
 
 

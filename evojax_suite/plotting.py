@@ -83,3 +83,66 @@ def image_rows(
             if column == 0:
                 axes.set_ylabel(title, fontsize=8)
     _save(figure, path)
+
+
+def soft_label_images(
+    path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_images: int = 20
+) -> None:
+    """Synthetic images with the probabilities of their labels as bars (paper 000, Fig. 1).
+
+    images: (n, H, W, C) normalised; shown as they are, cut at black and white. labels:
+    (n, num_classes).
+    """
+    count = min(len(images), max_images)
+    columns = min(count, 5)
+    rows = -(-count // columns)
+    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    pictures = _for_display(denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std))
+    places = np.arange(dataset.num_classes)
+    figure = Figure(figsize=(2.6 * columns, 1.55 * rows))
+    for index, place in enumerate(chosen):
+        axes = figure.add_subplot(rows, 2 * columns, 2 * index + 1)
+        axes.imshow(pictures[index], cmap="gray", vmin=0, vmax=1)
+        axes.set(xticks=[], yticks=[])
+        bars = figure.add_subplot(rows, 2 * columns, 2 * index + 2)
+        bars.barh(places, labels[place], color="#2166ac")
+        bars.set(xlim=(0, 1), xticks=[0, 1], ylim=(dataset.num_classes - 0.5, -0.5))
+        bars.tick_params(labelsize=5, length=1, pad=1)
+        if dataset.num_classes <= 20:
+            bars.set_yticks(places, [name[:10] for name in dataset.class_names], fontsize=5)
+        else:
+            bars.set_yticks([])
+        bars.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout(pad=0.3)
+    _save(figure, path)
+
+
+def accuracy_by_size(path: Path, results: dict[str, list[tuple[int, float, float]]]) -> None:
+    """Accuracy against the number of images, a line a method.
+
+    results: for each method (images, mean, standard deviation), accuracies in [0, 1].
+    """
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.add_subplot()
+    for index, (method, points) in enumerate(results.items()):
+        sizes, means, deviations = (
+            np.array(column) for column in zip(*sorted(points), strict=True)
+        )
+        # Side by side, so that bars of different methods do not hide each other.
+        axes.errorbar(
+            sizes * (1 + 0.02 * (index - len(results) / 2)),
+            100 * means,
+            100 * deviations,
+            marker="o",
+            ms=4,
+            lw=1.2,
+            capsize=2,
+            label=method,
+        )
+    all_sizes = sorted({size for points in results.values() for size, _, _ in points})
+    axes.set(xlabel="images", ylabel="accuracy on the test part (%)", xscale="log")
+    axes.set_xticks(all_sizes, [str(size) for size in all_sizes])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)

@@ -97,7 +97,7 @@ class RunExists(ValueError):
     """The run directory holds another run."""
 
 
-def open_run(directory: Path, config: dict, resume: bool, may_grow: str) -> None:
+def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
     """Create the directory of a run, or check that `config` is the one it was started with.
 
     `may_grow` names the one entry that may be larger than at the start (the generations). Raises

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from evojax_suite.data.transforms import mixup, random_crop, random_flip, random_shift
 from evojax_suite.types import Array, PyTree
@@ -37,6 +39,8 @@ class TrainingConfig:
     """Learning rate over the steps; step divides it by 10 after half of them."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
+    l2_penalty: float = 0.0
+    """Weight decay as PyTorch's optimizers have it: times the weights, added to the gradient."""
     shift_pixels: int = 0
     """Augmentation: shift by up to this many pixels."""
     flip: bool = False
@@ -53,21 +57,26 @@ class TrainingConfig:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        for name in ("weight_decay", "shift_pixels", "crop_padding", "mixup_alpha"):
+        for name in ("weight_decay", "l2_penalty", "shift_pixels", "crop_padding", "mixup_alpha"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
 
-def _optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransformation:
+def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.GradientTransformation:
+    rate = config.learning_rate
     match config.schedule:
         case "constant":
-            learning_rate = config.learning_rate
+            factor = None
         case "cosine":
-            learning_rate = optax.cosine_decay_schedule(config.learning_rate, max(num_steps, 1))
+
+            def factor(step):
+                return (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
+
         case "step":
-            learning_rate = optax.piecewise_constant_schedule(
-                config.learning_rate, {max(num_steps // 2, 1): 0.1}
-            )
+
+            def factor(step):
+                return jnp.where(step < jnp.maximum(num_steps // 2, 1), 1.0, 0.1)
+
         case _:
             raise ValueError(f"schedule must be constant, cosine or step, got {config.schedule!r}")
     match config.optimizer:
@@ -77,8 +86,16 @@ def _optimizer(config: TrainingConfig, num_steps: int) -> optax.GradientTransfor
             direction = optax.trace(decay=0.9)
         case _:
             raise ValueError(f"optimizer must be adam or sgd, got {config.optimizer!r}")
-    decay = [optax.add_decayed_weights(config.weight_decay)] if config.weight_decay else []
-    return optax.chain(direction, *decay, optax.scale_by_learning_rate(learning_rate))
+
+    def decay(strength):
+        return [optax.add_decayed_weights(strength)] if strength else []
+
+    return optax.chain(
+        *decay(config.l2_penalty),
+        direction,
+        *decay(config.weight_decay),
+        optax.scale_by_learning_rate(rate if factor is None else lambda step: rate * factor(step)),
+    )
 
 
 def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
@@ -94,6 +111,76 @@ def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
     return images, labels
 
 
+def _is_random(network: nn.Module, config: TrainingConfig) -> bool:
+    augmented = config.shift_pixels or config.flip or config.crop_padding or config.mixup_alpha
+    return bool(augmented or getattr(network, "dropout", 0))
+
+
+@struct.dataclass
+class FitState:
+    """A network in training."""
+
+    parameters: PyTree
+    statistics: PyTree  # the other collections of variables, such as running means
+    optimizer: PyTree
+
+    @property
+    def variables(self) -> PyTree:
+        """What `network.apply` takes."""
+        return {"params": self.parameters, **self.statistics}
+
+
+class Presentation(NamedTuple):
+    """What training saw of each image when it was shown, before the step that learned from it."""
+
+    losses: Array  # cross-entropy in nats
+    correct: Array  # bool; of a mixed image, whether its heaviest class was found
+
+
+def start_fit(
+    key: Array, network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
+) -> FitState:
+    """A freshly initialised network for images (H, W, C), with the state of its optimizer."""
+    statistics = dict(network.init(key, jnp.zeros((1, *image_shape))))
+    parameters = statistics.pop("params")
+    return FitState(parameters, statistics, _optimizer(config, 1).init(parameters))
+
+
+def _fit_step(
+    key: Array,
+    network: nn.Module,
+    config: TrainingConfig,
+    num_steps: int | Array,
+    state: FitState,
+    images: Array,
+    labels: Array,
+    weights: Array,
+) -> tuple[FitState, Presentation]:
+    rngs = {}
+    if getattr(network, "dropout", 0):
+        key, rngs["dropout"] = jax.random.split(key)
+    if _is_random(network, config):
+        images, labels = _augment(key, config, images, labels)
+
+    def loss(parameters):
+        logits, updated = network.apply(
+            {"params": parameters, **state.statistics},
+            images,
+            train=True,
+            mutable=[*state.statistics],
+            rngs=rngs,
+        )
+        losses = optax.softmax_cross_entropy(logits, labels)
+        correct = logits.argmax(-1) == labels.argmax(-1)
+        return (losses * weights).sum() / weights.sum(), (updated, Presentation(losses, correct))
+
+    gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
+    updates, optimizer = _optimizer(config, num_steps).update(
+        gradient, state.optimizer, state.parameters
+    )
+    return FitState(optax.apply_updates(state.parameters, updates), statistics, optimizer), seen
+
+
 def fit(
     key: Array, network: nn.Module, config: TrainingConfig, images: Array, labels: Array
 ) -> PyTree:
@@ -104,41 +191,22 @@ def fit(
     size does not divide N the last batch is filled up with images of weight 0.
     """
     key_init, key_fit = jax.random.split(key)
-    variables = network.init(key_init, images[:1])
-    statistics, parameters = variables.copy(), None
-    parameters = statistics.pop("params")
+    state = start_fit(key_init, network, config, images.shape[1:])
     num_images = images.shape[0]
     batch_size = min(config.batch_size or num_images, num_images)
     num_batches = -(-num_images // batch_size)
-    optimizer = _optimizer(config, config.num_epochs * num_batches)
-    augmented = config.shift_pixels or config.flip or config.crop_padding or config.mixup_alpha
+    step = partial(
+        _fit_step, network=network, config=config, num_steps=config.num_epochs * num_batches
+    )
     if labels.ndim == 1:
-        num_classes = jax.eval_shape(network.apply, variables, images[:1]).shape[-1]
+        num_classes = jax.eval_shape(network.apply, state.variables, images[:1]).shape[-1]
         labels = jax.nn.one_hot(labels, num_classes)
 
-    def loss(parameters, statistics, batch_images, batch_labels, weights):
-        logits, updated = network.apply(
-            {"params": parameters, **statistics}, batch_images, train=True, mutable=[*statistics]
-        )
-        losses = optax.softmax_cross_entropy(logits, batch_labels)
-        return (losses * weights).sum() / weights.sum(), updated
+    def full_batch_epoch(state, epoch):
+        key, weights = jax.random.fold_in(key_fit, epoch), jnp.ones(num_images)
+        return step(key, state=state, images=images, labels=labels, weights=weights)[0], None
 
-    def step(carry, inputs):
-        parameters, statistics, optimizer_state = carry
-        key, batch_images, batch_labels, weights = inputs
-        if augmented:
-            batch_images, batch_labels = _augment(key, config, batch_images, batch_labels)
-        gradient, statistics = jax.grad(loss, has_aux=True)(
-            parameters, statistics, batch_images, batch_labels, weights
-        )
-        updates, optimizer_state = optimizer.update(gradient, optimizer_state, parameters)
-        return optax.apply_updates(parameters, updates), statistics, optimizer_state
-
-    def full_batch_epoch(carry, epoch):
-        key = jax.random.fold_in(key_fit, epoch) if augmented else None
-        return step(carry, (key, images, labels, jnp.ones(num_images))), None
-
-    def minibatch_epoch(carry, epoch):
+    def minibatch_epoch(state, epoch):
         key_order, key_steps = jax.random.split(jax.random.fold_in(key_fit, epoch))
         order = jax.random.permutation(key_order, num_images)
         positions = jnp.arange(num_batches * batch_size)
@@ -146,16 +214,98 @@ def fit(
         indices = order[positions % num_images].reshape(num_batches, batch_size)
         keys = jax.random.split(key_steps, num_batches)
 
-        def minibatch_step(carry, inputs):
+        def minibatch_step(state, inputs):
             key, index, weight = inputs
-            return step(carry, (key, images[index], labels[index], weight)), None
+            batch = {"images": images[index], "labels": labels[index], "weights": weight}
+            return step(key, state=state, **batch)[0], None
 
-        return jax.lax.scan(minibatch_step, carry, (keys, indices, weights))[0], None
+        return jax.lax.scan(minibatch_step, state, (keys, indices, weights))[0], None
 
-    carry = (parameters, statistics, optimizer.init(parameters))
     epoch = full_batch_epoch if num_batches == 1 else minibatch_epoch
-    (parameters, statistics, _), _ = jax.lax.scan(epoch, carry, jnp.arange(config.num_epochs))
-    return {"params": parameters, **statistics}
+    state, _ = jax.lax.scan(epoch, state, jnp.arange(config.num_epochs))
+    return state.variables
+
+
+@partial(jax.jit, static_argnames=("network", "config"))
+def fit_epochs(
+    key: Array,
+    network: nn.Module,
+    config: TrainingConfig,
+    num_steps: int | Array,
+    state: FitState,
+    images: Array,
+    labels: Array,
+    num_images: int | Array,
+    num_epochs: int | Array,
+) -> tuple[FitState, Presentation]:
+    """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer.
+
+    For trainings that are cut into pieces, of sets that shrink: the four numbers are traced, so
+    one compilation serves them all. num_steps: of the whole training, for the schedule. images:
+    (N, H, W, C) normalised; labels: (N, num_classes). A set smaller than the batch (N where
+    `config` sets none) is repeated to fill it, each copy augmented by itself.
+
+    Returns what the last epoch saw, arrays (N,); NaN and False beyond `num_images`.
+    """
+    capacity = images.shape[0]
+    batch_size = min(config.batch_size or capacity, capacity)
+
+    def epoch(index, carry):
+        key_order, key_steps = jax.random.split(jax.random.fold_in(key, index))
+        priorities = jax.random.uniform(key_order, capacity)
+        order = jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
+
+        def step(batch, carry):
+            state, seen = carry
+            positions = batch * batch_size + jnp.arange(batch_size)
+            chosen = order[positions % num_images]
+            state, presented = _fit_step(
+                jax.random.fold_in(key_steps, batch),
+                network,
+                config,
+                num_steps,
+                state,
+                images[chosen],
+                labels[chosen],
+                (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32),
+            )
+            places = jnp.where(positions < num_images, chosen, capacity)
+            seen = jax.tree.map(
+                lambda all, new: all.at[places].set(new, mode="drop"), seen, presented
+            )
+            return state, seen
+
+        return jax.lax.fori_loop(0, -(-num_images // batch_size), step, carry)
+
+    nothing = Presentation(jnp.full(capacity, jnp.nan), jnp.zeros(capacity, bool))
+    return jax.lax.fori_loop(0, num_epochs, epoch, (state, nothing))
+
+
+@partial(jax.jit, static_argnames=("network", "batch_size"))
+def extract_features(
+    network: nn.Module, variables: PyTree, images: Array, num_images: int | Array, batch_size: int
+) -> Array:
+    """What the last layer of the network sees of the first `num_images` images of a buffer.
+
+    images: (N, H, W, C) normalised. Returns (N, F), zeros beyond `num_images` (traced). Raises
+    ValueError where the network does not give features.
+    """
+    if not hasattr(network, "bottleneck"):
+        raise ValueError(f"features come from the ConvNet alone, got {type(network).__name__}")
+    capacity = images.shape[0]
+    batch_size = min(batch_size, capacity)
+
+    def features_of(batch):
+        return network.apply(variables, batch, features_only=True)
+
+    def body(batch, features):
+        start = jnp.minimum(batch * batch_size, capacity - batch_size)
+        images_of_batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
+        return jax.lax.dynamic_update_slice_in_dim(features, features_of(images_of_batch), start, 0)
+
+    size = jax.eval_shape(features_of, images[:1]).shape[-1]
+    features = jax.lax.fori_loop(0, -(-num_images // batch_size), body, jnp.zeros((capacity, size)))
+    return jnp.where(jnp.arange(capacity)[:, None] < num_images, features, 0)
 
 
 class Evaluation(NamedTuple):

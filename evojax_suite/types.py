@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -54,6 +56,26 @@ class Dataset:
         """Height, width, channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+
+@struct.dataclass
+class TrainingData:
+    """The training part on the device, for algorithms that need no other."""
+
+    images: Array  # (N, H, W, C), uint8 or float in [0, 1]
+    labels: Array  # (N,) int32
+    mean: Array  # (C,)
+    std: Array  # (C,)
+
+
+def training_data(dataset: Dataset) -> TrainingData:
+    """The training part of `dataset`: validation and test stay closed."""
+    return TrainingData(
+        images=jnp.asarray(dataset.train.images),
+        labels=jnp.asarray(dataset.train.labels),
+        mean=jnp.asarray(dataset.mean, jnp.float32),
+        std=jnp.asarray(dataset.std, jnp.float32),
+    )
 
 
 @dataclass(frozen=True)

@@ -621,3 +621,26 @@ def test_pooling_refuses_maps_smaller_than_its_window(shape):
 def test_activations(name, function):
     inputs = np.linspace(-4, 4, 41, dtype=np.float32)
     np.testing.assert_allclose(activate(name, inputs), function(inputs), atol=1e-6)
+
+
+def test_kaiming_initialisation():
+    config = NetworkConfig(width=64, depth=2, initialization="kaiming")
+    network = networks.create(config, 10, (16, 16, 3))
+    parameters = network.init(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    for layer, fan_in in (("Conv_0", 27), ("Conv_1", 576), ("Dense_0", 1024)):
+        kernel = np.asarray(parameters[layer]["kernel"])
+        assert abs(kernel.std() / np.sqrt(2 / fan_in) - 1) < 5 / np.sqrt(2 * kernel.size)
+        assert abs(kernel.mean()) < 5 * np.sqrt(2 / fan_in / kernel.size)
+        np.testing.assert_array_equal(parameters[layer]["bias"], 0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"network": "MLP", "dropout": 0.1}, "dropout belongs to the ConvNet, got 0.1 with MLP"),
+    ],
+)
+def test_options_of_the_convnet(options, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig(**options)

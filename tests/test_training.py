@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -21,11 +23,14 @@ from evojax_suite.training import (
     EngineConfig,
     TrainingConfig,
     evaluate,
+    extract_features,
     fit,
     fit_and_evaluate_population,
+    fit_epochs,
     fit_population,
     make_batches,
     map_members,
+    start_fit,
 )
 
 SHAPE, NUM_CLASSES = (8, 8, 1), 3
@@ -743,3 +748,119 @@ def test_engine_defaults_are_those_of_the_platform():
     chosen = EngineConfig(members_in_flight=7, evaluation_batch_size=9)
     assert chosen.resolved_members_in_flight == 7
     assert chosen.resolved_evaluation_batch_size((8, 8, 1)) == 9
+
+
+def closed_form_sgd(rate, l2_penalty, num_steps):
+    """PyTorch's SGD with momentum 0.9 on the mean cross-entropy of one-pixel images of class 0."""
+    weights, buffer = np.zeros(NUM_CLASSES), np.zeros(NUM_CLASSES)
+    target = np.eye(NUM_CLASSES)[0]
+    for _ in range(num_steps):
+        probabilities = np.exp(weights) / np.exp(weights).sum()
+        gradient = (probabilities - target) + l2_penalty * weights
+        buffer = 0.9 * buffer + gradient
+        weights = weights - rate * buffer
+    return weights
+
+
+def test_l2_penalty_is_pytorchs_weight_decay():
+    config = TrainingConfig(num_epochs=6, optimizer="sgd", learning_rate=0.2, l2_penalty=0.3)
+    images, labels = jnp.ones((2, 1, 1, 1)), jnp.zeros(2, int)
+    kernel = fit(jax.random.key(0), Linear(), config, images, labels)["params"]["kernel"]
+    np.testing.assert_allclose(kernel[0], closed_form_sgd(0.2, 0.3, 6), atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+def test_a_training_in_pieces_is_the_whole_training(schedule):
+    """All images are alike, so that their order does not matter."""
+    config = TrainingConfig(
+        num_epochs=5, batch_size=4, optimizer="sgd", learning_rate=0.1, schedule=schedule
+    )
+    images = jnp.broadcast_to(images_of(1), (10, *SHAPE))
+    labels = jnp.zeros(10, int)
+    key = jax.random.key(0)
+    expected = TRAIN(key, CONVNET, config, images, labels)
+    state = start_fit(jax.random.split(key)[0], CONVNET, config, SHAPE)
+    probabilities = jax.nn.one_hot(labels, NUM_CLASSES)
+    for piece, epochs in enumerate((2, 1, 2)):
+        state, _ = fit_epochs(
+            jax.random.key(piece), CONVNET, config, 15, state, images, probabilities, 10, epochs
+        )
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), state.variables, expected)
+
+
+def test_fit_epochs_sees_each_image_once_and_nothing_beyond():
+    config = TrainingConfig(batch_size=4, learning_rate=0.1)
+    images = images_of(12).at[7:].set(jnp.nan)
+    labels = jax.nn.one_hot(labels_of(12), NUM_CLASSES)
+    start = start_fit(jax.random.key(1), CONVNET, config, SHAPE)
+    logits = CONVNET.apply(start.variables, images[:7])
+    still = dataclasses.replace(config, learning_rate=1e-12)
+    arguments = (images, labels, 7, 1)
+    _, seen = fit_epochs(jax.random.key(2), CONVNET, still, 1, start, *arguments)
+    expected = optax.softmax_cross_entropy(logits, labels[:7])
+    np.testing.assert_allclose(seen.losses[:7], expected, atol=1e-5)
+    np.testing.assert_array_equal(seen.correct[:7], logits.argmax(-1) == labels_of(7))
+    assert np.isnan(seen.losses[7:]).all()
+    assert not seen.correct[7:].any()
+    state, _ = fit_epochs(jax.random.key(2), CONVNET, config, 1, start, *arguments)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.parameters))
+
+
+def test_fit_epochs_repeats_a_set_smaller_than_the_batch():
+    """Four copies of two images weigh like the two; augmentation would tell the copies apart."""
+    config = TrainingConfig(batch_size=8, optimizer="sgd", learning_rate=0.1)
+    images, labels = images_of(12), jax.nn.one_hot(labels_of(12), NUM_CLASSES)
+    start = start_fit(jax.random.key(1), CONVNET, config, SHAPE)
+    small, _ = fit_epochs(jax.random.key(2), CONVNET, config, 1, start, images, labels, 2, 1)
+
+    def loss(parameters):
+        logits = CONVNET.apply({"params": parameters}, images[:2])
+        return optax.softmax_cross_entropy(logits, labels[:2]).mean()
+
+    expected = jax.tree.map(
+        lambda p, g: p - 0.1 * g, start.parameters, jax.grad(loss)(start.parameters)
+    )
+    jax.tree.map(partial(np.testing.assert_allclose, atol=1e-5), small.parameters, expected)
+
+
+def test_features_are_what_the_last_layer_sees():
+    network = CONVNET.clone(bottleneck=3)
+    images = images_of(7)
+    variables = network.init(jax.random.key(0), images[:1])
+    features = extract_features(network, variables, images, 5, 2)
+    for index in range(5):
+        alone = network.apply(variables, images[index : index + 1], features_only=True)
+        np.testing.assert_allclose(features[index], alone[0], atol=1e-6)
+    np.testing.assert_array_equal(features[5:], 0)
+    hidden = nn.relu(
+        features[:5] @ variables["params"]["bottleneck_layer"]["kernel"]
+        + variables["params"]["bottleneck_layer"]["bias"]
+    )
+    last = variables["params"]["Dense_0"]
+    expected = network.apply(variables, images[:5])
+    np.testing.assert_allclose(hidden @ last["kernel"] + last["bias"], expected, atol=1e-5)
+    mlp = networks.create(NetworkConfig(network="MLP", width=3), NUM_CLASSES, SHAPE)
+    with pytest.raises(ValueError, match="features come from the ConvNet alone, got MLP"):
+        extract_features(mlp, {}, images, 5, 2)
+
+
+def test_dropout_drops_in_training_alone():
+    network = CONVNET.clone(dropout=0.5)
+    images = images_of(3)
+    variables = CONVNET.init(jax.random.key(0), images)
+    np.testing.assert_array_equal(
+        network.apply(variables, images), CONVNET.apply(variables, images)
+    )
+    keys = jax.random.split(jax.random.key(1), 4000)
+    outputs = jax.vmap(
+        lambda key: network.apply(variables, images, train=True, rngs={"dropout": key})
+    )(keys)
+    assert differ(outputs[0], outputs[1])
+    expected = CONVNET.apply(variables, images)
+    error = np.asarray(outputs.std(0)) / np.sqrt(len(keys))
+    assert (np.abs(outputs.mean(0) - expected) < 5 * error + 1e-6).all()
+    config = TrainingConfig(num_epochs=2, learning_rate=0.05)
+    key, labels = jax.random.key(2), labels_of(3)
+    assert differ(
+        TRAIN(key, network, config, images, labels), TRAIN(key, CONVNET, config, images, labels)
+    )

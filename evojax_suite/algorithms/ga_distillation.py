@@ -246,7 +246,8 @@ def random_individuals(
     """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
 
     def draw(key):
-        indices = random.select(key, data.train_labels, num_classes, config.images_per_class)
+        num_images = num_classes * config.images_per_class
+        indices = random.select(key, data.train_labels, num_images, num_classes)
         images = normalize(data.train_images[indices], data.mean, data.std).reshape(-1)
         if not config.evolve_labels:
             return images

@@ -15,37 +15,22 @@ import tyro
 from evojax_suite import distilled, loop, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
+from evojax_suite.commands.options import RunOptions, differing, percent
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
-from evojax_suite.results import open_run, plain, read_lines, write_json
+from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(RunOptions):
     """Distil a dataset into a few synthetic images by a genetic algorithm (Sato et al. 2026)."""
 
-    dataset: str = "digits"
-    """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
-    data_dir: Path | None = None
-    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
     num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000
     """Generations, the evaluation of the initial individuals being the first."""
-    seed: int = 0
-    """Of everything random in the run."""
-    num_networks: int = 10
-    """Networks that judge a dataset on the test part."""
     strong_random_repeats: int = 5
     """Repeats of the strong random baseline; 0 leaves it out."""
-    name: str | None = None
-    """Name of the run; system, dataset and seed by default."""
-    runs_dir: Path = Path("runs")
-    """Where the directory of the run is made."""
-    resume: bool = False
-    """Go on with an interrupted run, or with more generations."""
-    checkpoint_seconds: float = 30.0
-    """Least time between two checkpoints."""
     config: tyro.conf.OmitArgPrefixes[ga_distillation.Config] = field(
         default_factory=ga_distillation.Config
     )
@@ -54,39 +39,14 @@ class Options:
     )
 
     def __post_init__(self):
+        super().__post_init__()
         for name, least in (
             ("num_generations", 1),
             ("num_networks", 1),
             ("strong_random_repeats", 0),
-            ("seed", 0),
-            ("checkpoint_seconds", 0),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-
-
-def _beyond_the_paper(options: Options) -> dict:
-    """Every setting that differs from the paper's, by name; how it is computed is none of them."""
-    differing = {}
-
-    def compare(value, default):
-        for name, setting in plain(value).items():
-            if name in ("engine", "convolution"):
-                continue
-            if isinstance(setting, dict):
-                compare(setting, plain(default)[name])
-            elif setting != plain(default)[name]:
-                differing[name] = setting
-
-    compare(options.config, ga_distillation.Config())
-    compare(options.params, ga_distillation.Params())
-    if options.num_generations != Options.num_generations:
-        differing["num_generations"] = options.num_generations
-    return differing
-
-
-def _percent(accuracies: np.ndarray | list[float]) -> str:
-    return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"
 
 
 def run(options: Options) -> None:
@@ -95,18 +55,18 @@ def run(options: Options) -> None:
     dataset = load(options.dataset, options.data_dir)
     ga_distillation.check(config, dataset)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
-    name = options.name or f"ga_distillation-{Path(dataset.name).name}-seed{options.seed}"
-    directory = options.runs_dir / name
-    settings = plain(options)
-    for setting in ("resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"):
-        settings.pop(setting)
+    directory = options.directory("ga_distillation", dataset)
+    settings = options.settings()
     open_run(directory, settings, options.resume, may_grow="num_generations")
-    differing = _beyond_the_paper(options)
+    beyond = differing(config, ga_distillation.Config())
+    beyond |= differing(options.params, ga_distillation.Params())
+    if options.num_generations != Options.num_generations:
+        beyond["num_generations"] = options.num_generations
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} fitness, "
         f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
     )
-    shown = ", ".join(f"{name}={value}" for name, value in differing.items()) or "none"
+    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.print(f"settings that differ from the paper's: {shown}")
 
     data = ga_distillation.make_data(dataset)
@@ -199,7 +159,7 @@ def run(options: Options) -> None:
         "members_per_second": per_step * generations / outcome.seconds,
         "num_failed": outcome.num_failed + baseline_failed,
         "seed": options.seed,
-        "options": differing,
+        "options": beyond,
     }
     if options.strong_random_repeats:
         summary |= {
@@ -233,9 +193,9 @@ def _present(
         strong_fitness,
     )
     plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
-    rows = [["evolved", _percent(accuracies), str(len(accuracies))]]
+    rows = [["evolved", percent(accuracies), str(len(accuracies))]]
     if strong.size:
-        rows.append(["strong random", _percent(strong), str(strong.size)])
+        rows.append(["strong random", percent(strong), str(strong.size)])
     options_row = ", ".join(f"{k} = {v}" for k, v in summary["options"].items()) or "none"
     numbers = [
         ["generations", f"{summary['num_generations']:,}"],
@@ -273,11 +233,11 @@ def _present(
         shlex.join(["evojax-suite", *sys.argv[1:]]),
         settings,
     )
-    console.print(f"test accuracy {_percent(accuracies)} % ({len(accuracies)} networks)")
+    console.print(f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)")
     if strong.size:
         gain = 100 * (np.mean(accuracies) - np.mean(strong))
         console.print(
-            f"strong random {_percent(strong)} % ({options.strong_random_repeats} x "
+            f"strong random {percent(strong)} % ({options.strong_random_repeats} x "
             f"{options.num_networks} networks): evolution is {gain:+.2f} points from it"
         )
     console.print(f"report: {directory / 'report.html'}, dataset: {directory / 'distilled.npz'}")

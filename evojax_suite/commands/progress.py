@@ -21,17 +21,32 @@ from evojax_suite.loop import Report
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+_SHOWN = {
+    "fitness_best": "best",
+    "fitness_mean": "mean",
+    "num_samples": "samples",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "matching_loss": "matching loss",
+}
+
+
 def _describe(report: Report, members_per_step: int) -> str:
     metrics = report.metrics
-    failed = f", failed {metrics['num_failed']}" if metrics["num_failed"] else ""
-    return (
-        f"best {metrics['fitness_best']:.4f}, mean {metrics['fitness_mean']:.4f}{failed}, "
-        f"{members_per_step / report.seconds_per_step:.1f} members/s"
-    )
+    parts = [
+        f"{title} {metrics[name]:{'.4f' if isinstance(metrics[name], float) else ','}}"
+        for name, title in _SHOWN.items()
+        if name in metrics
+    ]
+    if metrics["num_failed"]:
+        parts.append(f"failed {metrics['num_failed']}")
+    if members_per_step:
+        parts.append(f"{members_per_step / report.seconds_per_step:.1f} members/s")
+    return ", ".join(parts)
 
 
 @contextmanager
-def progress(title: str, num_steps: int, members_per_step: int) -> Iterator:
+def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
     """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
     if not console.is_terminal:
         last = 0.0

@@ -1,8 +1,12 @@
-"""Fixed stratified hold-out: the 8:2 split into train and validation parts."""
+"""Fixed stratified parts of a dataset: the 8:2 split, the whole training set, a subset of it."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+
+from evojax_suite.types import Dataset, Split
 
 
 def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
@@ -27,3 +31,28 @@ def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
     for label, size in enumerate(share):
         held_out[order[labels[order] == label][:size]] = True
     return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> Dataset:
+    """`dataset` with its validation part joined to its training part, for methods that select
+    nothing by validation; the validation part is left empty.
+
+    num_images: keep a fixed part of this many images, in which each class has its share up to one
+    image. Raises ValueError where there are fewer.
+    """
+    parts = dataset.train, dataset.validation
+    images = np.concatenate([part.images for part in parts])
+    labels = np.concatenate([part.labels for part in parts])
+    if num_images is not None:
+        if not 1 <= num_images <= len(labels):
+            raise ValueError(
+                f"{dataset.name} has {len(labels)} training images, got num_images {num_images}"
+            )
+        order = np.random.RandomState(0).permutation(len(labels))
+        place = np.empty(len(labels))
+        for label in range(dataset.num_classes):
+            own = order[labels[order] == label]
+            place[own] = (np.arange(len(own)) + 0.5) / len(own)
+        kept = np.sort(np.argsort(place, kind="stable")[:num_images])
+        images, labels = images[kept], labels[kept]
+    return replace(dataset, train=Split(images, labels), validation=Split(images[:0], labels[:0]))

@@ -32,6 +32,10 @@ class NetworkConfig:
     """Pooling of the ConvNet."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "swish"] = "relu"
     """Activation of the ConvNet."""
+    initialization: Literal["pytorch", "kaiming"] = "pytorch"
+    """Initial weights of the ConvNet."""
+    dropout: float = 0.0
+    """Probability with which the ConvNet drops an input of its last layer while training."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
     convolution: Literal["auto", "native", "split_gradient", "patches"] = "auto"
@@ -41,6 +45,12 @@ class NetworkConfig:
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("initialization", "dropout"):
+            value = getattr(self, name)
+            if self.network != "ConvNet" and value != getattr(type(self), name):
+                raise ValueError(f"{name} belongs to the ConvNet, got {value} with {self.network}")
 
 
 def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int, int]) -> nn.Module:
@@ -63,6 +73,8 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
                 config.activation,
                 lowering,
                 dtype,
+                config.initialization,
+                config.dropout,
             )
         case "MLP":
             network = MLP(num_classes, config.width, dtype)

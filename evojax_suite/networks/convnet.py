@@ -22,7 +22,11 @@ from evojax_suite.networks.layers import (
 
 
 class ConvNet(nn.Module):
-    """images (N, H, W, C) -> logits (N, num_classes)."""
+    """images (N, H, W, C) -> logits (N, num_classes), or the flat maps of the last block.
+
+    `bottleneck` > 0 adds a dense layer of that many units and ReLU before the last one, `dropout`
+    drops its inputs while training; paper 000 (section 4.2) uses both.
+    """
 
     num_classes: int
     width: int = 128
@@ -32,13 +36,19 @@ class ConvNet(nn.Module):
     activation: str = "relu"
     lowering: Convolution | None = None
     dtype: jnp.dtype = jnp.float32
+    initialization: str = "pytorch"
+    dropout: float = 0.0
+    bottleneck: int = 0
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def __call__(
+        self, images: jax.Array, train: bool = False, features_only: bool = False
+    ) -> jax.Array:
+        shared = {"dtype": self.dtype, "initialization": self.initialization}
         padding = 3 if images.shape[1] == 28 else 1
         features = images
         for _ in range(self.depth):
-            features = Conv(self.width, padding=padding, lowering=self.lowering, dtype=self.dtype)(
+            features = Conv(self.width, padding=padding, lowering=self.lowering, **shared)(
                 features, train
             )
             features = normalize_features(self.normalization, features, train)
@@ -47,4 +57,10 @@ class ConvNet(nn.Module):
                 features = pool(self.pooling, features)
             padding = 1
         flat = features.reshape(features.shape[0], -1)
-        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)
+        if features_only:
+            return flat.astype(jnp.float32)
+        if self.bottleneck:
+            flat = nn.relu(Dense(self.bottleneck, name="bottleneck_layer", **shared)(flat))
+        if self.dropout:
+            flat = nn.Dropout(self.dropout, deterministic=not train)(flat)
+        return Dense(self.num_classes, **shared)(flat).astype(jnp.float32)

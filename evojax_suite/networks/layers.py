@@ -1,7 +1,8 @@
 """Layers of the distillation literature's networks, and the lowering of their convolutions.
 
 Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kernels and biases,
-because the papers' networks are PyTorch modules. Images are (N, H, W, C).
+because the papers' networks are PyTorch modules, or Kaiming's (He et al. 2015), N(0, 2/fan_in) for
+kernels and 0 for biases. Images are (N, H, W, C).
 
 The same convolution is lowered in one of three ways (`CONVOLUTIONS`); which one is fastest depends
 on the platform and on whether members run one after the other or batched. The measurements behind
@@ -114,15 +115,22 @@ def _split_gradient_backward(padding, residuals, gradient):
 _split_gradient.defvjp(_split_gradient_forward, _split_gradient_backward)
 
 
-def _uniform(bound: float) -> Callable[..., jax.Array]:
-    def initialize(key, shape, dtype=jnp.float32):
+def _initializers(name: str, fan_in: int) -> tuple[Callable[..., jax.Array], ...]:
+    """Of kernels and of biases."""
+    if name == "kaiming":
+        return nn.initializers.normal((2 / fan_in) ** 0.5), nn.initializers.zeros
+    if name != "pytorch":
+        raise ValueError(f"initialization must be pytorch or kaiming, got {name!r}")
+    bound = fan_in**-0.5
+
+    def uniform(key, shape, dtype=jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return initialize
+    return uniform, uniform
 
 
 class Conv(nn.Module):
-    """Square 2D convolution with PyTorch's default initialisation."""
+    """Square 2D convolution."""
 
     filters: int
     size: int = 3
@@ -131,6 +139,7 @@ class Conv(nn.Module):
     use_bias: bool = True
     lowering: Convolution | None = None
     dtype: jnp.dtype = jnp.float32
+    initialization: str = "pytorch"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -140,8 +149,8 @@ class Conv(nn.Module):
                 f"a {self.size}x{self.size} convolution does not fit a feature map of "
                 f"{images.shape[1]}x{images.shape[2]} padded by {self.padding}"
             )
-        initialize = _uniform((self.size * self.size * channels) ** -0.5)
-        kernel = self.param("kernel", initialize, (self.size, self.size, channels, self.filters))
+        for_kernel, for_bias = _initializers(self.initialization, self.size**2 * channels)
+        kernel = self.param("kernel", for_kernel, (self.size, self.size, channels, self.filters))
         lowering = self.lowering or default_convolution(train, channels)
         outputs = convolve(
             images.astype(self.dtype),
@@ -151,21 +160,22 @@ class Conv(nn.Module):
             lowering,
         )
         if self.use_bias:
-            outputs += self.param("bias", initialize, (self.filters,)).astype(self.dtype)
+            outputs += self.param("bias", for_bias, (self.filters,)).astype(self.dtype)
         return outputs
 
 
 class Dense(nn.Module):
-    """Fully connected layer with PyTorch's default initialisation."""
+    """Fully connected layer."""
 
     features: int
     dtype: jnp.dtype = jnp.float32
+    initialization: str = "pytorch"
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        initialize = _uniform(inputs.shape[-1] ** -0.5)
-        kernel = self.param("kernel", initialize, (inputs.shape[-1], self.features))
-        bias = self.param("bias", initialize, (self.features,))
+        for_kernel, for_bias = _initializers(self.initialization, inputs.shape[-1])
+        kernel = self.param("kernel", for_kernel, (inputs.shape[-1], self.features))
+        bias = self.param("bias", for_bias, (self.features,))
         return inputs.astype(self.dtype) @ kernel.astype(self.dtype) + bias.astype(self.dtype)
 
 

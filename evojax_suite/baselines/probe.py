@@ -1,0 +1,128 @@
+"""A network trained on the whole training set: what coreset methods ask about its examples.
+
+One training serves herding and k-center (features of its last block) and forgetting (events over
+its epochs). An epoch is a step, so that it is interrupted and resumed like generations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from evojax_suite import networks
+from evojax_suite.baselines import forgetting
+from evojax_suite.data.transforms import normalize
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.training import (
+    EngineConfig,
+    FitState,
+    TrainingConfig,
+    extract_features,
+    fit_epochs,
+    start_fit,
+)
+from evojax_suite.types import Algorithm, Array, TrainingData
+
+
+@dataclass(frozen=True)
+class Config:
+    """The network that is asked and how it trains."""
+
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_epochs=20,
+            batch_size=256,
+            optimizer="sgd",
+            learning_rate=0.01,
+            l2_penalty=5e-4,
+        )
+    )
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        if self.network.network != "ConvNet":
+            raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
+        if self.training.num_epochs < 1:
+            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
+
+
+@struct.dataclass
+class State:
+    """The network, and what was seen of each example."""
+
+    fit: FitState
+    history: forgetting.History
+    epoch: Array  # () int32, epochs done
+
+
+class Metrics(NamedTuple):
+    """What one epoch reports, of the augmented images as training saw them."""
+
+    generation: Array  # the epoch, from 1
+    loss: Array
+    accuracy: Array
+    forgotten: Array  # examples forgotten in this epoch
+    num_failed: Array  # examples whose loss was NaN or infinite
+
+
+class Evidence(NamedTuple):
+    """What selection goes by."""
+
+    features: Array  # (N, F)
+    forgetting_scores: Array  # (N,), infinity for examples never learned
+
+
+def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+    """One step is one epoch over all images."""
+    network = networks.create(config.network, num_classes, image_shape)
+
+    def init(key: Array, params: None, data: TrainingData) -> State:
+        del params
+        return State(
+            fit=start_fit(key, network, config.training, image_shape),
+            history=forgetting.start(len(data.labels)),
+            epoch=jnp.int32(0),
+        )
+
+    def step(key: Array, state: State, params: None, data: TrainingData) -> tuple[State, Metrics]:
+        del params
+        num_images = len(data.labels)
+        batches = -(-num_images // min(config.training.batch_size or num_images, num_images))
+        fit, seen = fit_epochs(
+            key,
+            network,
+            config.training,
+            config.training.num_epochs * batches,
+            state.fit,
+            normalize(data.images, data.mean, data.std),
+            jax.nn.one_hot(data.labels, num_classes),
+            num_images,
+            1,
+        )
+        history = forgetting.update(state.history, seen.correct)
+        failed = ~jnp.isfinite(seen.losses)
+        metrics = Metrics(
+            generation=state.epoch + 1,
+            loss=jnp.mean(seen.losses, where=~failed),
+            accuracy=seen.correct.mean(),
+            forgotten=(history.num_forgotten - state.history.num_forgotten).sum(),
+            num_failed=failed.sum(),
+        )
+        return State(fit=fit, history=history, epoch=state.epoch + 1), metrics
+
+    def result(state: State, params: None, data: TrainingData) -> Evidence:
+        del params
+        images = normalize(data.images, data.mean, data.std)
+        batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
+        features = extract_features(network, state.fit.variables, images, len(images), batch_size)
+        return Evidence(features, forgetting.score(state.history))
+
+    def finished(state: State) -> Array:
+        return state.epoch >= config.training.num_epochs
+
+    return Algorithm(init, step, result, finished)

@@ -1,0 +1,208 @@
+"""Choose or condense a small set by the methods that the papers compare with, and judge it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Literal, get_args
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import loop
+from evojax_suite.algorithms.devs import RECIPE
+from evojax_suite.baselines import forgetting, gradient_matching, herding, k_center, probe, random
+from evojax_suite.commands import smaller_sets
+from evojax_suite.commands.options import RunOptions
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.smaller_sets import SmallSet
+from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import check_shares
+from evojax_suite.results import open_run
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Dataset, training_data
+
+Method = Literal["random", "herding", "k_center", "forgetting", "gradient_matching"]
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Choose a small set by random, herding, k-center, forgetting or gradient matching (DC).
+
+    One network, trained on the whole training set, serves herding, k-center (its features) and
+    forgetting (its history). The sets are judged as those of `devs` are, with flips off where
+    the classes are digits and shifts of at most 5/32 of an image.
+    """
+
+    method: tuple[Method, ...] = ("random", "herding", "k_center", "forgetting")
+    """One or more methods."""
+    num_samples: tuple[int, ...] = (500, 100, 10)
+    """Sizes of the sets; forgetting, herding and k-center share one training for all."""
+    balanced: bool = True
+    """Choose equally many images of each class; gradient matching always does."""
+    num_images: int | None = None
+    """Use a fixed, stratified part of the training set; None is the whole."""
+    probe_epochs: int = 20
+    """Epochs of the network on the whole training set."""
+    probe_augmentation: bool = False
+    """Train it with the augmentation of the evaluation; off as in the published comparisons."""
+    condensation_iterations: int = 1000
+    """Iterations of gradient matching."""
+    condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
+        default_factory=gradient_matching.Config
+    )
+    network: tyro.conf.OmitArgPrefixes[NetworkConfig] = field(
+        default_factory=lambda: NetworkConfig(initialization="kaiming", dropout=0.2)
+    )
+    training: tyro.conf.OmitArgPrefixes[TrainingConfig] = RECIPE
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.method:
+            raise ValueError(f"method must name at least one of {', '.join(get_args(Method))}")
+        if not self.num_samples:
+            raise ValueError("num_samples must name at least one size, got none")
+        for name in ("probe_epochs", "condensation_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def _check(options: Options, dataset: Dataset) -> None:
+    for size in options.num_samples:
+        check_shares(dataset.train.labels, size, dataset.num_classes, options.balanced)
+        if "gradient_matching" in options.method and size % dataset.num_classes:
+            raise ValueError(
+                f"gradient_matching makes equally many images of each of the "
+                f"{dataset.num_classes} classes, got num_samples {size}"
+            )
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
+    _check(options, dataset)
+    training = smaller_sets.fitted_to(options.training, dataset)
+    options = replace(options, training=training)
+    directory = options.directory("coreset", dataset)
+    open_run(directory, options.settings(), options.resume)
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
+        f"{dataset.num_classes} classes; run in {directory}"
+    )
+    key_probe, key_select, key_condense, key_test = jax.random.split(
+        jax.random.key(options.seed), 4
+    )
+    num_failed = 0
+
+    def drive(title, algorithm, key, data, num_steps, where):
+        nonlocal num_failed
+        with progress(title, num_steps) as on_report:
+            outcome = loop.run(
+                algorithm,
+                key,
+                None,
+                data,
+                num_steps,
+                directory / where,
+                checkpoint_seconds=options.checkpoint_seconds,
+                on_report=on_report,
+            )
+        num_failed += outcome.num_failed
+        result = algorithm.result(outcome.state, None, data)
+        return jax.device_get(result), outcome.seconds + outcome.compile_seconds
+
+    sets: list[SmallSet] = []
+    data = training_data(dataset)
+    evidence, probe_seconds = None, 0.0
+    if set(options.method) & {"herding", "k_center", "forgetting"}:
+        config = probe.Config(
+            network=options.network, training=_probe_training(options), engine=options.engine
+        )
+        algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
+        evidence, probe_seconds = drive(
+            "training on all", algorithm, key_probe, data, options.probe_epochs, "probe"
+        )
+
+    for method in options.method:
+        if method == "gradient_matching":
+            continue
+        for size in options.num_samples:
+            start = time.perf_counter()
+            shared = (data.labels, size, dataset.num_classes, options.balanced)
+            key = jax.random.fold_in(jax.random.fold_in(key_select, size), number_of(method))
+            match method:
+                case "random":
+                    indices = random.select(key, *shared)
+                case "herding":
+                    indices = herding.select(key, evidence.features, *shared)
+                case "k_center":
+                    indices = k_center.select(key, evidence.features, *shared)
+                case "forgetting":
+                    indices = forgetting.select(key, evidence.forgetting_scores, *shared)
+            indices = np.asarray(indices)
+            seconds = time.perf_counter() - start + (method != "random") * probe_seconds
+            images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
+            labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
+            sets.append(SmallSet(method, images, labels, seconds, indices))
+
+    if "gradient_matching" in options.method:
+        condensation_data = gradient_matching.make_data(dataset)
+        for size in options.num_samples:
+            config = replace(options.condensation, images_per_class=size // dataset.num_classes)
+            made, seconds = drive(
+                f"gradient matching, {size} images",
+                gradient_matching.build(config, dataset.num_classes, dataset.image_shape),
+                jax.random.fold_in(key_condense, size),
+                condensation_data,
+                options.condensation_iterations,
+                f"gradient_matching-{size}",
+            )
+            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds))
+
+    probed = f"{options.probe_epochs} epochs, " + (
+        "augmented" if options.probe_augmentation else "no augmentation"
+    )
+    numbers = [
+        ["balanced", str(options.balanced)],
+        ["network on all images", f"{probed}, {probe_seconds:.1f} s" if evidence else "not needed"],
+        ["features", "flat maps of its last block"],
+        ["failed losses", str(num_failed)],
+    ]
+    smaller_sets.finish(
+        directory,
+        options,
+        dataset,
+        sets,
+        key_test,
+        options.network,
+        options.training,
+        options.engine,
+        {
+            "system": "coreset",
+            "dataset": dataset.name,
+            "num_training_images": len(dataset.train),
+            "balanced": options.balanced,
+            "probe": probed,
+            "probe_seconds": probe_seconds,
+            "num_networks": options.num_networks,
+            "num_failed": num_failed,
+            "seed": options.seed,
+        },
+        f"{dataset.name}, small sets",
+        numbers,
+    )
+
+
+def number_of(method: Method) -> int:
+    """A number for the key of a method, the same wherever it stands in the list."""
+    return get_args(Method).index(method)
+
+
+def _probe_training(options: Options) -> TrainingConfig:
+    training = replace(options.training, num_epochs=options.probe_epochs, schedule="constant")
+    if options.probe_augmentation:
+        return training
+    return replace(training, shift_pixels=0, flip=False, crop_padding=0, mixup_alpha=0.0)

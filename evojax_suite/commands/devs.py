@@ -1,0 +1,127 @@
+"""Shrink a training set by DEvS, judge the sets on the test part, beside random selection."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import loop
+from evojax_suite.algorithms import devs
+from evojax_suite.baselines import random
+from evojax_suite.commands import smaller_sets
+from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.smaller_sets import SmallSet
+from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.operators import check_shares
+from evojax_suite.results import open_run
+from evojax_suite.types import training_data
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Shrink a training set to a few soft-labelled images by evolution (DEvS, Shvai et al. 2022).
+
+    Flips stay off where the classes are digits; shifts are cut to 5/32 of an image.
+    """
+
+    num_images: int | None = None
+    """Use a fixed, stratified part of the training set; None is the whole."""
+    random_baseline: bool = True
+    """Judge class-balanced random selections of the same sizes too."""
+    config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
+    config = replace(
+        options.config,
+        training=smaller_sets.fitted_to(options.config.training, dataset),
+    )
+    sizes = devs.size_sequence(config, len(dataset.train))
+    algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
+    if options.random_baseline:
+        for size in config.target_sizes:
+            check_shares(dataset.train.labels, size, dataset.num_classes, balanced=True)
+    directory = options.directory("devs", dataset)
+    open_run(directory, replace(options, config=config).settings(), options.resume)
+    beyond = differing(config, devs.Config())
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
+        f"{dataset.num_classes} classes; run in {directory}"
+    )
+    console.print(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}")
+    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
+    console.print(f"settings that differ from the defaults: {shown}")
+
+    data = training_data(dataset)
+    key_run, key_random, key_test = jax.random.split(jax.random.key(options.seed), 3)
+    num_steps = devs.num_steps(config, len(dataset.train))
+    with progress("reducing", num_steps) as on_report:
+        outcome = loop.run(
+            algorithm,
+            key_run,
+            None,
+            data,
+            num_steps,
+            directory,
+            checkpoint_seconds=options.checkpoint_seconds,
+            on_report=on_report,
+        )
+    reached = jax.device_get(algorithm.result(outcome.state, None, data))
+    seconds = outcome.seconds + outcome.compile_seconds
+    sets = [SmallSet("DEvS", one.images, one.labels, seconds) for one in reached]
+    np.savez_compressed(
+        directory / "lineage.npz",
+        **{
+            f"{name}_{len(one.images)}": getattr(one, name)
+            for one in reached
+            for name in ("assignments", "weights")
+        },
+    )
+    if options.random_baseline:
+        for size in config.target_sizes:
+            start = time.perf_counter()
+            key = jax.random.fold_in(key_random, size)
+            indices = np.asarray(random.select(key, data.labels, size, dataset.num_classes))
+            images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
+            labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
+            sets.append(SmallSet("random", images, labels, time.perf_counter() - start, indices))
+    stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
+    numbers = [
+        ["sizes", " > ".join(str(size) for size in sizes)],
+        *([f"time in {name}", f"{value:.1f} s"] for name, value in stages.items()),
+        ["time in all", f"{seconds:.1f} s"],
+        ["failed losses", str(outcome.num_failed)],
+        ["unlike the defaults", shown],
+    ]
+    console.print("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
+    smaller_sets.finish(
+        directory,
+        replace(options, config=config),
+        dataset,
+        sets,
+        key_test,
+        config.network,
+        config.training,
+        config.engine,
+        {
+            "system": "devs",
+            "dataset": dataset.name,
+            "num_training_images": len(dataset.train),
+            "sizes": sizes,
+            "seconds": seconds,
+            "stage_seconds": stages,
+            "num_networks": options.num_networks,
+            "num_failed": outcome.num_failed,
+            "seed": options.seed,
+            "options": beyond,
+        },
+        f"{dataset.name}, shrunk by DEvS",
+        numbers,
+    )

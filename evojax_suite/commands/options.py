@@ -1,0 +1,70 @@
+"""Options that the commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from evojax_suite.results import plain
+from evojax_suite.types import Dataset
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Of every command that makes the directory of a run."""
+
+    dataset: str = "digits"
+    """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
+    data_dir: Path | None = None
+    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    seed: int = 0
+    """Of everything random in the run."""
+    num_networks: int = 10
+    """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
+    name: str | None = None
+    """Name of the run; system, dataset and seed by default."""
+    runs_dir: Path = Path("runs")
+    """Where the directory of the run is made."""
+    resume: bool = False
+    """Go on with an interrupted run, or with more generations."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints."""
+
+    def __post_init__(self):
+        for name, least in (("num_networks", 0), ("seed", 0), ("checkpoint_seconds", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+
+    def directory(self, system: str, dataset: Dataset) -> Path:
+        """Of the run."""
+        name = self.name or f"{system}-{Path(dataset.name).name}-seed{self.seed}"
+        return self.runs_dir / name
+
+    def settings(self) -> dict:
+        """What decides the result, for config.json."""
+        settings = plain(self)
+        for name in ("resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"):
+            del settings[name]
+        return settings
+
+
+def differing(value, default) -> dict:
+    """Settings of a configuration that differ from another's; how it is computed is none."""
+    found, defaults = {}, plain(default)
+    for name, setting in plain(value).items():
+        if name in ("engine", "convolution"):
+            continue
+        if isinstance(setting, dict):
+            inner = differing(setting, defaults[name])
+            prefix = f"{name}." if name.startswith("feature") else ""
+            found |= {f"{prefix}{key}": item for key, item in inner.items()}
+        elif setting != defaults[name]:
+            found[name] = setting
+    return found
+
+
+def percent(accuracies: np.ndarray | list[float]) -> str:
+    """Mean ± standard deviation in per cent, of accuracies in [0, 1]."""
+    return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"

@@ -1,0 +1,149 @@
+"""What `devs` and `coreset` share: judge sets of several methods and sizes, keep and show them."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from evojax_suite import distilled, plotting, report
+from evojax_suite.commands.options import RunOptions, percent
+from evojax_suite.commands.progress import console
+from evojax_suite.distilled import DistilledDataset
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.results import write_json
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Dataset
+
+
+@dataclass(frozen=True)
+class SmallSet:
+    """A set that stands for the training set."""
+
+    method: str
+    images: np.ndarray  # (n, H, W, C) normalised
+    labels: np.ndarray  # (n, num_classes)
+    seconds: float  # that the method took, all it needs included
+    indices: np.ndarray | None = None  # (n,) into the training set, where they are real images
+
+
+def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
+    """`training` without flips where the classes are digits, and with shifts of at most 5/32 of an
+    image, which is what the paper's 5 pixels are of its images.
+    """
+    most = round(min(dataset.image_shape[:2]) * 5 / 32)
+    return replace(
+        training,
+        flip=training.flip and dataset.class_names != tuple("0123456789"),
+        shift_pixels=min(training.shift_pixels, most),
+    )
+
+
+def finish(
+    directory: Path,
+    options: RunOptions,
+    dataset: Dataset,
+    sets: list[SmallSet],
+    key: jax.Array,
+    network: NetworkConfig,
+    training: TrainingConfig,
+    engine: EngineConfig,
+    summary: dict,
+    title: str,
+    numbers: list[list[str]],
+) -> None:
+    """Judge `sets` on the test part, write artefacts, figures, summary and report, print a table.
+
+    Every set of n images meets the same initialisations, so that methods compare. Without networks
+    the sets are only written, for `evaluate`.
+    """
+    results, rows, figures = [], [], []
+    for small in sorted(sets, key=lambda small: (small.method, -len(small.images))):
+        size = len(small.images)
+        accuracies = np.array([])
+        if options.num_networks:
+            accuracies = distilled.accuracies_on_test(
+                jax.random.fold_in(key, size),
+                small.images,
+                small.labels,
+                dataset,
+                network,
+                training,
+                options.num_networks,
+                engine,
+            )
+        path = directory / f"{small.method}-{size}.npz"
+        DistilledDataset(
+            images=small.images,
+            labels=small.labels,
+            dataset=dataset.name,
+            class_names=dataset.class_names,
+            mean=dataset.mean,
+            std=dataset.std,
+            network=network,
+            training=training,
+            seed=options.seed,
+            test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
+        ).save(path)
+        results.append(
+            {
+                "method": small.method,
+                "num_images": size,
+                "test_accuracy_mean": float(np.mean(accuracies)) if accuracies.size else None,
+                "test_accuracy_std": float(np.std(accuracies)) if accuracies.size else None,
+                "seconds": small.seconds,
+                "images_of_each_class": small.labels.sum(0).round(2),
+                "indices": small.indices,
+            }
+        )
+        shown = percent(accuracies) if accuracies.size else "not judged"
+        rows.append([small.method, f"{size:,}", shown, f"{small.seconds:.1f} s"])
+        console.print(
+            f"{small.method}, {size} images: {shown} % ({len(accuracies)} networks), "
+            f"made in {small.seconds:.1f} s"
+        )
+        if size <= 2 * dataset.num_classes or len(sets) == 1:
+            picture = directory / "figures" / f"{small.method}-{size}.png"
+            plotting.soft_label_images(picture, dataset, small.images, small.labels)
+            caption = f"{small.method}: {size} images with the probabilities of their labels"
+            figures.append((picture, caption))
+    write_json(directory / "summary.json", summary | {"results": results})
+    if not options.num_networks:
+        return
+    methods = sorted({row["method"] for row in results})
+    curves = directory / "figures" / "accuracy.png"
+    plotting.accuracy_by_size(
+        curves,
+        {
+            method: [
+                (row["num_images"], row["test_accuracy_mean"], row["test_accuracy_std"])
+                for row in results
+                if row["method"] == method
+            ]
+            for method in methods
+        },
+    )
+    best = max(results, key=lambda row: row["test_accuracy_mean"])
+    lead = (
+        f"{best['num_images']} images by {best['method']} stand for the {len(dataset.train):,} "
+        f"training images of {dataset.name}: networks trained on them alone classify "
+        f"{100 * best['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} test images."
+    )
+    header = ["method", "images", "mean ± std", "time to make it"]
+    report.write(
+        directory / "report.html",
+        title,
+        lead,
+        [
+            (f"Accuracy on the test part (%), {options.num_networks} networks each", header, rows),
+            ("The run", ["", ""], numbers),
+        ],
+        [(curves, "Accuracy against the number of images"), *figures],
+        shlex.join(["evojax-suite", *sys.argv[1:]]),
+        options.settings(),
+    )
+    console.print(f"report: {directory / 'report.html'}")
