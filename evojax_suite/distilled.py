@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_suite import networks
-from evojax_suite.data import DataError
+from evojax_suite.data import DataError, siamese
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import plain, write_atomically
 from evojax_suite.training import (
+    AUGMENTATION,
     EngineConfig,
     TrainingConfig,
     fit_and_evaluate_population,
@@ -41,6 +42,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "shift_flip": {"shift_pixels": 5, "flip": True},
     "shift_flip_mixup": {"shift_pixels": 5, "flip": True, "mixup_alpha": 0.4},
+    "siamese": {"siamese": siamese.NAMES},
 }
 """By name: what they set in a TrainingConfig, all else about augmentation being off."""
 
@@ -48,10 +50,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 def with_augmentation(training: TrainingConfig, name: str) -> TrainingConfig:
     """`training` with the augmentation `name` of AUGMENTATIONS and no other."""
     default = TrainingConfig()
-    off = {
-        field: getattr(default, field)
-        for field in ("shift_pixels", "flip", "crop_padding", "mixup_alpha")
-    }
+    off = {field: getattr(default, field) for field in AUGMENTATION}
     return replace(training, **off | AUGMENTATIONS[name])
 
 
@@ -131,7 +130,7 @@ class DistilledDataset:
                 mean=tuple(recipe["mean"]),
                 std=tuple(recipe["std"]),
                 network=NetworkConfig(**recipe["network"]),
-                training=TrainingConfig(**recipe["training"]),
+                training=_training_of(recipe["training"]),
                 seed=recipe["seed"],
                 test_accuracies=tuple(recipe["test_accuracies"]),
             )
@@ -139,6 +138,10 @@ class DistilledDataset:
             raise DataError(f"{path}: no such file") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: not a distilled dataset: {error}") from None
+
+
+def _training_of(fields: dict[str, Any]) -> TrainingConfig:
+    return TrainingConfig(**fields | {"siamese": tuple(fields.get("siamese", ()))})
 
 
 def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> DistilledDataset:

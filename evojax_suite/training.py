@@ -17,10 +17,14 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from evojax_suite.data import siamese
 from evojax_suite.data.transforms import mixup, random_crop, random_flip, random_shift
 from evojax_suite.types import Array, PyTree
 
 Result = TypeVar("Result")
+
+AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha")
+"""The fields of a TrainingConfig that say how images are augmented."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class TrainingConfig:
     """Augmentation: flip horizontally."""
     crop_padding: int = 0
     """Augmentation: pad by this many pixels and crop at random."""
+    siamese: tuple[str, ...] = ()
+    """Augmentation of DSA: color, crop, cutout, flip, scale, rotate, one of them a batch."""
     mixup_alpha: float = 0.0
     """Augmentation: mixup with Beta(alpha, alpha); 0 is off."""
 
@@ -60,6 +66,7 @@ class TrainingConfig:
         for name in ("weight_decay", "l2_penalty", "shift_pixels", "crop_padding", "mixup_alpha"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        siamese.check_names(self.siamese)
 
 
 def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.GradientTransformation:
@@ -100,6 +107,9 @@ def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.Gradient
 
 def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
     key_shift, key_flip, key_crop, key_mixup = jax.random.split(key, 4)
+    if config.siamese:
+        key_mixup, key_siamese = jax.random.split(key_mixup)
+        images = siamese.augment(key_siamese, images, config.siamese, shared=False)
     if config.shift_pixels:
         images = random_shift(key_shift, images, config.shift_pixels)
     if config.flip:
@@ -112,8 +122,8 @@ def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
 
 
 def _is_random(network: nn.Module, config: TrainingConfig) -> bool:
-    augmented = config.shift_pixels or config.flip or config.crop_padding or config.mixup_alpha
-    return bool(augmented or getattr(network, "dropout", 0))
+    augmented = any(getattr(config, name) for name in AUGMENTATION)
+    return augmented or bool(getattr(network, "dropout", 0))
 
 
 @struct.dataclass

@@ -25,7 +25,7 @@ def data() -> DistilledDataset:
         mean=(0.3,),
         std=(0.4,),
         network=NetworkConfig(width=7, normalization="batch"),
-        training=TrainingConfig(num_epochs=3, shift_pixels=1),
+        training=TrainingConfig(num_epochs=3, shift_pixels=1, siamese=("crop",)),
         seed=5,
         test_accuracies=(0.5, 0.25),
     )

@@ -153,7 +153,9 @@ def test_evaluate_knows_protocols(reduced, tmp_path, capsys):
     augmented = judge("--protocol", "literature", "--width", "4", "--augmentation", "stored")
     assert augmented["training"]["mixup_alpha"] == 0.4
     assert augmented["training"]["shift_pixels"] == 1
-    assert judge("--augmentation", "none")["training"]["shift_pixels"] == 0
+    siamese = judge("--augmentation", "siamese")
+    assert len(siamese["training"]["siamese"]) == 6
+    assert siamese["training"]["mixup_alpha"] == 0
     capsys.readouterr()
     hard = judge("--labels", "hard")
     assert hard["labels"] == "hard"

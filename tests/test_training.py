@@ -335,6 +335,7 @@ AUGMENTATIONS = {
     "shift_pixels": {"shift_pixels": 1},
     "flip": {"flip": True},
     "crop_padding": {"crop_padding": 2},
+    "siamese": {"siamese": ("color", "flip")},
     "mixup_alpha": {"mixup_alpha": 1.0},
 }
 
@@ -705,6 +706,7 @@ def test_memory_is_bounded_by_the_members_in_flight():
         ({"weight_decay": -1e-4}, "weight_decay must be >= 0, got -0.0001"),
         ({"shift_pixels": -1}, "shift_pixels must be >= 0, got -1"),
         ({"crop_padding": -2}, "crop_padding must be >= 0, got -2"),
+        ({"siamese": ("blur",)}, "flip, scale, rotate, got 'blur'"),
         ({"mixup_alpha": -0.5}, "mixup_alpha must be >= 0, got -0.5"),
         ({"weight_decay": math.nan}, "weight_decay must be >= 0, got nan"),
     ],

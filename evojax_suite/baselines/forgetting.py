@@ -39,8 +39,9 @@ def update(history: History, correct: Array) -> History:
 
 
 def score(history: History) -> Array:
-    """How often each example (N,) was forgotten, infinity for those never learned."""
-    return jnp.where(history.was_learned, history.num_forgotten.astype(jnp.float32), jnp.inf)
+    """How often each example was forgotten, (N,) int32; never learned is one more than the most."""
+    most = history.num_forgotten.max()
+    return jnp.where(history.was_learned, history.num_forgotten, most + 1)
 
 
 def select(

@@ -74,7 +74,7 @@ class Evidence(NamedTuple):
     """What selection goes by."""
 
     features: Array  # (N, F)
-    forgetting_scores: Array  # (N,), infinity for examples never learned
+    forgetting_scores: Array  # (N,) int32
 
 
 def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:

@@ -18,6 +18,7 @@ from evojax_suite.commands.options import RunOptions
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.distilled import with_augmentation
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares
 from evojax_suite.results import open_run
@@ -203,6 +204,4 @@ def number_of(method: Method) -> int:
 
 def _probe_training(options: Options) -> TrainingConfig:
     training = replace(options.training, num_epochs=options.probe_epochs, schedule="constant")
-    if options.probe_augmentation:
-        return training
-    return replace(training, shift_pixels=0, flip=False, crop_padding=0, mixup_alpha=0.0)
+    return training if options.probe_augmentation else with_augmentation(training, "none")

@@ -17,7 +17,7 @@ from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig, NetworkName
 from evojax_suite.results import write_json
-from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,9 @@ class Options:
     protocol: Literal["stored", "literature"] = "stored"
     """stored: the recipe in the file. literature: 300 epochs of SGD 0.01 with momentum 0.9 and
     penalty 5e-4, divided by 10 at half, a ConvNet with the literature's settings."""
-    augmentation: Literal["stored", "none", "shift_flip", "shift_flip_mixup"] | None = None
+    augmentation: Literal["stored", "none", "shift_flip", "shift_flip_mixup", "siamese"] | None = (
+        None
+    )
     """While training; by default the protocol's: stored, or none in the literature's."""
     labels: Literal["stored", "hard"] = "stored"
     """hard: all weight on the most probable class."""
@@ -62,8 +64,9 @@ def _recipe(options: Options, data: DistilledDataset) -> tuple[NetworkConfig, Tr
     if options.protocol == "literature":
         network, training = NetworkConfig(), distilled.LITERATURE
     if options.augmentation == "stored":
-        fields = ("shift_pixels", "flip", "crop_padding", "mixup_alpha")
-        training = replace(training, **{name: getattr(data.training, name) for name in fields})
+        training = replace(
+            training, **{name: getattr(data.training, name) for name in AUGMENTATION}
+        )
     elif options.augmentation is not None:
         training = distilled.with_augmentation(training, options.augmentation)
     if options.num_epochs is not None:

@@ -35,10 +35,12 @@ def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
     """`training` without flips where the classes are digits, and with shifts of at most 5/32 of an
     image, which is what the paper's 5 pixels are of its images.
     """
+    digits = dataset.class_names == tuple("0123456789")
     most = round(min(dataset.image_shape[:2]) * 5 / 32)
     return replace(
         training,
-        flip=training.flip and dataset.class_names != tuple("0123456789"),
+        flip=training.flip and not digits,
+        siamese=tuple(name for name in training.siamese if not (digits and name == "flip")),
         shift_pixels=min(training.shift_pixels, most),
     )
 
