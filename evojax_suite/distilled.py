@@ -54,6 +54,18 @@ def with_augmentation(training: TrainingConfig, name: str) -> TrainingConfig:
     return replace(training, **off | AUGMENTATIONS[name])
 
 
+def augmentation_of(training: TrainingConfig) -> str:
+    """In words, for tables: "shift_pixels 5, flip", or "none"."""
+    used = {name: getattr(training, name) for name in AUGMENTATION if getattr(training, name)}
+    return (
+        ", ".join(
+            name if value is True else f"{name} {' '.join(value) if name == 'siamese' else value}"
+            for name, value in used.items()
+        )
+        or "none"
+    )
+
+
 _FORMAT = "evojax_suite distilled dataset 1"
 
 
@@ -118,6 +130,7 @@ class DistilledDataset:
                 if "recipe" not in arrays:
                     raise ValueError("it has no recipe; a plain file of arrays needs --dataset")
                 recipe: dict[str, Any] = json.loads(str(arrays["recipe"]))
+            names = recipe["training"].get("siamese", ())
             if recipe["format"] != _FORMAT:
                 raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
             if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
@@ -130,7 +143,7 @@ class DistilledDataset:
                 mean=tuple(recipe["mean"]),
                 std=tuple(recipe["std"]),
                 network=NetworkConfig(**recipe["network"]),
-                training=_training_of(recipe["training"]),
+                training=TrainingConfig(**recipe["training"] | {"siamese": tuple(names)}),
                 seed=recipe["seed"],
                 test_accuracies=tuple(recipe["test_accuracies"]),
             )
@@ -138,10 +151,6 @@ class DistilledDataset:
             raise DataError(f"{path}: no such file") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
             raise DataError(f"{path}: not a distilled dataset: {error}") from None
-
-
-def _training_of(fields: dict[str, Any]) -> TrainingConfig:
-    return TrainingConfig(**fields | {"siamese": tuple(fields.get("siamese", ()))})
 
 
 def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> DistilledDataset:

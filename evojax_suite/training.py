@@ -70,20 +70,20 @@ class TrainingConfig:
 
 
 def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.GradientTransformation:
+    def cosine(step):
+        return rate * (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
+
+    def halfway(step):
+        return rate * jnp.where(step < jnp.maximum(num_steps // 2, 1), 1.0, 0.1)
+
     rate = config.learning_rate
     match config.schedule:
         case "constant":
-            factor = None
+            schedule = rate
         case "cosine":
-
-            def factor(step):
-                return (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
-
+            schedule = cosine
         case "step":
-
-            def factor(step):
-                return jnp.where(step < jnp.maximum(num_steps // 2, 1), 1.0, 0.1)
-
+            schedule = halfway
         case _:
             raise ValueError(f"schedule must be constant, cosine or step, got {config.schedule!r}")
     match config.optimizer:
@@ -101,7 +101,7 @@ def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.Gradient
         *decay(config.l2_penalty),
         direction,
         *decay(config.weight_decay),
-        optax.scale_by_learning_rate(rate if factor is None else lambda step: rate * factor(step)),
+        optax.scale_by_learning_rate(schedule),
     )
 
 
@@ -262,7 +262,7 @@ def fit_epochs(
 
     def epoch(index, carry):
         key_order, key_steps = jax.random.split(jax.random.fold_in(key, index))
-        priorities = jax.random.uniform(key_order, capacity)
+        priorities = jax.random.uniform(key_order, (capacity,))
         order = jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
 
         def step(batch, carry):
@@ -306,7 +306,7 @@ def extract_features(
     batch_size = min(batch_size, capacity)
 
     def features_of(batch):
-        return network.apply(variables, batch, features_only=True)
+        return jnp.asarray(network.apply(variables, batch, features_only=True))
 
     def body(batch, features):
         start = jnp.minimum(batch * batch_size, capacity - batch_size)

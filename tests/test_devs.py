@@ -176,10 +176,11 @@ def test_sizes_fall_geometrically_through_the_targets(targets, num_images, facto
     assert devs.num_steps(config, num_images) >= len(sizes)
 
 
-def test_the_papers_sizes_by_halving():
-    sizes = devs.size_sequence(devs.Config(), 50_000)
+def test_sizes_by_default_and_by_halving():
+    assert devs.size_sequence(devs.Config(), 50_000) == (5_000, 500, 100, 10)
+    sizes = devs.size_sequence(devs.Config(reduction_factor=2), 50_000)
     assert sizes == (25_897, 13_413, 6_947, 3_598, 1_864, 965, 500, 292, 171, 100, 56, 32, 18, 10)
-    assert devs.size_sequence(devs.Config(target_sizes=(1,)), 8) == (4, 2, 1)
+    assert devs.size_sequence(devs.Config(target_sizes=(1,), reduction_factor=2), 8) == (4, 2, 1)
 
 
 @pytest.mark.parametrize(

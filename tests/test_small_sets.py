@@ -19,6 +19,7 @@ from evojax_suite.distilled import DistilledDataset
 NETWORK = ["--width", "4", "--depth", "1", "--num-epochs", "2", "--num-networks", "2"]
 DEVS = [
     "devs", "--num-images", "150", "--target-sizes", "30", "10", "--feature-epochs", "4",
+    "--reduction-factor", "2",
     "--min-training-steps", "250", "--batch-size", "16", "--clustering", "sklearn",
     "--checkpoint-seconds", "0", "--name", "run", *NETWORK,
 ]  # fmt: skip
@@ -46,6 +47,10 @@ def test_devs_leaves_what_its_user_needs(reduced):
     assert sum(summary["stage_seconds"].values()) <= summary["seconds"]
     rows = {(row["method"], row["num_images"]): row for row in summary["results"]}
     assert set(rows) == {(m, n) for m in ("DEvS", "random") for n in (30, 10)}
+    for row in summary["results"]:
+        assert row["augmentation"] == "shift_pixels 1, mixup_alpha 0.4"
+        assert row["num_networks"] == 2
+        assert ("flat maps" in row["features"]) == (row["method"] == "DEvS")
     for size in (30, 10):
         data = DistilledDataset.load(reduced / f"DEvS-{size}.npz")
         assert data.images.shape == (size, 8, 8, 1)

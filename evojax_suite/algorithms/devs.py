@@ -15,9 +15,10 @@ Where the paper is silent or we differ from it, and why:
 - Blocks pool 2x2: section 4.2 lists convolution, instance norm and ReLU, but follows Zhao et al.,
   whose ConvNet pools.
 - The sequence of sizes is not given. By default it falls geometrically between the targets, by a
-  factor of at most 2 a reduction (`reduction_factor`).
-- Epochs, optimizer and batch size are not given. They are Zhao et al.'s SGD; small sets are shown
-  until `min_training_steps` steps are done.
+  factor of at most 10 a reduction (`reduction_factor`). Halving makes most clusters single samples,
+  far from all others, and the rest few and large (experiments/devs/README.md).
+- Epochs, optimizer, learning rate and batch size are not given. They are Zhao et al.'s SGD at five
+  times their rate; small sets are shown until `min_training_steps` steps are done.
 - The size of the bottleneck layer is not given: 128 units with ReLU (`bottleneck`; 0 is off).
 - Every reduction starts from a new initialisation, as lines 2-3 read; `feature_network` has
   alternatives.
@@ -70,7 +71,7 @@ class Config:
 
     target_sizes: tuple[int, ...] = (500, 100, 10)
     """Samples of the distilled sets; one trajectory passes through all of them."""
-    reduction_factor: float = 2.0
+    reduction_factor: float = 10.0
     """A reduction makes the set smaller by at most this factor; inf is one reduction a target."""
     sizes: tuple[int, ...] = ()
     """All sizes after the training set's own, falling; replaces reduction_factor."""
@@ -93,7 +94,7 @@ class Config:
     """Units of a dense layer before the last one while features are trained; 0 leaves it out."""
     feature_epochs: int = 20
     """Epochs of the feature network's training in each reduction."""
-    feature_learning_rate: float = 0.01
+    feature_learning_rate: float = 0.05
     """Its learning rate, constant; all else in its training is as in the evaluation's."""
     min_training_steps: int = 200
     """Least steps of the feature network's training in a reduction, where its epochs have fewer."""
@@ -206,16 +207,16 @@ class State:
 class Metrics(NamedTuple):
     """What one step reports. A reduction takes one or more steps; the last one clusters."""
 
-    generation: Array  # the step, from 1
-    reduction: Array  # that it belongs to, from 1
-    num_samples: Array  # of the set after this step
-    epoch: Array  # of the feature network on this set
-    loss: Array  # of the last epoch, on augmented images
-    accuracy: Array  # on them, of the heaviest class
-    inertia: Array  # of the clustering, NaN while training
-    num_empty: Array  # clusters that k-means left empty
-    label_entropy: Array  # mean over the set, in nats
-    num_failed: Array  # samples whose loss was NaN or infinite
+    generation: np.generic  # the step, from 1
+    reduction: np.generic  # that it belongs to, from 1
+    num_samples: np.generic  # of the set after this step
+    epoch: np.generic  # of the feature network on this set
+    loss: np.generic  # of the last epoch, on augmented images
+    accuracy: np.generic  # on them, of the heaviest class
+    inertia: np.generic  # of the clustering, NaN while training
+    num_empty: np.generic  # clusters that k-means left empty
+    label_entropy: np.generic  # mean over the set, in nats
+    num_failed: np.generic  # samples whose loss was NaN or infinite
     stage_seconds: dict[str, float]  # measured; no part of the result
 
 
@@ -354,7 +355,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             num_failed=np.int32((~np.isfinite(losses)).sum() if epochs else 0),
             stage_seconds=seconds,
         )
-        state = state.replace(fit=fit, epoch=jnp.int32(done), step=state.step + 1)
+        state = replace(state, fit=fit, epoch=jnp.int32(done), step=state.step + 1)
         if done < plan.epochs:
             return state, metrics
 

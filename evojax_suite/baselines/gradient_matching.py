@@ -166,7 +166,7 @@ def matching_distance(real: PyTree, synthetic: PyTree) -> Array:
         lengths = _length(first) * _length(second)
         return (1 - (first * second).sum(0) / (lengths + 1e-6)).sum()
 
-    return sum(jax.tree.leaves(jax.tree.map(layer, real, synthetic)), jnp.float32(0))
+    return jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(layer, real, synthetic))))
 
 
 def _length(columns: Array) -> Array:
@@ -185,7 +185,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
     def gradient(parameters, images, label):
         def loss(parameters):
-            logits = network.apply({"params": parameters}, images, train=True)
+            logits = jnp.asarray(network.apply({"params": parameters}, images, train=True))
             return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
 
         return jax.grad(loss)(parameters)
@@ -233,7 +233,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             view = augment(jax.random.fold_in(key_views, batch), flat[chosen], False)
 
             def loss(parameters):
-                logits = network.apply({"params": parameters}, view, train=True)
+                logits = jnp.asarray(network.apply({"params": parameters}, view, train=True))
                 losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen])
                 return (losses * weights).sum() / weights.sum()
 

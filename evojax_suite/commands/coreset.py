@@ -18,7 +18,7 @@ from evojax_suite.commands.options import RunOptions
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, normalize, with_whole_training_set
-from evojax_suite.distilled import with_augmentation
+from evojax_suite.distilled import augmentation_of, with_augmentation
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares
 from evojax_suite.results import open_run
@@ -115,6 +115,16 @@ def run(options: Options) -> None:
         result = algorithm.result(outcome.state, None, data)
         return jax.device_get(result), outcome.seconds + outcome.compile_seconds
 
+    probed = f"network of {options.probe_epochs} epochs, augmentation " + augmentation_of(
+        _probe_training(options)
+    )
+    features = {
+        "random": "none",
+        "herding": f"flat maps of a {probed}",
+        "k_center": f"flat maps of a {probed}",
+        "forgetting": f"history of a {probed}",
+        "gradient_matching": "gradients of new networks",
+    }
     sets: list[SmallSet] = []
     data = training_data(dataset)
     evidence, probe_seconds = None, 0.0
@@ -137,19 +147,22 @@ def run(options: Options) -> None:
             match method:
                 case "random":
                     indices = random.select(key, *shared)
-                case "herding":
+                case "herding" if evidence:
                     indices = herding.select(key, evidence.features, *shared)
-                case "k_center":
+                case "k_center" if evidence:
                     indices = k_center.select(key, evidence.features, *shared)
-                case "forgetting":
+                case "forgetting" if evidence:
                     indices = forgetting.select(key, evidence.forgetting_scores, *shared)
+                case _:
+                    raise AssertionError(method)
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start + (method != "random") * probe_seconds
             images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
             labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
-            sets.append(SmallSet(method, images, labels, seconds, indices))
+            sets.append(SmallSet(method, images, labels, seconds, features[method], indices))
 
-    if "gradient_matching" in options.method:
+    method = "gradient_matching"
+    if method in options.method:
         condensation_data = gradient_matching.make_data(dataset)
         for size in options.num_samples:
             config = replace(options.condensation, images_per_class=size // dataset.num_classes)
@@ -161,15 +174,11 @@ def run(options: Options) -> None:
                 options.condensation_iterations,
                 f"gradient_matching-{size}",
             )
-            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds))
+            sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
 
-    probed = f"{options.probe_epochs} epochs, " + (
-        "augmented" if options.probe_augmentation else "no augmentation"
-    )
     numbers = [
         ["balanced", str(options.balanced)],
-        ["network on all images", f"{probed}, {probe_seconds:.1f} s" if evidence else "not needed"],
-        ["features", "flat maps of its last block"],
+        ["network on all images", f"{probe_seconds:.1f} s" if evidence else "not needed"],
         ["failed losses", str(num_failed)],
     ]
     smaller_sets.finish(
@@ -186,7 +195,6 @@ def run(options: Options) -> None:
             "dataset": dataset.name,
             "num_training_images": len(dataset.train),
             "balanced": options.balanced,
-            "probe": probed,
             "probe_seconds": probe_seconds,
             "num_networks": options.num_networks,
             "num_failed": num_failed,

@@ -75,7 +75,8 @@ def run(options: Options) -> None:
         )
     reached = jax.device_get(algorithm.result(outcome.state, None, data))
     seconds = outcome.seconds + outcome.compile_seconds
-    sets = [SmallSet("DEvS", one.images, one.labels, seconds) for one in reached]
+    features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
+    sets = [SmallSet("DEvS", one.images, one.labels, seconds, features) for one in reached]
     np.savez_compressed(
         directory / "lineage.npz",
         **{
@@ -91,7 +92,8 @@ def run(options: Options) -> None:
             indices = np.asarray(random.select(key, data.labels, size, dataset.num_classes))
             images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
             labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
-            sets.append(SmallSet("random", images, labels, time.perf_counter() - start, indices))
+            taken = time.perf_counter() - start
+            sets.append(SmallSet("random", images, labels, taken, "none", indices))
     stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
     numbers = [
         ["sizes", " > ".join(str(size) for size in sizes)],

@@ -28,6 +28,7 @@ class SmallSet:
     images: np.ndarray  # (n, H, W, C) normalised
     labels: np.ndarray  # (n, num_classes)
     seconds: float  # that the method took, all it needs included
+    features: str  # that it went by
     indices: np.ndarray | None = None  # (n,) into the training set, where they are real images
 
 
@@ -64,6 +65,8 @@ def finish(
     the sets are only written, for `evaluate`.
     """
     results, rows, figures = [], [], []
+    augmentation = distilled.augmentation_of(training)
+    console.print(f"judged by {options.num_networks} networks each; augmentation: {augmentation}")
     for small in sorted(sets, key=lambda small: (small.method, -len(small.images))):
         size = len(small.images)
         accuracies = np.array([])
@@ -97,16 +100,20 @@ def finish(
                 "num_images": size,
                 "test_accuracy_mean": float(np.mean(accuracies)) if accuracies.size else None,
                 "test_accuracy_std": float(np.std(accuracies)) if accuracies.size else None,
+                "num_networks": options.num_networks,
+                "augmentation": augmentation,
+                "features": small.features,
                 "seconds": small.seconds,
                 "images_of_each_class": small.labels.sum(0).round(2),
                 "indices": small.indices,
             }
         )
         shown = percent(accuracies) if accuracies.size else "not judged"
-        rows.append([small.method, f"{size:,}", shown, f"{small.seconds:.1f} s"])
+        rows.append([small.method, f"{size:,}", shown, f"{small.seconds:.1f} s", small.features])
+        unit = " %" if accuracies.size else ""
         console.print(
-            f"{small.method}, {size} images: {shown} % ({len(accuracies)} networks), "
-            f"made in {small.seconds:.1f} s"
+            f"{small.method}, {size} images: {shown}{unit}, made in {small.seconds:.1f} s; "
+            f"features: {small.features}"
         )
         if size <= 2 * dataset.num_classes or len(sets) == 1:
             picture = directory / "figures" / f"{small.method}-{size}.png"
@@ -135,13 +142,14 @@ def finish(
         f"training images of {dataset.name}: networks trained on them alone classify "
         f"{100 * best['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} test images."
     )
-    header = ["method", "images", "mean ± std", "time to make it"]
+    header = ["method", "images", "mean ± std", "time to make it", "features"]
+    judges = f"{options.num_networks} networks each, augmentation {augmentation}"
     report.write(
         directory / "report.html",
         title,
         lead,
         [
-            (f"Accuracy on the test part (%), {options.num_networks} networks each", header, rows),
+            (f"Accuracy on the test part (%), {judges}", header, rows),
             ("The run", ["", ""], numbers),
         ],
         [(curves, "Accuracy against the number of images"), *figures],

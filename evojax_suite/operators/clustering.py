@@ -189,7 +189,7 @@ def mini_batch_k_means(
     sample_size = 3 * batch_size if 3 * batch_size >= num_clusters else 3 * num_clusters
     sample = points
     if sample_size < num_points:
-        sample = points[jax.random.randint(key_sample, sample_size, 0, num_points)]
+        sample = points[jax.random.randint(key_sample, (sample_size,), 0, num_points)]
     centers = sample[k_means_plus_plus(key_start, sample, num_clusters)]
     max_shift = tolerance * points.var(0).mean()
     smoothing = min(1.0, batch_size * 2.0 / (num_points + 1))
@@ -197,14 +197,14 @@ def mini_batch_k_means(
 
     def step(state: _State) -> _State:
         key_batch, key_reassign = jax.random.split(jax.random.fold_in(key_steps, state.step))
-        batch = points[jax.random.randint(key_batch, batch_size, 0, num_points)]
+        batch = points[jax.random.randint(key_batch, (batch_size,), 0, num_points)]
         labels, distances = _nearest(batch, state.centers)
         num_since_reassigned = state.num_since_reassigned + batch_size
         due = (state.counts == 0).any() | (num_since_reassigned >= 10 * num_clusters)
         centers, counts = jax.lax.cond(
             due,
-            lambda *moved: _reassign(key_reassign, *moved, batch),
-            lambda *moved: moved,
+            lambda centers, counts: _reassign(key_reassign, centers, counts, batch),
+            lambda centers, counts: (centers, counts),
             *_move_centers(state.centers, state.counts, batch, labels),
         )
         shift = ((centers - state.centers) ** 2).sum()
@@ -273,7 +273,9 @@ def refill_empty(assignments: np.ndarray, distances: np.ndarray, num_clusters: i
     return assignments
 
 
-def _resolve(method: ClusteringMethod, shape: tuple[int, ...], num_clusters: int) -> str:
+def _resolve(
+    method: ClusteringMethod, shape: tuple[int, ...], num_clusters: int
+) -> ClusteringMethod:
     if method not in ("auto", "jax", "sklearn"):
         raise ValueError(f"method must be auto, jax or sklearn, got {method!r}")
     if method != "auto":
@@ -320,7 +322,7 @@ def cluster(
         model = MiniBatchKMeans(
             num_clusters,
             init="k-means++",
-            n_init=1,
+            n_init=1,  # pyright: ignore[reportArgumentType]
             batch_size=batch_size,
             max_iter=max_iterations,
             tol=tolerance,
@@ -328,7 +330,7 @@ def cluster(
             reassignment_ratio=_REASSIGNMENT_RATIO,
             random_state=int(jax.random.bits(key)),
         ).fit(host_points)
-        centers, assignments = model.cluster_centers_, model.labels_
+        centers, assignments = np.asarray(model.cluster_centers_), np.asarray(model.labels_)
         inertia, num_steps = model.inertia_, model.n_steps_
     num_empty = num_clusters - len(np.unique(assignments))
     if num_empty:

@@ -10,7 +10,6 @@ then every set is judged by the same recipe. Writes a table (JSON) and a figure 
 from __future__ import annotations
 
 import json
-import platform
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import read_lines, write_json
+from evojax_suite.training import TrainingConfig
 
 METHODS = ("random", "herding", "k_center", "forgetting", "gradient_matching", "DEvS")
 SIZES = (10, 100, 500)
@@ -46,34 +46,37 @@ class Setting:
     num_images: int | None
     width: int
     feature_epochs: int
-    reduction_factor: float
+    min_training_steps: int
     probe_epochs: int
     condensation_iterations: dict[int, int]  # by size; a size left out is not run
     real_batch_size: int
+    judging_batch_size: int
     judging_epochs: dict[int, int]  # by size
     num_networks: int  # that judge a set
 
 
 SETTINGS = {
     "small": Setting(
-        num_images=5000,
+        num_images=4000,
         width=32,
         feature_epochs=20,
-        reduction_factor=3.0,
-        probe_epochs=20,
+        min_training_steps=150,
+        probe_epochs=15,
         condensation_iterations={10: 100},
         real_batch_size=64,
-        judging_epochs={10: 300, 100: 300, 500: 120},
+        judging_batch_size=100,  # 250 steps for every size
+        judging_epochs={10: 250, 100: 250, 500: 50},
         num_networks=1,
     ),
     "paper": Setting(
         num_images=None,
         width=128,
         feature_epochs=60,
-        reduction_factor=2.0,
+        min_training_steps=600,
         probe_epochs=60,
         condensation_iterations={10: 1000, 100: 1000, 500: 1000},
         real_batch_size=256,
+        judging_batch_size=256,
         judging_epochs={10: 300, 100: 300, 500: 300},
         num_networks=20,
     ),
@@ -87,15 +90,37 @@ class Options:
     data_dir: Path | None = None
     num_seeds: int = 5
     methods: tuple[str, ...] = METHODS
-    augmentation: Literal["none", "shift_flip", "shift_flip_mixup"] = "shift_flip_mixup"
+    augmentation: Literal["none", "shift_flip", "shift_flip_mixup", "siamese"] = "shift_flip_mixup"
     """While judging: the paper's (section 4.2), or the literature's none."""
     runs_dir: Path = Path("runs/devs-table")
     output: Path = Path("experiments/devs")
 
 
+def devs_config(setting: Setting) -> algorithm.Config:
+    return algorithm.Config(
+        target_sizes=SIZES[::-1],
+        feature_epochs=setting.feature_epochs,
+        min_training_steps=setting.min_training_steps,
+        network=network_of(setting),
+    )
+
+
+def network_of(setting: Setting) -> NetworkConfig:
+    return NetworkConfig(width=setting.width, initialization="kaiming", dropout=0.2)
+
+
+def recipe_of(options: Options, setting: Setting, size: int) -> TrainingConfig:
+    """How a set of this size is judged."""
+    return replace(
+        distilled.with_augmentation(distilled.LITERATURE, options.augmentation),
+        batch_size=setting.judging_batch_size,
+        num_epochs=setting.judging_epochs[size],
+    )
+
+
 def make_sets(options: Options, setting: Setting, seed: int) -> None:
     """Everything of a seed that is not there yet."""
-    network = NetworkConfig(width=setting.width, initialization="kaiming", dropout=0.2)
+    network = network_of(setting)
     shared = {
         "dataset": options.dataset,
         "data_dir": options.data_dir,
@@ -111,13 +136,7 @@ def make_sets(options: Options, setting: Setting, seed: int) -> None:
             module.run(module.Options(name=name, **shared, **more))
 
     if "DEvS" in options.methods:
-        config = algorithm.Config(
-            target_sizes=SIZES[::-1],
-            reduction_factor=setting.reduction_factor,
-            feature_epochs=setting.feature_epochs,
-            network=network,
-        )
-        make(devs, f"devs-{seed}", config=config, random_baseline=False)
+        make(devs, f"devs-{seed}", config=devs_config(setting), random_baseline=False)
     chosen = set(options.methods) - {"DEvS", "gradient_matching"}
     if chosen:
         more = {"num_samples": SIZES[::-1], "probe_epochs": setting.probe_epochs}
@@ -140,27 +159,24 @@ def make_sets(options: Options, setting: Setting, seed: int) -> None:
 
 
 def find_sets(options: Options, seed: int):
-    """(method, size, path, seconds to make it) of what a seed made."""
+    """(row of the summary, path) of each set that a seed made."""
     for summary in sorted(options.runs_dir.glob(f"*-{seed}/summary.json")):
         for row in json.loads(summary.read_text())["results"]:
             if row["method"] in options.methods:
-                path = summary.parent / f"{row['method']}-{row['num_images']}.npz"
-                yield row["method"], row["num_images"], path, row["seconds"]
+                yield row, summary.parent / f"{row['method']}-{row['num_images']}.npz"
 
 
-def main(options: Options) -> None:
+def judge(options: Options, seeds: range) -> list[dict]:
+    """Make and judge the sets of all seeds; a row for each method and size."""
     setting = SETTINGS[options.setting]
-    recipe = distilled.with_augmentation(distilled.LITERATURE, options.augmentation)
-    network = NetworkConfig(width=setting.width, initialization="kaiming", dropout=0.2)
-    start = time.perf_counter()
     dataset = load(options.dataset, options.data_dir)
-    accuracies: dict[tuple[str, int], list[float]] = {}
-    seconds: dict[tuple[str, int], list[float]] = {}
+    start = time.perf_counter()
     judged = options.runs_dir / f"judged-{options.augmentation}.jsonl"
     known = {line["path"]: line["accuracies"] for line in read_lines(judged)}
-    for seed in range(options.num_seeds):
+    found: dict[tuple[str, int], list[dict]] = {}
+    for seed in seeds:
         make_sets(options, setting, seed)
-        for method, size, path, taken in find_sets(options, seed):
+        for row, path in find_sets(options, seed):
             if str(path) not in known:
                 data = DistilledDataset.load(path)
                 known[str(path)] = distilled.accuracies_on_test(
@@ -168,65 +184,75 @@ def main(options: Options) -> None:
                     data.images,
                     data.labels,
                     distilled.normalized_as(dataset, data),
-                    network,
-                    replace(recipe, num_epochs=setting.judging_epochs[size]),
+                    network_of(setting),
+                    recipe_of(options, setting, row["num_images"]),
                     setting.num_networks,
                 ).tolist()
                 with judged.open("a") as file:
                     line = {"path": str(path), "accuracies": known[str(path)]}
                     file.write(json.dumps(line) + "\n")
-            accuracies.setdefault((method, size), []).append(float(np.mean(known[str(path)])))
-            seconds.setdefault((method, size), []).append(taken)
+            key = row["method"], row["num_images"]
+            found.setdefault(key, []).append(row | {"accuracy": np.mean(known[str(path)])})
         print(f"seed {seed}: {time.perf_counter() - start:.0f} s", flush=True)
-
-    rows = [
+    return [
         {
             "method": method,
             "num_images": size,
-            "test_accuracy_mean": float(np.mean(values)),
-            "test_accuracy_std": float(np.std(values)),
-            "num_seeds": len(values),
-            "seconds": float(np.mean(seconds[method, size])),
+            "accuracies": [float(row["accuracy"]) for row in rows],
+            "seconds": float(np.mean([row["seconds"] for row in rows])),
+            "features": rows[0]["features"],
+            "augmentation": distilled.augmentation_of(recipe_of(options, setting, size)),
+            "num_networks": setting.num_networks,
         }
-        for (method, size), values in sorted(accuracies.items())
+        for (method, size), rows in sorted(found.items())
     ]
-    machine = {"device": jax.devices()[0].device_kind, "host": platform.machine()}
+
+
+def main(options: Options) -> None:
+    start = time.perf_counter()
+    rows = judge(options, range(options.num_seeds))
+    name = f"{options.setting}-{options.augmentation}"
+    seconds = time.perf_counter() - start
     write_json(
-        options.output / f"table-{options.setting}-{options.augmentation}.json",
+        options.output / f"table-{name}.json",
         {
-            "setting": setting,
-            "recipe": recipe,
-            "dataset": dataset.name,
-            "machine": machine,
-            "seconds_of_this_call": time.perf_counter() - start,
+            "setting": SETTINGS[options.setting],
+            "dataset": options.dataset,
+            "device": jax.devices()[0].device_kind,
+            "seconds_of_this_call": seconds,
             "rows": rows,
         },
     )
-    by_method = {
-        method: [
-            (row["num_images"], row["test_accuracy_mean"], row["test_accuracy_std"])
-            for row in rows
-            if row["method"] == method
-        ]
-        for method in METHODS
-    }
+    cells = {(row["method"], row["num_images"]): row for row in rows}
     plotting.accuracy_by_size(
-        options.output / f"accuracy-{options.setting}-{options.augmentation}.png",
-        {method: points for method, points in by_method.items() if points},
+        options.output / f"accuracy-{name}.png",
+        {
+            method: [
+                (size, np.mean(row["accuracies"]), np.std(row["accuracies"]))
+                for (found, size), row in cells.items()
+                if found == method
+            ]
+            for method in METHODS
+            if any(found == method for found, _ in cells)
+        },
     )
-    print("| method | " + " | ".join(f"{size} images: reported, ours" for size in SIZES), end="")
-    print(" | time to make them |\n|---|" + "---|" * (len(SIZES) + 1))
+    judges = f"{options.num_seeds} x {SETTINGS[options.setting].num_networks} networks"
+    print("| method |", " | ".join(f"{size} images" for size in SIZES), end=" | ")
+    print("time to make them | features | augmentation while judging | judged by |")
+    print("|---" * (len(SIZES) + 5) + "|")
     for method in METHODS:
-        cells = []
+        shown, known = [], [cells[method, size] for size in SIZES if (method, size) in cells]
         for reported, size in zip(REPORTED[method], SIZES, strict=True):
-            values = accuracies.get((method, size))
-            ours = (
-                f"{100 * np.mean(values):.1f}±{100 * np.std(values):.1f}" if values else "not run"
-            )
-            cells.append(f"{reported}, {ours}")
-        taken = [np.mean(seconds[method, size]) for size in SIZES if (method, size) in seconds]
-        cells.append(f"{max(taken):.1f} s" if taken else "not run")
-        print(f"| {method} | {' | '.join(cells)} |")
+            ours = "not run"
+            if (method, size) in cells:
+                values = 100 * np.array(cells[method, size]["accuracies"])
+                ours = f"{values.mean():.1f} ± {values.std():.1f}"
+            shown.append(f"{reported}; {ours}")
+        if known:
+            shown.append(f"{max(row['seconds'] for row in known):.1f} s")
+            shown += [known[0]["features"], known[0]["augmentation"], judges]
+        print(f"| {method} |", " | ".join(shown), "|")
+    print(f"in all {seconds:.0f} s; reported; ours")
 
 
 if __name__ == "__main__":
