@@ -11,6 +11,11 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+# Compiling takes longer than running here: half the time at the lower level.
+_FLAGS = os.environ.get("XLA_FLAGS", "")
+if "xla_backend_optimization_level" not in _FLAGS:
+    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=1"
+
 # Many tests compile the same programs: the processes of a session share them, and no session those
 # of another.
 _OWN_CACHE = None

@@ -143,7 +143,7 @@ def test_sets_can_be_made_without_judging(tmp_path, capsys):
 
 def test_evaluate_knows_protocols(reduced, tmp_path, capsys):
     output = tmp_path / "a.json"
-    shared = ["--num-networks", "1", "--num-epochs", "1", "--output", str(output)]
+    shared = ["--num-networks", "1", "--num-epochs", "30", "--output", str(output)]
 
     def judge(*more):
         assert main(["evaluate", str(reduced / "DEvS-10.npz"), *shared, *more]) == 0

@@ -706,7 +706,10 @@ def test_memory_is_bounded_by_the_members_in_flight():
         ({"weight_decay": -1e-4}, "weight_decay must be >= 0, got -0.0001"),
         ({"shift_pixels": -1}, "shift_pixels must be >= 0, got -1"),
         ({"crop_padding": -2}, "crop_padding must be >= 0, got -2"),
-        ({"siamese": ("blur",)}, "flip, scale, rotate, got 'blur'"),
+        (
+            {"siamese": ("blur",)},
+            "siamese must name some of color, crop, cutout, flip, scale, rotate, got 'blur'",
+        ),
         ({"mixup_alpha": -0.5}, "mixup_alpha must be >= 0, got -0.5"),
         ({"weight_decay": math.nan}, "weight_decay must be >= 0, got nan"),
     ],

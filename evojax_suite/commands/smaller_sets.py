@@ -104,7 +104,7 @@ def finish(
                 "augmentation": augmentation,
                 "features": small.features,
                 "seconds": small.seconds,
-                "images_of_each_class": small.labels.sum(0).round(2),
+                "images_of_each_class": small.labels.sum(0, dtype=np.float64).round(2),
                 "indices": small.indices,
             }
         )

@@ -91,7 +91,7 @@ def seconds_of_an_iteration(width: int, depth: int, dataset: Dataset, repeats: i
 
 def study_images(options: Options) -> list[dict]:
     dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
-    print("| pixels | features |", " | ".join(STAGES), "| gradient matching, an iteration |")
+    print("| pixels | size of the features |", " | ".join(STAGES), "| gradient matching, an iteration |")
     print("|---" * (len(STAGES) + 3) + "|")
     rows = []
     for side, depth in DEPTHS.items():
@@ -109,7 +109,7 @@ def study_images(options: Options) -> list[dict]:
         row = {
             "pixels": side,
             "depth": depth,
-            "features": options.width * 16,
+            "num_features": options.width * 16,
             **{stage: float(np.median([one[stage] for one in taken])) for stage in STAGES},
             "gradient_matching_iteration": seconds_of_an_iteration(
                 options.width, depth, part, options.repeats
@@ -117,7 +117,7 @@ def study_images(options: Options) -> list[dict]:
         }
         rows.append(row)
         cells = [f"{row[stage]:.2f} s" for stage in (*STAGES, "gradient_matching_iteration")]
-        print(f"| {side} | {row['features']} |", " | ".join(cells), "|", flush=True)
+        print(f"| {side} | {row['num_features']} |", " | ".join(cells), "|", flush=True)
     return rows
 
 
