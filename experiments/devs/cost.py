@@ -91,8 +91,8 @@ def seconds_of_an_iteration(width: int, depth: int, dataset: Dataset, repeats: i
 
 def study_images(options: Options) -> list[dict]:
     dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
-    print("| pixels | size of the features |", " | ".join(STAGES), "| gradient matching, an iteration |")
-    print("|---" * (len(STAGES) + 3) + "|")
+    header = ["pixels", "feature size", *STAGES, "gradient matching, an iteration"]
+    print(f"| {' | '.join(header)} |\n{'|---' * len(header)}|")
     rows = []
     for side, depth in DEPTHS.items():
         part = resized(dataset, side)
