@@ -32,7 +32,7 @@ def _parse(commands, arguments: list[str]):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[─-╿]+|Error parsing __tyro\S+", " ", said.getvalue())
+        text = re.sub(r"[─-╿]+|Error parsing __tyro\S+|Value error", " ", said.getvalue())
         raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
 
 

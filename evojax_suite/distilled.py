@@ -150,7 +150,8 @@ class DistilledDataset:
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
         except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            raise DataError(f"{path}: not a distilled dataset: {error}") from None
+            reason = str(error).split(". ")[0]  # numpy goes on to advise unpickling
+            raise DataError(f"{path}: not a distilled dataset: {reason}") from None
 
 
 def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> DistilledDataset:
