@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +38,9 @@ LITERATURE = TrainingConfig(
 )
 """How tables across methods judge a distilled set (Zhao et al. 2021), without augmentation."""
 
-AUGMENTATIONS: dict[str, dict[str, Any]] = {
+AugmentationName = Literal["none", "shift_flip", "shift_flip_mixup", "siamese"]
+
+AUGMENTATIONS: dict[AugmentationName, dict[str, Any]] = {
     "none": {},
     "shift_flip": {"shift_pixels": 5, "flip": True},
     "shift_flip_mixup": {"shift_pixels": 5, "flip": True, "mixup_alpha": 0.4},
@@ -47,7 +49,7 @@ AUGMENTATIONS: dict[str, dict[str, Any]] = {
 """By name: what they set in a TrainingConfig, all else about augmentation being off."""
 
 
-def with_augmentation(training: TrainingConfig, name: str) -> TrainingConfig:
+def with_augmentation(training: TrainingConfig, name: AugmentationName) -> TrainingConfig:
     """`training` with the augmentation `name` of AUGMENTATIONS and no other."""
     default = TrainingConfig()
     off = {field: getattr(default, field) for field in AUGMENTATION}

@@ -60,6 +60,8 @@ from evojax_suite.types import Algorithm, Array, TrainingData
 
 _STEPS_A_CALL = 100
 
+NETWORK = NetworkConfig(initialization="kaiming", dropout=0.2)
+"""Section 4.2's network; a bottleneck comes with the features alone."""
 
 RECIPE = with_augmentation(LITERATURE, "shift_flip_mixup")
 """How the sets are judged: section 4.2's augmentation, the rest as in Zhao et al."""
@@ -99,9 +101,7 @@ class Config:
     min_training_steps: int = 200
     """Least steps of the feature network's training in a reduction, where its epochs have fewer."""
 
-    network: NetworkConfig = field(
-        default_factory=lambda: NetworkConfig(initialization="kaiming", dropout=0.2)
-    )
+    network: NetworkConfig = NETWORK
     training: TrainingConfig = RECIPE
     engine: EngineConfig = field(default_factory=EngineConfig)
 

@@ -183,15 +183,18 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     labels = jnp.repeat(jnp.arange(num_classes), size)
     in_flight = config.engine.resolved_members_in_flight
 
-    def gradient(parameters, images, label):
+    def gradient(parameters, images, labels, weights=None):
+        """Of the mean loss, weighted where `weights` (N,) are given."""
+
         def loss(parameters):
             logits = jnp.asarray(network.apply({"params": parameters}, images, train=True))
-            return optax.softmax_cross_entropy_with_integer_labels(logits, label).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.average(losses, weights=weights)
 
         return jax.grad(loss)(parameters)
 
     def augment(key, images, shared):
-        return siamese.augment(key, images, config.siamese, shared) if config.siamese else images
+        return siamese.augment(key, images, config.siamese, shared)
 
     def match(key, networks_parameters, images, data):
         """Distance (num_classes,) and its gradient, of the images of each class."""
@@ -231,16 +234,9 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             weights = positions < count
             chosen = order[positions % count]
             view = augment(jax.random.fold_in(key_views, batch), flat[chosen], False)
-
-            def loss(parameters):
-                logits = jnp.asarray(network.apply({"params": parameters}, view, train=True))
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen])
-                return (losses * weights).sum() / weights.sum()
-
+            gradients = gradient(parameters, view, labels[chosen], weights)
             return jax.tree.map(
-                lambda p, g: p - config.network_learning_rate * g,
-                parameters,
-                jax.grad(loss)(parameters),
+                lambda p, g: p - config.network_learning_rate * g, parameters, gradients
             ), None
 
         return jax.lax.scan(step, parameters, jnp.arange(num_batches))[0]

@@ -11,13 +11,13 @@ import numpy as np
 import tyro
 
 from evojax_suite import loop
-from evojax_suite.algorithms.devs import RECIPE
+from evojax_suite.algorithms.devs import NETWORK, RECIPE
 from evojax_suite.baselines import forgetting, gradient_matching, herding, k_center, probe, random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import RunOptions
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
-from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.distilled import augmentation_of, with_augmentation
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares
@@ -54,9 +54,7 @@ class Options(RunOptions):
     condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
         default_factory=gradient_matching.Config
     )
-    network: tyro.conf.OmitArgPrefixes[NetworkConfig] = field(
-        default_factory=lambda: NetworkConfig(initialization="kaiming", dropout=0.2)
-    )
+    network: tyro.conf.OmitArgPrefixes[NetworkConfig] = NETWORK
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = RECIPE
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
 
@@ -157,12 +155,9 @@ def run(options: Options) -> None:
                     raise AssertionError(method)
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start + (method != "random") * probe_seconds
-            images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
-            labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
-            sets.append(SmallSet(method, images, labels, seconds, features[method], indices))
+            sets.append(smaller_sets.chosen(method, dataset, indices, seconds, features[method]))
 
-    method = "gradient_matching"
-    if method in options.method:
+    if "gradient_matching" in options.method:
         condensation_data = gradient_matching.make_data(dataset)
         for size in options.num_samples:
             config = replace(options.condensation, images_per_class=size // dataset.num_classes)
@@ -174,7 +169,8 @@ def run(options: Options) -> None:
                 options.condensation_iterations,
                 f"gradient_matching-{size}",
             )
-            sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
+            gradients = features["gradient_matching"]
+            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
 
     numbers = [
         ["balanced", str(options.balanced)],

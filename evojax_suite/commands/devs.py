@@ -16,7 +16,7 @@ from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import RunOptions, differing
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
-from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.operators import check_shares
 from evojax_suite.results import open_run
 from evojax_suite.types import training_data
@@ -39,17 +39,16 @@ class Options(RunOptions):
 def run(options: Options) -> None:
     """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
     dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
-    config = replace(
-        options.config,
-        training=smaller_sets.fitted_to(options.config.training, dataset),
-    )
+    training = smaller_sets.fitted_to(options.config.training, dataset)
+    config = replace(options.config, training=training)
+    options = replace(options, config=config)
     sizes = devs.size_sequence(config, len(dataset.train))
     algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
     if options.random_baseline:
         for size in config.target_sizes:
             check_shares(dataset.train.labels, size, dataset.num_classes, balanced=True)
     directory = options.directory("devs", dataset)
-    open_run(directory, replace(options, config=config).settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     beyond = differing(config, devs.Config())
     console.print(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
@@ -90,10 +89,8 @@ def run(options: Options) -> None:
             start = time.perf_counter()
             key = jax.random.fold_in(key_random, size)
             indices = np.asarray(random.select(key, data.labels, size, dataset.num_classes))
-            images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
-            labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
             taken = time.perf_counter() - start
-            sets.append(SmallSet("random", images, labels, taken, "none", indices))
+            sets.append(smaller_sets.chosen("random", dataset, indices, taken, "none"))
     stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
     numbers = [
         ["sizes", " > ".join(str(size) for size in sizes)],
@@ -105,7 +102,7 @@ def run(options: Options) -> None:
     console.print("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
     smaller_sets.finish(
         directory,
-        replace(options, config=config),
+        options,
         dataset,
         sets,
         key_test,

@@ -14,7 +14,7 @@ from evojax_suite import distilled, networks
 from evojax_suite.commands.options import differing, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
-from evojax_suite.distilled import DistilledDataset
+from evojax_suite.distilled import AugmentationName, DistilledDataset
 from evojax_suite.networks import NetworkConfig, NetworkName
 from evojax_suite.results import write_json
 from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
@@ -31,9 +31,7 @@ class Options:
     protocol: Literal["stored", "literature"] = "stored"
     """stored: the recipe in the file. literature: 300 epochs of SGD 0.01 with momentum 0.9 and
     penalty 5e-4, divided by 10 at half, a ConvNet with the literature's settings."""
-    augmentation: Literal["stored", "none", "shift_flip", "shift_flip_mixup", "siamese"] | None = (
-        None
-    )
+    augmentation: Literal["stored"] | AugmentationName | None = None
     """While training; by default the protocol's: stored, or none in the literature's."""
     labels: Literal["stored", "hard"] = "stored"
     """hard: all weight on the most probable class."""

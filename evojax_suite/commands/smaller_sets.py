@@ -13,6 +13,7 @@ import numpy as np
 from evojax_suite import distilled, plotting, report
 from evojax_suite.commands.options import RunOptions, percent
 from evojax_suite.commands.progress import console
+from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import write_json
@@ -30,6 +31,15 @@ class SmallSet:
     seconds: float  # that the method took, all it needs included
     features: str  # that it went by
     indices: np.ndarray | None = None  # (n,) into the training set, where they are real images
+
+
+def chosen(
+    method: str, dataset: Dataset, indices: np.ndarray, seconds: float, features: str
+) -> SmallSet:
+    """Of the training images at `indices` (n,)."""
+    images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
+    labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
+    return SmallSet(method, images, labels, seconds, features, indices)
 
 
 def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:

@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 
 from evojax_suite.types import Array
 
@@ -319,6 +318,8 @@ def cluster(
         )
         centers, assignments, inertia, num_steps = jax.device_get(result)
     else:
+        from sklearn.cluster import MiniBatchKMeans  # most of a second: not for every command
+
         model = MiniBatchKMeans(
             num_clusters,
             init="k-means++",

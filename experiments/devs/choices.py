@@ -21,7 +21,6 @@ from evojax_suite import distilled
 from evojax_suite.algorithms import devs
 from evojax_suite.baselines import random
 from evojax_suite.data import load, normalize, with_whole_training_set
-from evojax_suite.networks import NetworkConfig
 from evojax_suite.types import Dataset, Split, training_data
 
 VARIANTS = {
@@ -64,7 +63,7 @@ def main(options: Options) -> None:
     data = training_data(dataset)
     base = devs.Config(
         min_training_steps=150,
-        network=NetworkConfig(width=options.width, initialization="kaiming", dropout=0.2),
+        network=replace(devs.NETWORK, width=options.width),
     )
 
     def judge(name, seed, sets, seconds):

@@ -101,9 +101,7 @@ def study_images(options: Options) -> list[dict]:
             clustering="sklearn",
             feature_epochs=2,
             min_training_steps=0,
-            network=NetworkConfig(
-                width=options.width, depth=depth, initialization="kaiming", dropout=0.2
-            ),
+            network=replace(devs.NETWORK, width=options.width, depth=depth),
         )
         taken = [seconds_by_stage(config, part, seed) for seed in range(options.repeats + 1)][1:]
         row = {

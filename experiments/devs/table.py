@@ -90,7 +90,7 @@ class Options:
     data_dir: Path | None = None
     num_seeds: int = 5
     methods: tuple[str, ...] = METHODS
-    augmentation: Literal["none", "shift_flip", "shift_flip_mixup", "siamese"] = "shift_flip_mixup"
+    augmentation: distilled.AugmentationName = "shift_flip_mixup"
     """While judging: the paper's (section 4.2), or the literature's none."""
     runs_dir: Path = Path("runs/devs-table")
     output: Path = Path("experiments/devs")
@@ -106,7 +106,7 @@ def devs_config(setting: Setting) -> algorithm.Config:
 
 
 def network_of(setting: Setting) -> NetworkConfig:
-    return NetworkConfig(width=setting.width, initialization="kaiming", dropout=0.2)
+    return replace(algorithm.NETWORK, width=setting.width)
 
 
 def recipe_of(options: Options, setting: Setting, size: int) -> TrainingConfig:
