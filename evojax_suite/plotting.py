@@ -146,3 +146,34 @@ def accuracy_by_size(path: Path, results: dict[str, list[tuple[int, float, float
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def compression_curves(path: Path, metrics: list[dict]) -> None:
+    """Accuracy, relative size and similarity loss of a population by generation (paper 003, Figs. 2
+    to 4): the mean, shaded from the worst to the best member."""
+    figure = Figure(figsize=(9.6, 3.0))
+    generations = np.array([line["generation"] for line in metrics]) - 1
+    for index, (name, (low, high), title) in enumerate(
+        (
+            ("accuracy", ("worst", "best"), "accuracy on the batch"),
+            ("relative_size", ("least", "most"), "relative size"),
+            ("similarity_loss", ("best", "worst"), "similarity loss (nats)"),
+        )
+    ):
+        axes = figure.add_subplot(1, 3, index + 1)
+        mean, low, high = (
+            np.array(
+                [
+                    np.nan if line[f"{name}_{kind}"] is None else line[f"{name}_{kind}"]
+                    for line in metrics
+                ]
+            )
+            for kind in ("mean", low, high)
+        )
+        axes.plot(generations, mean, color="#2166ac", lw=1)
+        axes.fill_between(generations, low, high, color="#2166ac", alpha=0.15, lw=0)
+        axes.set(xlabel="generation", title=title)
+        axes.title.set_fontsize(9)
+        axes.grid(alpha=0.3)
+    figure.tight_layout()
+    _save(figure, path)

@@ -409,7 +409,12 @@ def map_members(function: Callable[..., Result], members: PyTree, members_in_fli
         return jax.lax.map(lambda member: function(*member), members)
     num_groups = -(-population_size // size)
     index = (jnp.arange(num_groups * size) % population_size).reshape(num_groups, size)
-    groups = jax.tree.map(lambda leaf: leaf[index], members)
+
+    def grouped(leaf):
+        whole = num_groups * size == population_size  # then nothing is copied
+        return leaf.reshape(num_groups, size, *leaf.shape[1:]) if whole else leaf[index]
+
+    groups = jax.tree.map(grouped, members)
     results = jax.lax.map(lambda group: jax.vmap(function)(*group), groups)
     return jax.tree.map(
         lambda leaf: leaf.reshape(num_groups * size, *leaf.shape[2:])[:population_size], results

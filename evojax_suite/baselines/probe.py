@@ -1,7 +1,8 @@
 """A network trained on the whole training set: what coreset methods ask about its examples.
 
 One training serves herding and k-center (features of its last block) and forgetting (events over
-its epochs). An epoch is a step, so that it is interrupted and resumed like generations.
+its epochs). An epoch is a step, so that it is interrupted and resumed like generations. EComp's
+parent trains the same way, and only its weights are taken.
 """
 
 from __future__ import annotations
@@ -45,8 +46,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        if self.network.network != "ConvNet":
-            raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
         if self.training.num_epochs < 1:
             raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
 

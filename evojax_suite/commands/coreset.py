@@ -14,7 +14,7 @@ from evojax_suite import loop
 from evojax_suite.algorithms.devs import NETWORK, RECIPE
 from evojax_suite.baselines import forgetting, gradient_matching, herding, k_center, probe, random
 from evojax_suite.commands import smaller_sets
-from evojax_suite.commands.options import RunOptions
+from evojax_suite.commands.options import JudgedRunOptions
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, with_whole_training_set
@@ -29,7 +29,7 @@ Method = Literal["random", "herding", "k_center", "forgetting", "gradient_matchi
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(JudgedRunOptions):
     """Choose a small set by random, herding, k-center, forgetting or gradient matching (DC).
 
     One network, trained on the whole training set, serves herding, k-center (its features) and
@@ -64,6 +64,8 @@ class Options(RunOptions):
             raise ValueError(f"method must name at least one of {', '.join(get_args(Method))}")
         if not self.num_samples:
             raise ValueError("num_samples must name at least one size, got none")
+        if self.network.network != "ConvNet":
+            raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
         for name in ("probe_epochs", "condensation_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

@@ -13,7 +13,7 @@ from evojax_suite import loop
 from evojax_suite.algorithms import devs
 from evojax_suite.baselines import random
 from evojax_suite.commands import smaller_sets
-from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.options import JudgedRunOptions, differing
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, with_whole_training_set
@@ -23,7 +23,7 @@ from evojax_suite.types import training_data
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(JudgedRunOptions):
     """Shrink a training set to a few soft-labelled images by evolution (DEvS, Shvai et al. 2022).
 
     Flips stay off where the classes are digits; shifts are cut to 5/32 of an image.

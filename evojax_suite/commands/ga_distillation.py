@@ -15,7 +15,7 @@ import tyro
 from evojax_suite import distilled, loop, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
-from evojax_suite.commands.options import RunOptions, differing, percent
+from evojax_suite.commands.options import JudgedRunOptions, differing, percent
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
@@ -24,7 +24,7 @@ from evojax_suite.types import Dataset
 
 
 @dataclass(frozen=True)
-class Options(RunOptions):
+class Options(JudgedRunOptions):
     """Distil a dataset into a few synthetic images by a genetic algorithm (Sato et al. 2026)."""
 
     num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000

@@ -21,8 +21,6 @@ class RunOptions:
     """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
     seed: int = 0
     """Of everything random in the run."""
-    num_networks: int = 10
-    """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
     name: str | None = None
     """Name of the run; system, dataset and seed by default."""
     runs_dir: Path = Path("runs")
@@ -33,9 +31,9 @@ class RunOptions:
     """Least time between two checkpoints."""
 
     def __post_init__(self):
-        for name, least in (("num_networks", 0), ("seed", 0), ("checkpoint_seconds", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("seed", "checkpoint_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
 
     def directory(self, system: str, dataset: Dataset) -> Path:
         """Of the run."""
@@ -48,6 +46,19 @@ class RunOptions:
         for name in ("resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"):
             del settings[name]
         return settings
+
+
+@dataclass(frozen=True)
+class JudgedRunOptions(RunOptions):
+    """Of every command that makes datasets."""
+
+    num_networks: int = 10
+    """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_networks < 0:
+            raise ValueError(f"num_networks must be >= 0, got {self.num_networks}")
 
 
 def differing(value, default) -> dict:

@@ -24,6 +24,8 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 _SHOWN = {
     "fitness_best": "best",
     "fitness_mean": "mean",
+    "accuracy_mean": "accuracy",
+    "relative_size_mean": "relative size",
     "num_samples": "samples",
     "loss": "loss",
     "accuracy": "accuracy",

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from evojax_suite import distilled, plotting, report
-from evojax_suite.commands.options import RunOptions, percent
+from evojax_suite.commands.options import JudgedRunOptions, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset
@@ -58,7 +58,7 @@ def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
 
 def finish(
     directory: Path,
-    options: RunOptions,
+    options: JudgedRunOptions,
     dataset: Dataset,
     sets: list[SmallSet],
     key: jax.Array,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from evojax_suite.operators.selection import check_shares, class_shares
 from evojax_suite.types import Dataset, Split
 
 
@@ -56,3 +57,16 @@ def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> 
         kept = np.sort(np.argsort(place, kind="stable")[:num_images])
         images, labels = images[kept], labels[kept]
     return replace(dataset, train=Split(images, labels), validation=Split(images[:0], labels[:0]))
+
+
+def balanced_subset(labels: np.ndarray, num_images: int, num_classes: int) -> np.ndarray:
+    """Sorted positions (num_images,) of a fixed part in which each class has its equal share.
+
+    labels: (N,) integers; the first classes give one more where num_images is no multiple of
+    num_classes. Raises ValueError where a class has too few.
+    """
+    check_shares(labels, num_images, num_classes, balanced=True)
+    order = np.random.RandomState(0).permutation(len(labels))
+    shares = class_shares(num_images, num_classes)
+    chosen = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
+    return np.sort(np.concatenate(chosen))

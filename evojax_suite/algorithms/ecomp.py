@@ -1,0 +1,416 @@
+"""van den Beemt, Schröder & de Valk 2021, "EComp: Evolutionary Compression of Neural Networks Using
+a Novel Similarity Objective".
+
+An individual is a smaller copy of a trained, fully connected parent network. Its fitness weighs
+its accuracy, how differently it represents a batch of images from its parent (t-SNE's divergence,
+summed over the hidden layers), and its size (section 3.1.2).
+
+Step 1 evaluates the initial population, each of the next `num_generations` steps selects,
+recombines, mutates and evaluates on a new batch, and, with `final_choice="mean"`, a step for each
+batch of the data then judges the last population.
+
+Where text and released program differ, the program is the default and the text an option:
+
+- Pruning (section 3.1.1): the text names the least active units of a forward pass, the program
+  takes those with the smallest L1 norm of incoming weights (`pruning`).
+- Mutation (section 3.1.5): the text names the hidden layers, the program scales the output layer's
+  weights too (`mutated_layers`).
+- The best network (section 4.2): the text names the highest fitness in the final population, the
+  program the highest mean fitness over all batches (`final_choice`).
+- From the program alone: rates of compression from 0.1 to 0.8, perplexity 30, images in [0, 1].
+
+Where we differ from the program: the first population is evaluated on the first batch of an epoch
+of its own, and the perplexity is found by Newton's method, to float32 precision instead of 1e-5 in
+the entropy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from evojax_suite.networks import feed_forward
+from evojax_suite.networks.feed_forward import Network
+from evojax_suite.operators import compression, similarity
+from evojax_suite.operators.compression import Population
+from evojax_suite.types import Algorithm, Array
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices; the defaults are the released program's."""
+
+    population_size: int = 100
+    """Individuals, an even number."""
+    num_generations: int = 100
+    """Generations after the initial population; 100 are one epoch over the images."""
+    batch_size: int = 100
+    """Images that all members of a generation share."""
+    least_compression: float = 0.1
+    """Part of the hidden units that the largest initial individual loses."""
+    most_compression: float = 0.8
+    """Part of the hidden units that the smallest initial individual loses, itself left out."""
+    pruning: Literal["incoming_l1", "activity"] = "incoming_l1"
+    """Which units go first: those of the smallest incoming weights (the program), or the least
+    active on a batch (the text)."""
+    mutated_layers: Literal["all", "hidden"] = "all"
+    """Whose weights mutation scales: all layers' (the program), or the hidden ones' (the text)."""
+    similarity: Literal["gaussian", "student_t", "cka"] = "gaussian"
+    """How child and parent compare: t-SNE's divergence with Gaussian or Student's t children, or
+    1 - centred kernel alignment."""
+    final_choice: Literal["mean", "last"] = "mean"
+    """The best network: by mean fitness over all batches (the program), or by the fitness of its
+    generation (the text)."""
+
+    def __post_init__(self):
+        if self.population_size < 2 or self.population_size % 2:
+            raise ValueError(f"population_size must be even and >= 2, got {self.population_size}")
+        for name, least in (("num_generations", 0), ("batch_size", 4)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if not 0 <= self.least_compression < self.most_compression <= 1:
+            raise ValueError(
+                f"compression must be 0 <= least < most <= 1, got least_compression "
+                f"{self.least_compression} and most_compression {self.most_compression}"
+            )
+
+
+@struct.dataclass
+class Params:
+    """Scalars that users sweep; traced, arrays of shape () work too."""
+
+    accuracy_weight: float = 1.0
+    """Of the accuracy in the fitness (w_a)."""
+    similarity_weight: float = 2.0
+    """Of the similarity loss, which is subtracted (w_s)."""
+    compression_weight: float = 1.0
+    """Of 1 - relative size (w_c)."""
+    mutation_rate: float = 0.01
+    """Probability that a network mutates, in [0, 1]."""
+    mutation_span: float = 0.1
+    """A mutated weight is multiplied by a number uniform in 1 - span..1 + span."""
+    perplexity: float = 30.0
+    """Of the Gaussians around each image, in 1..batch_size - 1."""
+
+
+WEIGHTINGS = ((0, 0, 1), (0, 2, 0), (1, 0, 0), (0, 2, 1), (1, 2, 0), (1, 0, 1), (1, 2, 1))
+"""Table 1: weights of accuracy, similarity and compression."""
+
+
+@struct.dataclass
+class Data:
+    """The parent and the images that evolution sees, on the device."""
+
+    parent: Network
+    images: Array  # (N, D) float32, as the parent takes them
+    labels: Array  # (N,) int32
+
+
+@struct.dataclass
+class State:
+    """What the next step needs."""
+
+    population: Population
+    fitness: Array  # (P,) on the latest batch
+    judged: Array  # (P,) sum of the fitness over the judging steps
+    order: Array  # (N,) int32: images of the epoch, batch after batch
+    num_steps: Array  # () int32: done
+
+
+class Metrics(NamedTuple):
+    """What one step reports of the population; fitness is higher-is-better."""
+
+    generation: Array  # the step, from 1
+    judging: Array  # bool: the last population on a further batch
+    fitness_best: Array
+    fitness_mean: Array
+    accuracy_best: Array
+    accuracy_mean: Array
+    accuracy_worst: Array
+    similarity_loss_best: Array
+    similarity_loss_mean: Array
+    similarity_loss_worst: Array
+    relative_size_least: Array
+    relative_size_mean: Array
+    relative_size_most: Array
+    num_failed: Array  # members whose fitness was NaN or infinite
+
+
+class Compressed(NamedTuple):
+    """The best network, still padded: `operators.compression.trimmed` cuts it."""
+
+    network: Network
+    sizes: Array  # (hidden layers,)
+    units: tuple[Array, ...]  # of each hidden layer (width,): the parent's unit a bias comes from
+    fitness: Array  # () that it was chosen by
+    member: Array  # () its place in the last population
+    num_mutations: Array  # () in its line of second parents
+
+
+class Scores(NamedTuple):
+    """Of each member (P,) on one batch."""
+
+    fitness: Array
+    accuracy: Array
+    similarity_loss: Array
+    relative_size: Array
+
+
+def make_data(
+    parent: Network,
+    images: np.ndarray,
+    labels: np.ndarray,
+    mean: np.ndarray | float = 0.0,
+    std: np.ndarray | float = 1.0,
+) -> Data:
+    """images: (N, H, W, C), uint8 or float in [0, 1]; mean and std: (C,) that the parent takes out
+    of them, nothing in the paper. They are flattened row by row, channels last."""
+    scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
+    flat = ((images.astype(np.float32) / scale - mean) / std).reshape(len(images), -1)
+    return Data(
+        parent=jax.tree.map(jnp.asarray, tuple(parent)),
+        images=jnp.asarray(flat, jnp.float32),
+        labels=jnp.asarray(labels, jnp.int32),
+    )
+
+
+def check(config: Config, params: Params, parent: Network, num_images: int) -> None:
+    """Raise ValueError where parent, images and settings do not fit each other."""
+    sizes = feed_forward.hidden_sizes(parent)
+    if len(set(sizes)) != 1:
+        raise ValueError(
+            f"the parent's hidden layers must be equal in size, got {', '.join(map(str, sizes))}"
+        )
+    if num_images < config.batch_size or num_images % config.batch_size:
+        raise ValueError(
+            f"the number of images must be a multiple of batch_size {config.batch_size}, "
+            f"got {num_images}"
+        )
+    if not 1 <= params.perplexity < config.batch_size - 1:
+        raise ValueError(
+            f"perplexity must be >= 1 and < {config.batch_size - 1} with batch_size "
+            f"{config.batch_size}, got {params.perplexity}"
+        )
+    if not 0 <= params.mutation_rate <= 1:
+        raise ValueError(f"mutation_rate must be in [0, 1], got {params.mutation_rate}")
+    if not 0 <= params.mutation_span <= 1:
+        raise ValueError(f"mutation_span must be in [0, 1], got {params.mutation_span}")
+
+
+def num_steps(config: Config, num_images: int) -> int:
+    """Of a whole run: the initial population, the generations, the judging."""
+    judging = num_images // config.batch_size if config.final_choice == "mean" else 0
+    return 1 + config.num_generations + judging
+
+
+def initial_sizes(config: Config, parent: Network) -> np.ndarray:
+    """(P, hidden layers): rates of compression evenly spaced, least first."""
+    span = config.most_compression - config.least_compression
+    rates = config.least_compression + span * np.arange(config.population_size) / (
+        config.population_size
+    )
+    units = np.array(feed_forward.hidden_sizes(parent))
+    kept = units - (rates[:, None] * units + 1e-6).astype(np.int32)
+    return np.maximum(kept, 1).astype(np.int32)
+
+
+_NUM_WIDTHS = 6
+"""Sizes of matrix products on the CPU, where members are computed one after the other."""
+
+
+def _at_their_widths(function, first: Array, population: Population, num_widths: int):
+    """`function(first, rest, sizes, widths)` of each member, first (N, P, width), one after the
+    other and cut to the least of `num_widths` widths that holds it; one width is a vmap."""
+    rest, sizes = population.layers[1:], population.sizes
+    whole = feed_forward.hidden_sizes(population.layers)
+    if num_widths == 1:
+        together = jax.vmap(lambda f, r, s: function(f, r, s, whole), in_axes=(1, 0, 0))
+        return together(first, rest, sizes)
+    choices = [tuple(-(-w * (i + 1) // num_widths) for w in whole) for i in range(num_widths)]
+    holds = (sizes[:, None] <= jnp.array(choices)).all(-1)
+    branches = [
+        lambda index, widths=widths: function(
+            first[:, index], jax.tree.map(lambda leaf: leaf[index], rest), sizes[index], widths
+        )
+        for widths in choices
+    ]
+
+    def one(index):
+        return jax.lax.switch(holds[index].argmax(), branches, index)
+
+    return jax.lax.map(one, jnp.arange(len(sizes)))
+
+
+def build(config: Config) -> Algorithm:
+    """The algorithm for any parent and images: their shapes are those of the data."""
+    on_cpu = jax.default_backend() == "cpu"
+
+    def importance(data: Data) -> tuple[Array, ...]:
+        if config.pruning == "incoming_l1":
+            return tuple(jnp.abs(layer.weight).sum(1) for layer in data.parent[:-1])
+        hidden = feed_forward.forward(data.parent, data.images[: config.batch_size])[:-1]
+        return tuple(activations.mean(0) for activations in hidden)
+
+    def init(key: Array, params: Params, data: Data) -> State:
+        del params
+        population = compression.pruned(
+            data.parent, importance(data), initial_sizes(config, data.parent)
+        )
+        return State(
+            population=population,
+            fitness=jnp.zeros(config.population_size),
+            judged=jnp.zeros(config.population_size),
+            order=jax.random.permutation(key, len(data.labels)).astype(jnp.int32),
+            num_steps=jnp.int32(0),
+        )
+
+    def relate(activations: Array) -> Array:
+        """Pairs of images (n, n) by a layer's activations (n, width): all that similarity needs."""
+        if config.similarity == "cka":
+            return similarity.centred_gram(activations)
+        return similarity.squared_distances(activations)
+
+    def evaluate(population: Population, params: Params, data: Data, batch: Array) -> Scores:
+        images, labels = data.images[batch], data.labels[batch]
+        targets = [relate(a) for a in feed_forward.forward(data.parent, images)[:-1]]
+        if config.similarity != "cka":
+            targets = [similarity.joint_probabilities(t, params.perplexity) for t in targets]
+
+        def member(first, rest, sizes, widths):
+            *hidden, logits = compression.hidden_and_logits(first, rest, sizes, widths)
+            accuracy = (logits.argmax(-1) == labels).mean()
+            accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
+            return [relate(activations) for activations in hidden], accuracy
+
+        relations, accuracy = _at_their_widths(
+            member,
+            compression.first_activations(population, images),
+            population,
+            _NUM_WIDTHS if on_cpu else 1,
+        )
+
+        def loss(target, relation, size):
+            match config.similarity:
+                case "gaussian":
+                    start = target.log_precisions
+                    other = similarity.joint_probabilities(relation, params.perplexity, start)
+                    return similarity.divergence(target.probabilities, other.probabilities)
+                case "student_t":
+                    other = similarity.student_t_probabilities(relation, size)
+                    return similarity.divergence(target.probabilities, other)
+                case "cka":
+                    return 1 - similarity.centred_kernel_alignment(target, relation)
+                case _:
+                    raise ValueError(f"unknown similarity {config.similarity!r}")
+
+        sizes = population.sizes
+        losses = jnp.stack(
+            [
+                jax.vmap(loss, in_axes=(None, 0, 0))(target, relation, sizes[:, layer])
+                for layer, (target, relation) in enumerate(zip(targets, relations, strict=True))
+            ]
+        ).sum(0)
+        relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
+        fitness = (
+            params.accuracy_weight * accuracy
+            - params.similarity_weight * losses
+            + params.compression_weight * (1 - relative_size)
+        )
+        return Scores(fitness, accuracy, losses, relative_size)
+
+    def reproduce(key: Array, state: State, params: Params) -> Population:
+        key_parents, key_crossover, key_who, key_factors = jax.random.split(key, 4)
+        members = config.population_size
+        log_odds = jnp.where(jnp.isfinite(state.fitness), state.fitness, -jnp.inf)
+        log_odds = jnp.where(jnp.isfinite(log_odds).any(), log_odds, 0.0)
+        first, second = jax.random.categorical(key_parents, log_odds, shape=(2, members // 2))
+        children = compression.cut_off_crossover(key_crossover, state.population, first, second)
+        mutates = jax.random.uniform(key_who, (members,)) < params.mutation_rate
+        return compression.scaling_mutation(
+            key_factors, children, mutates, params.mutation_span, config.mutated_layers == "hidden"
+        )
+
+    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
+        key_order, key_children = jax.random.split(key)
+        num_images = len(data.labels)
+        num_batches = num_images // config.batch_size
+        generation = state.num_steps  # 0 is the initial population
+        judging = generation > config.num_generations
+        batch_index = jnp.maximum(generation - 1 - judging * config.num_generations, 0)
+        batch_index = batch_index % num_batches
+
+        population = jax.lax.cond(
+            (generation > 0) & ~judging,
+            lambda: reproduce(key_children, state, params),
+            lambda: state.population,
+        )
+        order = jax.lax.cond(
+            (generation > 0) & (batch_index == 0),
+            lambda: jax.random.permutation(key_order, num_images).astype(jnp.int32),
+            lambda: state.order,
+        )
+        start = batch_index * config.batch_size
+        batch = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
+        scores = evaluate(population, params, data, batch)
+        failed = ~jnp.isfinite(scores.fitness)
+        ranked = jnp.where(failed, -jnp.inf, scores.fitness)
+        state = State(
+            population=population,
+            fitness=scores.fitness,
+            judged=state.judged + jnp.where(judging, ranked, 0.0),
+            order=order,
+            num_steps=state.num_steps + 1,
+        )
+
+        def mean(values):
+            return jnp.mean(values, where=~failed)
+
+        def least(values):
+            return jnp.min(values, where=~failed, initial=jnp.inf)
+
+        def most(values):
+            return jnp.max(values, where=~failed, initial=-jnp.inf)
+
+        return state, Metrics(
+            generation=state.num_steps,
+            judging=judging,
+            fitness_best=most(scores.fitness),
+            fitness_mean=mean(scores.fitness),
+            accuracy_best=most(scores.accuracy),
+            accuracy_mean=mean(scores.accuracy),
+            accuracy_worst=least(scores.accuracy),
+            similarity_loss_best=least(scores.similarity_loss),
+            similarity_loss_mean=mean(scores.similarity_loss),
+            similarity_loss_worst=most(scores.similarity_loss),
+            relative_size_least=least(scores.relative_size),
+            relative_size_mean=mean(scores.relative_size),
+            relative_size_most=most(scores.relative_size),
+            num_failed=failed.sum(),
+        )
+
+    def result(state: State, params: Params, data: Data) -> Compressed:
+        del params, data
+        num_judged = state.num_steps - 1 - config.num_generations
+        latest = jnp.where(jnp.isfinite(state.fitness), state.fitness, -jnp.inf)
+        fitness = jnp.where(num_judged > 0, state.judged / jnp.maximum(num_judged, 1), latest)
+        best = fitness.argmax()
+        population = state.population
+        return Compressed(
+            network=compression.member(population, best),
+            sizes=population.sizes[best],
+            units=tuple(units[best] for units in population.units),
+            fitness=fitness[best],
+            member=best,
+            num_mutations=population.num_mutations[best],
+        )
+
+    def finished(state: State) -> Array:
+        judging = len(state.order) // config.batch_size if config.final_choice == "mean" else 0
+        return state.num_steps >= 1 + config.num_generations + judging
+
+    return Algorithm(init, step, result, finished)

@@ -1,0 +1,293 @@
+"""Compress a trained network by evolution and judge what it still does on the test part."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import compressed, loop, plotting, report
+from evojax_suite.algorithms import ecomp
+from evojax_suite.baselines import probe
+from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.compressed import CompressedNetwork
+from evojax_suite.data import load, with_whole_training_set
+from evojax_suite.data.splits import balanced_subset
+from evojax_suite.networks import NetworkConfig, feed_forward
+from evojax_suite.networks.feed_forward import Network
+from evojax_suite.operators import compression
+from evojax_suite.results import open_run, read_lines, write_json
+from evojax_suite.training import TrainingConfig
+from evojax_suite.types import Dataset, TrainingData, training_data
+
+_PAPER_IMAGES = 10_000
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Compress a trained, fully connected network by evolution (van den Beemt et al. 2021).
+
+    Without `--parent` a network of two hidden layers is trained first, the paper's: 256 units, 4
+    epochs of Adam 1e-3 in batches of 100.
+    """
+
+    dataset: str = "fashion_mnist"
+    parent: Path | None = None
+    """Your own network: .safetensors or .npz with <layer>.weight (PyTorch) or .kernel (flax) and
+    <layer>.bias; ReLU between its layers."""
+    inputs: compressed.Inputs = "unit"
+    """What the parent takes: pixels in [0, 1] as in the paper, or normalised."""
+    parent_units: int = 256
+    """Units of each hidden layer of a parent that is trained here."""
+    parent_epochs: int = 4
+    """Epochs of its training on the whole training set."""
+    parent_seed: int = 0
+    """Of its training, so that runs of different seeds compress the same parent."""
+    num_images: int | None = None
+    """Images that evolution sees, equally many of each class; by default the paper's 10,000, or as
+    many whole batches as there are."""
+    config: tyro.conf.OmitArgPrefixes[ecomp.Config] = field(default_factory=ecomp.Config)
+    params: tyro.conf.OmitArgPrefixes[ecomp.Params] = field(default_factory=ecomp.Params)
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, least in (("parent_units", 1), ("parent_epochs", 1), ("parent_seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+
+
+def evolution_images(dataset: Dataset, num_images: int | None, batch_size: int) -> np.ndarray:
+    """Positions of the training images that evolution sees."""
+    labels = dataset.train.labels
+    if num_images is None:
+        most = dataset.num_classes * int(np.bincount(labels, minlength=dataset.num_classes).min())
+        num_images = min(_PAPER_IMAGES, min(most, len(labels) - 1) // batch_size * batch_size)
+        if not num_images:
+            raise ValueError(
+                f"{dataset.name} has {most} images of balanced classes, fewer than batch_size "
+                f"{batch_size}"
+            )
+    return balanced_subset(labels, num_images, dataset.num_classes)
+
+
+def parent_data(dataset: Dataset, inputs: compressed.Inputs) -> TrainingData:
+    """The training part, as a network of these inputs takes it."""
+    mean, std = compressed.constants(dataset, inputs)
+    return training_data(replace(dataset, mean=tuple(mean), std=tuple(std)))
+
+
+def train_parent(
+    dataset: Dataset, inputs: compressed.Inputs, units: int, epochs: int, seed: int, directory: Path
+) -> Network:
+    """Train the parent, an epoch a step, kept and resumed in `directory`."""
+    config = probe.Config(
+        network=NetworkConfig(network="MLP", width=units),
+        training=TrainingConfig(num_epochs=epochs, batch_size=100, learning_rate=1e-3),
+    )
+    algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
+    data = parent_data(dataset, inputs)
+    with progress("parent", epochs) as on_report:
+        outcome = loop.run(
+            algorithm, jax.random.key(seed), None, data, epochs, directory, on_report=on_report
+        )
+    arrays = {
+        f"{layer}.{role}": np.asarray(array)
+        for layer, parts in outcome.state.fit.parameters.items()
+        for role, array in parts.items()
+    }
+    return feed_forward.from_arrays(arrays, int(np.prod(dataset.image_shape)), dataset.num_classes)
+
+
+def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray]) -> float:
+    """Cosine between a trimmed network's weights and the parent's between the same units; units:
+    of each hidden layer, their places in the parent."""
+    places = [np.arange(parent[0].weight.shape[1]), *units, np.arange(len(parent[-1].bias))]
+    originals = [
+        np.asarray(layer.weight)[np.ix_(after, before)]
+        for layer, (before, after) in zip(parent, pairwise(places), strict=True)
+    ]
+    own, original = (
+        np.concatenate([np.ravel(weight) for weight in weights]).astype(np.float64)
+        for weights in ([layer.weight for layer in network], originals)
+    )
+    return float(own @ original / (np.linalg.norm(own) * np.linalg.norm(original)))
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    config, params = options.config, options.params
+    dataset = with_whole_training_set(load(options.dataset, options.data_dir))
+    places = evolution_images(dataset, options.num_images, config.batch_size)
+    num_inputs = int(np.prod(dataset.image_shape))
+    parent = None
+    if options.parent is not None:
+        parent = feed_forward.load(options.parent, num_inputs, dataset.num_classes)
+    stand_in = parent or feed_forward.zeros(
+        (num_inputs, options.parent_units, options.parent_units, dataset.num_classes)
+    )
+    ecomp.check(config, params, stand_in, len(places))
+    directory = options.directory("ecomp", dataset)
+    open_run(directory, options.settings(), options.resume)
+    beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
+    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
+    console.print(
+        f"{dataset.name}: {len(places):,} of {len(dataset.train):,} training, "
+        f"{len(dataset.test):,} test images; run in {directory}"
+    )
+    console.print(f"settings that differ from the paper's: {shown}")
+
+    start = time.perf_counter()
+    if parent is None:
+        parent = train_parent(
+            dataset,
+            options.inputs,
+            options.parent_units,
+            options.parent_epochs,
+            options.parent_seed,
+            directory / "parent",
+        )
+        feed_forward.save(directory / "parent.safetensors", parent)
+    parent_seconds = time.perf_counter() - start
+
+    mean, std = compressed.constants(dataset, options.inputs)
+    images, labels = dataset.train.images[places], dataset.train.labels[places]
+    data = ecomp.make_data(parent, images, labels, mean, std)
+    algorithm = ecomp.build(config)
+    num_steps = ecomp.num_steps(config, len(places))
+    with progress("compressing", num_steps, config.population_size) as on_report:
+        outcome = loop.run(
+            algorithm,
+            jax.random.key(options.seed),
+            params,
+            data,
+            num_steps,
+            directory,
+            checkpoint_seconds=options.checkpoint_seconds,
+            on_report=on_report,
+        )
+    best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))
+    network = compression.trimmed(best.network, best.sizes)
+    units = [u[:size] for u, size in zip(best.units, best.sizes, strict=True)]
+    lineage = {
+        "member": int(best.member),
+        "num_mutations": int(best.num_mutations),
+        "weights_cosine": likeness_to_parent(network, parent, units),
+        "parent": str(options.parent) if options.parent else "parent.safetensors",
+        "parent_hidden_units": feed_forward.hidden_sizes(parent),
+        "units_kept": units,
+    }
+    about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
+    result = CompressedNetwork(network, *about, lineage)
+    result.save(directory)
+
+    # Selection is over: only here is the test part opened.
+    before = CompressedNetwork(parent, *about, {})
+    seen = np.zeros(len(dataset.train), bool)
+    seen[places] = True
+    agreement, accuracy = {}, {}
+    for part, split_images, split_labels in (
+        ("evolution", images, labels),
+        ("test", dataset.test.images, dataset.test.labels),
+    ):
+        predictions = [one.logits(split_images).argmax(-1) for one in (before, result)]
+        accuracy[part] = [float(np.mean(p == split_labels)) for p in predictions]
+        agreement[part] = float(np.mean(predictions[0] == predictions[1]))
+    sizes = [int(size) for size in best.sizes]
+    summary = {
+        "system": "ecomp",
+        "dataset": dataset.name,
+        "test_accuracy": accuracy["test"][1],
+        "parent_test_accuracy": accuracy["test"][0],
+        "test_agreement": agreement["test"],
+        "evolution_accuracy": accuracy["evolution"][1],
+        "parent_evolution_accuracy": accuracy["evolution"][0],
+        "evolution_agreement": agreement["evolution"],
+        "relative_size": sum(sizes) / sum(feed_forward.hidden_sizes(parent)),
+        "hidden_units": sizes,
+        "num_parameters": result.num_parameters,
+        "parent_num_parameters": before.num_parameters,
+        "fitness": float(best.fitness),
+        "num_generations": config.num_generations,
+        "num_mutations": lineage["num_mutations"],
+        "weights_cosine": lineage["weights_cosine"],
+        "num_failed": outcome.num_failed,
+        "seconds": outcome.seconds,
+        "compile_seconds": outcome.compile_seconds,
+        "parent_seconds": parent_seconds,
+        "seed": options.seed,
+        "options": beyond,
+    }
+    write_json(directory / "summary.json", summary)
+    _present(directory, options, dataset, summary, shown)
+
+
+def _present(
+    directory: Path, options: Options, dataset: Dataset, summary: dict, shown: str
+) -> None:
+    """Figure, report and the closing lines on the terminal."""
+    curves = directory / "figures" / "generations.png"
+    lines = [line for line in read_lines(directory / "metrics.jsonl") if not line["judging"]]
+    plotting.compression_curves(curves, lines)
+
+    def percent(name):
+        return f"{100 * summary[name]:.2f}"
+
+    units = "-".join(map(str, summary["hidden_units"]))
+    lead = (
+        f"{units} hidden units, {percent('relative_size')}% of the parent's, classify "
+        f"{percent('test_accuracy')}% of the {len(dataset.test):,} test images of {dataset.name}; "
+        f"the parent classifies {percent('parent_test_accuracy')}%. They agree on "
+        f"{percent('test_agreement')}%."
+    )
+    rows = [
+        ["parent", percent("parent_test_accuracy"), "", f"{summary['parent_num_parameters']:,}"],
+        [
+            "compressed",
+            percent("test_accuracy"),
+            percent("test_agreement"),
+            f"{summary['num_parameters']:,}",
+        ],
+    ]
+    numbers = [
+        ["hidden units", units],
+        ["relative size (hidden units)", f"{percent('relative_size')} %"],
+        [
+            "agreement with the parent on the images of evolution",
+            f"{percent('evolution_agreement')} %",
+        ],
+        ["cosine of its weights and the parent's", f"{summary['weights_cosine']:.3f}"],
+        ["mutations in its line", str(summary["num_mutations"])],
+        ["time in generations", f"{summary['seconds']:.1f} s"],
+        ["compilation", f"{summary['compile_seconds']:.1f} s"],
+        ["training of the parent", f"{summary['parent_seconds']:.1f} s"],
+        ["failed evaluations", str(summary["num_failed"])],
+        ["unlike the paper", shown],
+    ]
+    report.write(
+        directory / "report.html",
+        f"A network for {dataset.name}, compressed by evolution",
+        lead,
+        [
+            ("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
+            ("The run", ["", ""], numbers),
+        ],
+        [(curves, "The population by generation: mean, and from worst to best")],
+        shlex.join(["evojax-suite", *sys.argv[1:]]),
+        options.settings(),
+    )
+    console.print(lead)
+    console.print(
+        f"time: parent {summary['parent_seconds']:.1f} s, compilation "
+        f"{summary['compile_seconds']:.1f} s, generations {summary['seconds']:.1f} s"
+    )
+    console.print(
+        f"report: {directory / 'report.html'}, network: {directory / 'network.safetensors'}"
+    )

@@ -1,0 +1,116 @@
+"""A compressed network: its weights, where they come from, and functions that compute it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_suite.networks import feed_forward
+from evojax_suite.networks.feed_forward import Network
+from evojax_suite.results import write_atomically, write_json
+from evojax_suite.types import Array, Dataset
+
+Inputs = Literal["unit", "normalized"]
+"""What a network takes: pixels in [0, 1], or these with the dataset's mean and deviation taken out.
+Both are flattened row by row, channels last."""
+
+
+@jax.jit
+def _logits(network: Network, images: Array, mean: Array, std: Array) -> Array:
+    flat = ((images - mean) / std).reshape(images.shape[0], -1)
+    return feed_forward.forward(network, flat)[-1]
+
+
+def constants(dataset: Dataset, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) that `inputs` takes out of pixels in [0, 1]."""
+    channels = dataset.image_shape[-1]
+    if inputs == "unit":
+        return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    return np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32)
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """A fully connected ReLU network for images; `save` and `load` keep it bit for bit."""
+
+    network: Network  # NumPy arrays, without padding
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray  # (C,), taken out of pixels in [0, 1]
+    std: np.ndarray  # (C,)
+    class_names: tuple[str, ...]
+    dataset: str
+    lineage: dict  # where the weights come from, as JSON has it
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases."""
+        return sum(array.size for layer in self.network for array in layer)
+
+    def logits(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
+        """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
+        scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
+        parts = [
+            _logits(self.network, batch.astype(np.float32) / scale, self.mean, self.std)
+            for batch in np.split(images, range(batch_size, len(images), batch_size))
+        ]
+        return np.concatenate(parts)
+
+    def export(self) -> bytes:
+        """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
+        and TPU; `jax.export.deserialize` reads it."""
+        (size,) = jax.export.symbolic_shape("n")
+        images = jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32)
+        function = jax.jit(
+            lambda images: partial(_logits, self.network, mean=self.mean, std=self.std)(images)
+        )
+        exported = jax.export.export(function, platforms=("cpu", "cuda", "rocm", "tpu"))(images)
+        return bytes(exported.serialize())
+
+    def save(self, directory: Path) -> None:
+        """Write network.safetensors, network.json and network.stablehlo into `directory`."""
+        feed_forward.save(directory / "network.safetensors", self.network)
+        sizes = [self.network[0].weight.shape[1], *(len(layer.bias) for layer in self.network)]
+        write_json(
+            directory / "network.json",
+            {
+                "architecture": "fully connected, ReLU between the layers",
+                "layer_sizes": sizes,
+                "num_parameters": self.num_parameters,
+                "image_shape": self.image_shape,
+                "inputs": "((pixels / 255) - mean) / std, flattened row by row, channels last",
+                "mean": self.mean,
+                "std": self.std,
+                "class_names": self.class_names,
+                "dataset": self.dataset,
+                "lineage": self.lineage,
+            },
+        )
+        write_atomically(directory / "network.stablehlo", self.export())
+
+
+def load(directory: Path | str) -> CompressedNetwork:
+    """The network that `CompressedNetwork.save` wrote. Raises ValueError or OSError, one line."""
+    path = Path(directory) / "network.json"
+    try:
+        about = json.loads(path.read_text())
+        sizes = about["layer_sizes"]
+        network = feed_forward.load(path.with_suffix(".safetensors"), sizes[0], sizes[-1])
+        return CompressedNetwork(
+            network=network,
+            image_shape=tuple(about["image_shape"]),
+            mean=np.array(about["mean"], np.float32),
+            std=np.array(about["std"], np.float32),
+            class_names=tuple(about["class_names"]),
+            dataset=about["dataset"],
+            lineage=about["lineage"],
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} does not describe a compressed network: {error!r}") from error

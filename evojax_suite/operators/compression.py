@@ -1,0 +1,235 @@
+"""A population of fully connected networks of different sizes, and what evolves it.
+
+Source: van den Beemt et al. 2021, EComp, sections 3.1.1, 3.1.4 and 3.1.5.
+
+All members are padded to the same widths; the units of a layer come first, and what the padding
+after them holds never counts, be it NaN. Crossover mixes an upper left block of each layer, and the
+first layer has far more inputs than a block can have rows: beyond that reach its weights pass whole
+from one parent to the child. They are kept once for all that share them (`tails`), copied only when
+a mutation changes them, and multiplied with the images once. What a member computes is not changed
+by this, only how often: populations soon descend from few lines.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from evojax_suite.networks.feed_forward import Layer, Network
+from evojax_suite.types import Array
+
+_TAILS_AT_ONCE = 4
+
+
+@struct.dataclass
+class Population:
+    """P networks, padded; the reach is the first layer's width, at most the D inputs."""
+
+    layers: Network  # leading axis P; the first layer's weights from the first `reach` inputs alone
+    tails: Array  # (P, width, D - reach): weights from the other inputs, of the lines alive
+    tail_of: Array  # (P,) int32: each member's place in `tails`
+    sizes: Array  # (P, hidden layers) int32: units
+    units: tuple[Array, ...]  # of each hidden layer (P, width) int32: the parent's unit, by biases
+    num_mutations: Array  # (P,) int32: in the line from which a member has its tail
+
+
+def pruned(network: Network, importance: tuple[Array, ...], sizes: np.ndarray) -> Population:
+    """Copies of `network` that keep the most important units of each hidden layer, in their order.
+
+    importance: for each hidden layer (units,); of equals the later unit counts as more important.
+    sizes: (P, hidden layers), units that each copy keeps, on the host: the largest are the widths.
+    """
+    widths = [int(size) for size in sizes.max(0)]
+    bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
+
+    def order(scores, size):
+        rank = jnp.argsort(jnp.argsort(scores, stable=True))  # 0 is the least important
+        return jnp.argsort(rank < rank.shape[0] - size, stable=True)
+
+    def one(size):
+        orders = [order(scores, size[i]) for i, scores in enumerate(importance)]
+        orders = [jnp.arange(bounds[0]), *orders, jnp.arange(bounds[-1])]
+        inside = [jnp.arange(bound) < bound for bound in bounds]
+        inside[1:-1] = [jnp.arange(width) < size[i] for i, width in enumerate(widths)]
+        layers = []
+        for index, (weight, bias) in enumerate(network):
+            rows, columns = orders[index + 1][: bounds[index + 1]], orders[index][: bounds[index]]
+            kept = inside[index + 1][:, None] & inside[index]
+            weight = jnp.where(kept, weight[rows][:, columns], 0.0)
+            layers.append(Layer(weight, jnp.where(inside[index + 1], bias[rows], 0.0)))
+        units = tuple(o[:w].astype(jnp.int32) for o, w in zip(orders[1:-1], widths, strict=True))
+        return tuple(layers), units
+
+    (first, *rest), units = jax.lax.map(one, jnp.asarray(sizes))
+    reach = min(bounds[0], bounds[1])
+    return Population(
+        layers=(first._replace(weight=first.weight[..., :reach]), *rest),
+        tails=first.weight[..., reach:],
+        tail_of=jnp.arange(len(sizes), dtype=jnp.int32),
+        sizes=jnp.asarray(sizes, jnp.int32),
+        units=units,
+        num_mutations=jnp.zeros(len(sizes), jnp.int32),
+    )
+
+
+def member(population: Population, index: Array | int) -> Network:
+    """One network, still padded."""
+    first, *rest = jax.tree.map(lambda leaf: leaf[index], population.layers)
+    tail = population.tails[population.tail_of[index]]
+    return (first._replace(weight=jnp.concatenate([first.weight, tail], 1)), *rest)
+
+
+def trimmed(network: Network, sizes: np.ndarray) -> Network:
+    """One network without its padding, as NumPy arrays. sizes: (hidden layers,)."""
+    bounds = [network[0].weight.shape[1], *(int(s) for s in sizes), network[-1].bias.shape[0]]
+    return tuple(
+        Layer(np.asarray(layer.weight)[:after, :before], np.asarray(layer.bias)[:after])
+        for layer, before, after in zip(network, bounds[:-1], bounds[1:], strict=True)
+    )
+
+
+def first_activations(population: Population, inputs: Array) -> Array:
+    """What the first layer gives before ReLU, (N, P, width), of inputs (N, D); padding included."""
+    weight, bias = population.layers[0]
+    members, width, reach = weight.shape
+    near, far = inputs[:, :reach], inputs[:, reach:]
+    heads = (near @ weight.reshape(members * width, reach).T).reshape(-1, members, width) + bias
+    if not far.shape[1]:
+        return heads
+    # The tails of lines that are alive, a few at a time.
+    alive = jnp.zeros(members, bool).at[population.tail_of].set(True)
+    order = jnp.argsort(~alive, stable=True)
+    size = min(_TAILS_AT_ONCE, members)
+
+    def some(start, tails):
+        start = jnp.minimum(start * size, members - size)
+        places = jax.lax.dynamic_slice_in_dim(order, start, size)
+        chosen = population.tails[places].reshape(size * width, -1)
+        return tails.at[:, places].set((far @ chosen.T).reshape(-1, size, width))
+
+    empty = jnp.zeros_like(heads)
+    tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, empty)
+    return heads + tails[:, population.tail_of]
+
+
+def hidden_and_logits(
+    first: Array, rest: Network, sizes: Array, widths: tuple[int, ...]
+) -> list[Array]:
+    """Hidden activations (N, width) of each layer, then logits, of one member.
+
+    first: (N, width) before ReLU. rest: the layers after the first. widths: of the layers, no
+    smaller than the sizes (hidden layers,); the activations of padding are 0.
+    """
+    inside = jnp.arange(widths[0]) < sizes[0]
+    outputs = [jnp.where(inside, jnp.maximum(first[:, : widths[0]], 0.0), 0.0)]
+    for index, (weight, bias) in enumerate(rest, 1):
+        outer = widths[index] if index < len(rest) else bias.shape[0]
+        weight = jnp.where(inside, weight[:outer, : widths[index - 1]], 0.0)
+        values = outputs[-1] @ weight.T + bias[:outer]
+        if index < len(rest):
+            inside = jnp.arange(outer) < sizes[index]
+            values = jnp.where(inside, jnp.maximum(values, 0.0), 0.0)
+        outputs.append(values)
+    return outputs
+
+
+def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) -> Array:
+    """For each layer of a pair of sizes (hidden layers,) a cut-off, uniform in 1..the least size
+    that both have on either side of the layer. ends: inputs and classes."""
+    both = jnp.minimum(first, second)
+    bounds = jnp.concatenate([jnp.array(ends[:1]), both, jnp.array(ends[1:])])
+    most = jnp.minimum(bounds[:-1], bounds[1:])
+    return jax.random.randint(key, most.shape, 1, most + 1)
+
+
+def cut_off_crossover(
+    key: Array, population: Population, first: Array, second: Array
+) -> Population:
+    """Children of pairs of members; section 3.1.4, Fig. 1.
+
+    first, second: (pairs,), half as many as members. Child i < pairs keeps, of each layer, the
+    upper left c x c weights and the first c biases of its first parent and has all the rest, and so
+    its shape, from its second; child i + pairs is its mirror image. c is drawn for each layer and
+    pair, uniform in 1..the least size that both parents have on either side of the layer.
+    """
+    ends = population.layers[0].weight.shape[-1], population.layers[-1].bias.shape[-1]
+    keys = jax.random.split(key, first.shape[0])
+    draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
+    cuts = draw(keys, population.sizes[first], population.sizes[second])
+    cuts = jnp.concatenate([cuts, cuts])
+    inner = jnp.concatenate([first, second])
+    outer = jnp.concatenate([second, first])
+
+    def mixed(array, layer):
+        inside = jnp.ones((), bool)
+        for axis in range(1, array.ndim):
+            places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
+            inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
+        return jnp.where(inside, array[inner], array[outer])
+
+    return Population(
+        layers=tuple(
+            Layer(mixed(layer.weight, index), mixed(layer.bias, index))
+            for index, layer in enumerate(population.layers)
+        ),
+        tails=population.tails,
+        tail_of=population.tail_of[outer],
+        sizes=population.sizes[outer],
+        units=tuple(mixed(units, index) for index, units in enumerate(population.units)),
+        num_mutations=population.num_mutations[outer],
+    )
+
+
+def _change_each(population: Population, chosen: Array, change) -> Population:
+    """Apply `change(index, network) -> network` to each member of chosen (P,) that is True; costs
+    as much as there are. A tail that others share is copied before it changes."""
+    members = chosen.shape[0]
+    order = jnp.argsort(~chosen, stable=True)
+
+    def body(i, carry):
+        layers, tails, tail_of = carry
+        index = order[i]
+        counts = jnp.zeros(members, jnp.int32).at[tail_of].add(1)
+        own = tail_of[index]
+        place = jnp.where(counts[own] > 1, counts.argmin(), own)  # an unused one, if shared
+        first, *rest = jax.tree.map(lambda leaf: leaf[index], layers)
+        reach = first.weight.shape[1]
+        whole = jnp.concatenate([first.weight, tails[own]], 1)
+        first, *rest = change(index, (first._replace(weight=whole), *rest))
+        tails = tails.at[place].set(first.weight[:, reach:])
+        new = (first._replace(weight=first.weight[:, :reach]), *rest)
+        layers = jax.tree.map(lambda leaf, value: leaf.at[index].set(value), layers, new)
+        return layers, tails, tail_of.at[index].set(place)
+
+    carry = population.layers, population.tails, population.tail_of
+    layers, tails, tail_of = jax.lax.fori_loop(0, chosen.sum(), body, carry)
+    return replace(population, layers=layers, tails=tails, tail_of=tail_of)
+
+
+def scaling_mutation(
+    key: Array, population: Population, chosen: Array, span: float | Array, hidden_only: bool
+) -> Population:
+    """Multiply each weight of the chosen members by its own factor, uniform in 1 - span..1 + span;
+    section 3.1.5.
+
+    chosen: (P,) bool. Biases stay, with `hidden_only` the last layer's weights too.
+    """
+
+    def change(index, network):
+        keys = jax.random.split(jax.random.fold_in(key, index), len(network))
+        return tuple(
+            layer
+            if hidden_only and layer is network[-1]
+            else layer._replace(
+                weight=layer.weight
+                * jax.random.uniform(key, layer.weight.shape, minval=1 - span, maxval=1 + span)
+            )
+            for key, layer in zip(keys, network, strict=True)
+        )
+
+    population = _change_each(population, chosen, change)
+    return replace(population, num_mutations=population.num_mutations + chosen)
