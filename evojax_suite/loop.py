@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from evojax_suite.checkpoint import Checkpoints
@@ -106,27 +107,37 @@ def run(
     metrics_file = Lines(directory / "metrics.jsonl", done)
     timing_file = Lines(directory / "timing.jsonl", done)
 
-    def advance(key_steps, state, first, params, data, length):
-        def body(state, index):
+    def advance(key_steps, state, first, count, params, data):
+        """`count` steps, at most `steps_per_call`: traced, so that the last call compiles none."""
+
+        def one(state, index):
             return algorithm.step(jax.random.fold_in(key_steps, index), state, params, data)
 
-        return jax.lax.scan(body, state, first + np.arange(length, dtype=np.int32))
+        def body(i, carry):
+            state, metrics = one(carry[0], first + i)
+            return state, jax.tree.map(lambda all, new: all.at[i].set(new), carry[1], metrics)
 
-    compiled: dict[int, Callable] = {}
+        empty = jax.tree.map(
+            lambda leaf: jnp.zeros((steps_per_call, *leaf.shape), leaf.dtype),
+            jax.eval_shape(one, state, first)[1],
+        )
+        return jax.lax.fori_loop(0, count, body, (state, empty))
 
-    def call(state, first, length):
+    compiled = None
+
+    def call(state, first, count):
+        nonlocal compiled
         if not algorithm.scannable:
             step_key = jax.random.fold_in(key_steps, first)
             state, metrics = algorithm.step(step_key, state, params, data)
             return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics), 0.0
-        arguments = (key_steps, state, np.int32(first), params, data)
+        arguments = (key_steps, state, np.int32(first), np.int32(count), params, data)
         seconds = 0.0
-        if length not in compiled:
+        if compiled is None:
             start = time.perf_counter()
-            lowered = jax.jit(advance, static_argnums=5, donate_argnums=1).lower(*arguments, length)
-            compiled[length] = lowered.compile()
+            compiled = jax.jit(advance, donate_argnums=1).lower(*arguments).compile()
             seconds = time.perf_counter() - start
-        return *compiled[length](*arguments), seconds
+        return *compiled(*arguments), seconds
 
     saved, saved_at = done, time.perf_counter()
     last_compile = compile_seconds

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.algorithms import devs, ga_distillation
+from evojax_suite.algorithms import devs, ecomp, ga_distillation
 from evojax_suite.baselines import gradient_matching, probe, strong_random
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.networks.feed_forward import Layer
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Algorithm, training_data
 
@@ -53,6 +54,8 @@ VARIANTS = {
         training=TrainingConfig(batch_size=32, optimizer="sgd", mixup_alpha=0.4),
     ),
     "probe": probe.Config(SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)),
+    "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
+    "ecomp_cka": ecomp.Config(6, 50, 20, similarity="cka", pruning="activity"),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -78,6 +81,10 @@ def case(request) -> Case:
             module = {"devs": devs, "probe": probe}[request.param]
             data = training_data(with_whole_training_set(digits, 130))
             algorithm = module.build(config, 10, shape)
+        case "ecomp" | "ecomp_cka":
+            data = ecomp_data(digits)
+            params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
+            algorithm = ecomp.build(config)
         case "gradient_matching":
             data = gradient_matching.make_data(digits)
             algorithm = gradient_matching.build(config, 10, shape)
@@ -91,6 +98,15 @@ def case(request) -> Case:
     name = "fitness_images" if hasattr(data, "fitness_images") else "images"
     other = data.replace(**{name: 255 - getattr(data, name)})
     return Case(algorithm, params, data, other, shares_keys)
+
+
+def ecomp_data(dataset) -> ecomp.Data:
+    shapes = ((12, 64), (12, 12), (10, 12))
+    parent = tuple(
+        Layer(jax.random.normal(jax.random.key(i), shape) / 4, jnp.full(shape[0], 0.1))
+        for i, shape in enumerate(shapes)
+    )
+    return ecomp.make_data(parent, dataset.train.images[:100], dataset.train.labels[:100])
 
 
 def compiled(case, function):

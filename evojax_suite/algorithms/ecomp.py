@@ -219,7 +219,7 @@ def initial_sizes(config: Config, parent: Network) -> np.ndarray:
     return np.maximum(kept, 1).astype(np.int32)
 
 
-_NUM_WIDTHS = 6
+_NUM_WIDTHS = 12
 """Sizes of matrix products on the CPU, where members are computed one after the other."""
 
 
@@ -257,7 +257,7 @@ def build(config: Config) -> Algorithm:
         return tuple(activations.mean(0) for activations in hidden)
 
     def init(key: Array, params: Params, data: Data) -> State:
-        del params
+        del key, params  # the initial population is a choice of units, and steps draw the batches
         population = compression.pruned(
             data.parent, importance(data), initial_sizes(config, data.parent)
         )
@@ -265,7 +265,7 @@ def build(config: Config) -> Algorithm:
             population=population,
             fitness=jnp.zeros(config.population_size),
             judged=jnp.zeros(config.population_size),
-            order=jax.random.permutation(key, len(data.labels)).astype(jnp.int32),
+            order=jnp.arange(len(data.labels), dtype=jnp.int32),
             num_steps=jnp.int32(0),
         )
 
@@ -350,7 +350,7 @@ def build(config: Config) -> Algorithm:
             lambda: state.population,
         )
         order = jax.lax.cond(
-            (generation > 0) & (batch_index == 0),
+            batch_index == 0,
             lambda: jax.random.permutation(key_order, num_images).astype(jnp.int32),
             lambda: state.order,
         )

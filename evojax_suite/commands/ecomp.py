@@ -29,6 +29,7 @@ from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset, TrainingData, training_data
 
 _PAPER_IMAGES = 10_000
+_STEPS_PER_CALL = 10  # half a second on two cores
 
 
 @dataclass(frozen=True)
@@ -170,6 +171,7 @@ def run(options: Options) -> None:
             data,
             num_steps,
             directory,
+            steps_per_call=_STEPS_PER_CALL,
             checkpoint_seconds=options.checkpoint_seconds,
             on_report=on_report,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, TypeAlias
@@ -135,7 +136,7 @@ def load(path: Path, num_inputs: int, num_classes: int) -> Network:
         else:
             raise ValueError("expected a .safetensors or .npz file")
         return from_arrays(arrays, num_inputs, num_classes)
-    except (ValueError, EOFError, safetensors.SafetensorError) as error:
+    except (ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: {error}") from error
 
 

@@ -37,6 +37,11 @@ class Population:
     num_mutations: Array  # (P,) int32: in the line from which a member has its tail
 
 
+def _taken(array: Array, places: Array) -> Array:
+    """array[places], without the check of places that would keep it from being fused."""
+    return array.at[places].get(mode="promise_in_bounds")
+
+
 def pruned(network: Network, importance: tuple[Array, ...], sizes: np.ndarray) -> Population:
     """Copies of `network` that keep the most important units of each hidden layer, in their order.
 
@@ -108,12 +113,12 @@ def first_activations(population: Population, inputs: Array) -> Array:
     def some(start, tails):
         start = jnp.minimum(start * size, members - size)
         places = jax.lax.dynamic_slice_in_dim(order, start, size)
-        chosen = population.tails[places].reshape(size * width, -1)
+        chosen = _taken(population.tails, places).reshape(size * width, -1)
         return tails.at[:, places].set((far @ chosen.T).reshape(-1, size, width))
 
     empty = jnp.zeros_like(heads)
     tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, empty)
-    return heads + tails[:, population.tail_of]
+    return heads + tails.at[:, population.tail_of].get(mode="promise_in_bounds")
 
 
 def hidden_and_logits(
@@ -169,7 +174,7 @@ def cut_off_crossover(
         for axis in range(1, array.ndim):
             places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
             inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
-        return jnp.where(inside, array[inner], array[outer])
+        return jnp.where(inside, _taken(array, inner), _taken(array, outer))
 
     return Population(
         layers=tuple(

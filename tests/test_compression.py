@@ -1,0 +1,282 @@
+"""Populations of networks of different sizes, against networks computed one by one."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from evojax_suite.networks import feed_forward
+from evojax_suite.networks.feed_forward import Layer
+from evojax_suite.operators import compression
+
+SHAPES = {
+    "two hidden layers": (20, 8, 8, 4),
+    "one": (20, 8, 4),
+    "three, unequal": (20, 9, 5, 7, 4),
+    "fewer inputs than units": (5, 8, 8, 4),
+    "as many inputs as units": (8, 8, 3),
+}
+
+
+def parent(shape, seed=0):
+    random = np.random.default_rng(seed)
+    return tuple(
+        Layer(
+            jnp.asarray(random.normal(size=(after, before)), jnp.float32),
+            jnp.asarray(random.normal(size=after), jnp.float32),
+        )
+        for before, after in itertools.pairwise(shape)
+    )
+
+
+def sizes_of(shape, members, seed=0):
+    random = np.random.default_rng(seed)
+    columns = [random.integers(1, most, members, endpoint=True) for most in shape[1:-1]]
+    return np.stack(columns, 1).astype(np.int32)
+
+
+def importance(network):
+    return tuple(jnp.abs(layer.weight).sum(1) for layer in network[:-1])
+
+
+def population_of(shape, members=6, seed=0):
+    network = parent(shape, seed)
+    return compression.pruned(network, importance(network), sizes_of(shape, members, seed))
+
+
+def whole(population, index):
+    """Without padding."""
+    return compression.trimmed(
+        jax.device_get(compression.member(population, index)), np.asarray(population.sizes[index])
+    )
+
+
+def directly_pruned(network, sizes):
+    """By deleting rows and columns, as torch-pruning does."""
+    layers = [Layer(np.asarray(w), np.asarray(b)) for w, b in network]
+    kept = []
+    for index, size in enumerate(sizes):
+        norms = np.abs(np.asarray(network[index].weight)).sum(1)
+        gone = np.argsort(norms, kind="stable")[: len(norms) - size]
+        kept.append(np.delete(np.arange(len(norms)), gone))
+        layers[index] = Layer(
+            np.delete(layers[index].weight, gone, 0), np.delete(layers[index].bias, gone)
+        )
+        after = layers[index + 1]
+        layers[index + 1] = after._replace(weight=np.delete(after.weight, gone, 1))
+    return layers, kept
+
+
+def with_nan_padding(population):
+    """All that is no unit's becomes NaN."""
+    reach = population.layers[0].weight.shape[-1]
+    inside = [jnp.arange(w) < population.sizes[:, [i]] for i, w in
+              enumerate(feed_forward.hidden_sizes(population.layers))]  # fmt: skip
+    members = len(population.sizes)
+    before = [jnp.ones((members, reach), bool), *inside]
+    after = [*inside, jnp.ones((members, population.layers[-1].bias.shape[-1]), bool)]
+    layers = tuple(
+        Layer(
+            jnp.where(a[:, :, None] & b[:, None, :], layer.weight, jnp.nan),
+            jnp.where(a, layer.bias, jnp.nan),
+        )
+        for layer, b, a in zip(population.layers, before, after, strict=True)
+    )
+    alive = jnp.zeros(population.tails.shape[:2], bool).at[population.tail_of].max(inside[0])
+    tails = jnp.where(alive[..., None], population.tails, jnp.nan)
+    return replace(population, layers=layers, tails=tails)
+
+
+def computed(population, inputs, widths=None):
+    """Hidden activations and logits of all members by the population's way."""
+    widths = widths or feed_forward.hidden_sizes(population.layers)
+    first = compression.first_activations(population, inputs)
+    return [
+        compression.hidden_and_logits(
+            first[:, m],
+            jax.tree.map(lambda leaf, m=m: leaf[m], population.layers[1:]),
+            population.sizes[m],
+            widths,
+        )
+        for m in range(len(population.sizes))
+    ]
+
+
+def assert_networks_equal(first, second):
+    jax.tree.map(np.testing.assert_array_equal, tuple(first), tuple(second))
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_pruning_keeps_the_units_of_a_direct_computation(shape):
+    network, sizes = parent(shape), sizes_of(shape, 6)
+    population = compression.pruned(network, importance(network), sizes)
+    for member, size in enumerate(sizes):
+        expected, kept = directly_pruned(network, size)
+        assert_networks_equal(whole(population, member), expected)
+        for layer, units in enumerate(kept):
+            np.testing.assert_array_equal(population.units[layer][member, : len(units)], units)
+
+
+def test_equal_importance_loses_the_first_units():
+    network = parent((6, 4, 3))
+    population = compression.pruned(network, (jnp.ones(4),), np.array([[2], [3]]))
+    np.testing.assert_array_equal(population.units[0][0, :2], [2, 3])
+    np.testing.assert_array_equal(population.units[0][1, :3], [1, 2, 3])
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_padded_networks_compute_what_unpadded_ones_do_whatever_the_padding_holds(shape):
+    population = population_of(shape)
+    inputs = jax.random.normal(jax.random.key(0), (7, shape[0]))
+    for key in jax.random.split(jax.random.key(1), 3):  # lines merge, so tails are shared
+        for variant in (population, with_nan_padding(population)):
+            for member, outputs in enumerate(computed(variant, inputs)):
+                expected = feed_forward.forward(whole(population, member), inputs)
+                for ours, theirs in zip(outputs, expected, strict=True):
+                    count = theirs.shape[1]
+                    np.testing.assert_allclose(ours[:, :count], theirs, rtol=1e-4, atol=1e-4)
+                    assert (np.asarray(ours[:, count:]) == 0).all()
+        key_parents, key_cross, key_mutate = jax.random.split(key, 3)
+        parents = jax.random.randint(key_parents, (2, 3), 0, 6)
+        population = with_nan_padding(population)
+        population = compression.cut_off_crossover(key_cross, population, *parents)
+        population = compression.scaling_mutation(
+            key_mutate, population, jnp.arange(6) == 2, 0.1, False
+        )
+
+
+def test_narrower_widths_that_hold_the_units_change_nothing():
+    population = population_of(SHAPES["two hidden layers"])
+    population = replace(population, sizes=jnp.minimum(population.sizes, 5))
+    inputs = jax.random.normal(jax.random.key(0), (7, 20))
+    narrow, wide = computed(population, inputs, (5, 5)), computed(population, inputs)
+    for one, other in zip(narrow, wide, strict=True):
+        np.testing.assert_allclose(one[-1], other[-1], rtol=1e-5, atol=1e-5)
+
+
+def marked(population):
+    """All weights and biases of member m are m."""
+    members = len(population.sizes)
+
+    def mark(leaf):
+        values = jnp.arange(members, dtype=leaf.dtype).reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.broadcast_to(values, leaf.shape)
+
+    return replace(
+        population,
+        layers=jax.tree.map(mark, population.layers),
+        tails=mark(population.tails),
+        units=jax.tree.map(mark, population.units),
+    )
+
+
+@given(seed=st.integers(0, 10**6), shape=st.sampled_from(list(SHAPES.values())))
+@settings(max_examples=10, deadline=None)
+def test_a_child_is_its_second_parent_with_a_block_of_the_first(seed, shape):
+    population = marked(population_of(shape, seed=seed))
+    random = np.random.default_rng(seed)
+    first, second = random.integers(0, 6, (2, 3))
+    children = compression.cut_off_crossover(jax.random.key(seed), population, first, second)
+    inner, outer = np.concatenate([first, second]), np.concatenate([second, first])
+    np.testing.assert_array_equal(children.sizes, np.asarray(population.sizes)[outer])
+    cuts = np.zeros((6, len(shape) - 1), int)
+    for child in range(6):
+        sizes = np.minimum(population.sizes[inner[child]], population.sizes[outer[child]])
+        bounds = [shape[0], *(int(size) for size in sizes), shape[-1]]
+        network = whole(children, child)
+        for index, (weight, bias) in enumerate(network):
+            if inner[child] == outer[child]:
+                assert (weight == outer[child]).all()
+                assert (bias == outer[child]).all()
+                continue
+            cut = cuts[child, index] = int((bias == inner[child]).sum())
+            assert 1 <= cut <= min(bounds[index], bounds[index + 1])
+            block = np.full(weight.shape, outer[child], np.float32)
+            block[:cut, :cut] = inner[child]
+            np.testing.assert_array_equal(weight, block)
+            np.testing.assert_array_equal(bias, np.where(np.arange(len(bias)) < cut, *(
+                inner[child], outer[child])))  # fmt: skip
+        for index, units in enumerate(children.units):
+            units = np.asarray(units[child, : children.sizes[child, index]])
+            np.testing.assert_array_equal(units, network[index].bias)
+    different = first != second  # pairs share their cut-offs
+    np.testing.assert_array_equal(cuts[:3][different], cuts[3:][different])
+
+
+def test_crossover_by_hand():
+    """Four and five units, cut-off 2: the paper's Fig. 1."""
+    shape = (6, 5, 3)
+    network = parent(shape)
+    population = marked(
+        compression.pruned(network, importance(network), np.array([[4], [5]], np.int32))
+    )
+    pair = jnp.array([0]), jnp.array([1])
+    for seed in range(200):
+        children = compression.cut_off_crossover(jax.random.key(seed), population, *pair)
+        small, large = whole(children, 1), whole(children, 0)
+        if (small[0].bias == 1).sum() == 2 and (small[1].bias == 1).sum() == 1:
+            break
+    np.testing.assert_array_equal(small[0].weight[:, :3], [[1, 1, 0]] * 2 + [[0, 0, 0]] * 2)
+    np.testing.assert_array_equal(large[0].weight[:, :3], [[0, 0, 1]] * 2 + [[1, 1, 1]] * 3)
+    np.testing.assert_array_equal(small[0].bias, [1, 1, 0, 0])
+    np.testing.assert_array_equal(small[1].weight, [[1, 0, 0, 0], [0] * 4, [0] * 4])
+    np.testing.assert_array_equal(large[1].weight, [[0, 1, 1, 1, 1], [1] * 5, [1] * 5])
+    assert small[0].weight.shape == (4, 6)
+    assert large[0].weight.shape == (5, 6)
+
+
+def test_cut_offs_are_uniform_and_drawn_for_each_layer():
+    keys = jax.random.split(jax.random.key(0), 4000)
+    sizes = jnp.array([6, 7]), jnp.array([9, 5])
+    cuts = jax.vmap(lambda key: compression._cut_offs(key, (20, 4), *sizes))(keys)
+    for layer, most in enumerate((6, 5, 4)):
+        counts = np.bincount(cuts[:, layer], minlength=most + 1)
+        assert counts[0] == 0
+        assert len(counts) == most + 1
+        assert stats.chisquare(counts[1:]).pvalue > 1e-3
+    assert abs(np.corrcoef(cuts[:, 0], cuts[:, 1])[0, 1]) < 0.06
+
+
+@pytest.mark.parametrize("hidden_only", [False, True])
+def test_mutation_scales_each_weight_of_the_chosen_and_of_no_other(hidden_only):
+    population = population_of((60, 40, 40, 10), members=6)
+    one_line = jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32)
+    population = compression.cut_off_crossover(jax.random.key(0), population, *one_line)
+    assert len(set(population.tail_of.tolist())) == 1
+    chosen = jnp.array([False, True, False, True, False, False])
+    after = compression.scaling_mutation(
+        jax.random.key(1), population, chosen, 0.1, hidden_only=hidden_only
+    )
+    np.testing.assert_array_equal(after.num_mutations, chosen)
+    factors = []
+    for member in range(6):
+        before, now = whole(population, member), whole(after, member)
+        for index, (old, new) in enumerate(zip(before, now, strict=True)):
+            np.testing.assert_array_equal(old.bias, new.bias)
+            last = index == len(before) - 1
+            if not chosen[member] or (hidden_only and last):
+                np.testing.assert_array_equal(old.weight, new.weight)
+            else:
+                factors.append((new.weight / old.weight).ravel())
+    assert not np.array_equal(factors[0][:50], factors[3 - hidden_only][:50])
+    factors = np.concatenate(factors)
+    assert stats.kstest(factors, stats.uniform(0.9, 0.2).cdf).pvalue > 1e-3
+
+
+def test_a_member_alone_on_its_tail_changes_it_in_place():
+    population = population_of((20, 8, 8, 4))
+    after = compression.scaling_mutation(
+        jax.random.key(1), population, jnp.ones(6, bool), 0.1, hidden_only=False
+    )
+    np.testing.assert_array_equal(np.sort(after.tail_of), np.arange(6))
+    for member in range(6):
+        ratio = whole(after, member)[0].weight / whole(population, member)[0].weight
+        assert ((ratio > 0.8999) & (ratio < 1.1001)).all()

@@ -1,0 +1,426 @@
+"""EComp, against a plain program with scikit-learn, and its runs through the command line."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+from sklearn.manifold._t_sne import _joint_probabilities
+from sklearn.metrics import pairwise_distances
+
+from evojax_suite import compressed
+from evojax_suite.algorithms import ecomp
+from evojax_suite.cli import main
+from evojax_suite.data import load, with_whole_training_set
+from evojax_suite.data.splits import balanced_subset
+from evojax_suite.networks import feed_forward
+from evojax_suite.operators import compression
+
+DIGITS = with_whole_training_set(load("digits"))
+CONFIG = ecomp.Config(population_size=8, num_generations=4, batch_size=50)
+PARAMS = ecomp.Params(mutation_rate=0.2, perplexity=15.0)
+
+
+def trained_parent(shape=(64, 16, 16, 10), seed=0):
+    """By scikit-learn, so that nothing of ours is in it."""
+    from sklearn.neural_network import MLPClassifier
+
+    images = DIGITS.train.images.reshape(len(DIGITS.train), -1) / np.float32(255)
+    model = MLPClassifier(shape[1:-1], max_iter=25, random_state=seed)
+    with pytest.warns(UserWarning, match="Maximum iterations"):
+        model.fit(images, DIGITS.train.labels)
+    pairs = zip(model.coefs_, model.intercepts_, strict=True)
+    return tuple(feed_forward.Layer(w.T.astype(np.float32), b.astype(np.float32)) for w, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def parent():
+    return trained_parent()
+
+
+@pytest.fixture(scope="module")
+def data(parent):
+    places = balanced_subset(DIGITS.train.labels, 200, 10)
+    return ecomp.make_data(parent, DIGITS.train.images[places], DIGITS.train.labels[places])
+
+
+def states_of(config, data, params=PARAMS, steps=None):
+    algorithm = ecomp.build(config)
+    step = jax.jit(algorithm.step)
+    state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
+    states, metrics = [state], []
+    for index in range(ecomp.num_steps(config, len(data.labels)) if steps is None else steps):
+        assert not bool(algorithm.finished(state))
+        state, values = step(jax.random.fold_in(jax.random.key(1), index), state, params, data)
+        states.append(state)
+        metrics.append(jax.device_get(values))
+    return algorithm, states, metrics
+
+
+@pytest.fixture(scope="module")
+def run(data):
+    return states_of(CONFIG, data)
+
+
+def batch_of(state, data, index):
+    places = state.order[index * 50 : (index + 1) * 50]
+    return np.asarray(data.images[places]), np.asarray(data.labels[places])
+
+
+def plain_fitness(network, parent, images, labels, params=PARAMS):
+    """With scikit-learn, in NumPy, from the paper and its program."""
+
+    def outputs(network):
+        values, found = images.astype(np.float64), []
+        for index, (weight, bias) in enumerate(network):
+            values = values @ np.asarray(weight, np.float64).T + np.asarray(bias)
+            if index < len(network) - 1:
+                values = np.maximum(values, 0)
+            found.append(values)
+        return found
+
+    *hidden, logits = outputs(network)
+    *targets, _ = outputs(parent)
+    loss = 0.0
+    for activations, target in zip(hidden, targets, strict=True):
+        q, p = (
+            _joint_probabilities(pairwise_distances(v, squared=True), params.perplexity, verbose=0)
+            for v in (activations, target)
+        )
+        loss += 2 * np.dot(p, np.log(np.maximum(p, np.finfo(np.double).eps) / q))
+    accuracy = (logits.argmax(1) == labels).mean()
+    size = sum(h.shape[1] for h in hidden) / sum(t.shape[1] for t in targets)
+    fitness = (
+        params.accuracy_weight * accuracy
+        - params.similarity_weight * loss
+        + params.compression_weight * (1 - size)
+    )
+    return fitness, accuracy, loss, size
+
+
+def test_fitness_is_that_of_a_plain_program(run, data, parent):
+    _, states, metrics = run
+    for step, batch in ((1, 0), (3, 1)):
+        state = states[step]
+        images, labels = batch_of(state, data, batch)
+        population = state.population
+        networks = [
+            compression.trimmed(compression.member(population, m), population.sizes[m])
+            for m in range(8)
+        ]
+        expected = np.array([plain_fitness(one, parent, images, labels) for one in networks])
+        np.testing.assert_allclose(state.fitness, expected[:, 0], atol=2e-3)
+        found = metrics[step - 1]
+        np.testing.assert_allclose(found.fitness_best, expected[:, 0].max(), atol=2e-3)
+        np.testing.assert_allclose(found.accuracy_mean, expected[:, 1].mean(), atol=1e-6)
+        np.testing.assert_allclose(found.similarity_loss_mean, expected[:, 2].mean(), rtol=5e-3)
+        np.testing.assert_allclose(found.similarity_loss_worst, expected[:, 2].max(), rtol=5e-3)
+        np.testing.assert_allclose(found.relative_size_least, expected[:, 3].min(), rtol=1e-6)
+
+
+def test_initial_sizes_are_the_released_programs():
+    sizes = ecomp.initial_sizes(ecomp.Config(), feed_forward.zeros((784, 256, 256, 10)))
+    rates = np.arange(0.1, 0.8, 0.007)[:100]
+    expected = [256 - int(rate * 256 + 1e-9) for rate in rates]
+    np.testing.assert_array_equal(sizes, np.stack([expected, expected], 1))
+    assert (sizes.max(), sizes.min()) == (231, 53)
+
+
+def test_generations_pass_through_epochs_and_judging_through_all_batches(run, data):
+    _, states, metrics = run
+    assert len(metrics) == 1 + 4 + 4
+    assert [bool(m.judging) for m in metrics] == [False] * 5 + [True] * 4
+    assert [int(m.generation) for m in metrics] == list(range(1, 10))
+    epoch = states[2].order
+    assert not np.array_equal(epoch, states[1].order)  # the first population has its own
+    for state in states[2:6]:
+        np.testing.assert_array_equal(state.order, epoch)
+    for state in states[1:]:
+        np.testing.assert_array_equal(np.sort(state.order), np.arange(200))
+    for state in states[6:]:  # the last population is judged, not changed
+        jax.tree.map(np.testing.assert_array_equal, state.population, states[5].population)
+
+
+def test_the_best_has_the_highest_mean_over_all_batches(run, data, parent):
+    algorithm, states, _ = run
+    best = algorithm.result(states[-1], PARAMS, data)
+    judged = np.mean([state.fitness for state in states[6:]], 0)
+    assert int(best.member) == judged.argmax()
+    np.testing.assert_allclose(best.fitness, judged.max(), rtol=1e-5)
+    network = compression.trimmed(jax.device_get(best.network), best.sizes)
+    fitness = [
+        plain_fitness(network, parent, *batch_of(states[-1], data, batch))[0] for batch in range(4)
+    ]
+    np.testing.assert_allclose(best.fitness, np.mean(fitness), atol=2e-3)
+
+
+def test_the_texts_best_is_that_of_the_last_generation(data):
+    config = replace(CONFIG, final_choice="last")
+    algorithm, states, metrics = states_of(config, data)
+    assert len(metrics) == 5
+    assert bool(algorithm.finished(states[-1]))
+    best = algorithm.result(states[-1], PARAMS, data)
+    assert int(best.member) == int(np.asarray(states[-1].fitness).argmax())
+
+
+def test_all_widths_on_the_cpu_compute_what_one_does(data, monkeypatch):
+    _, several, _ = states_of(CONFIG, data, steps=3)
+    monkeypatch.setattr(ecomp, "_NUM_WIDTHS", 1)
+    _, one, _ = states_of(CONFIG, data, steps=3)
+    np.testing.assert_allclose(several[1].fitness, one[1].fitness, atol=1e-4)
+
+
+def test_networks_of_nan_are_counted_and_leave_no_children(data):
+    algorithm, states, _ = states_of(CONFIG, data, steps=1)
+    state = states[1]
+    heads = state.population.layers[0].weight.at[:7].set(jnp.nan)
+    first = state.population.layers[0]._replace(weight=heads)
+    layers = (first, *state.population.layers[1:])
+    broken = replace(
+        state,
+        population=replace(state.population, layers=layers),
+        fitness=state.fitness.at[:7].set(jnp.nan),
+    )
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(5), broken, PARAMS, data)
+    assert int(metrics.num_failed) == 0  # all are children of the last
+    np.testing.assert_array_equal(
+        after.population.sizes, np.asarray(state.population.sizes)[[7] * 8]
+    )
+    judging = replace(broken, num_steps=jnp.int32(5))
+    after, metrics = jax.jit(algorithm.step)(jax.random.key(5), judging, PARAMS, data)
+    assert int(metrics.num_failed) == 7
+    assert np.isfinite(metrics.fitness_mean)
+    best = algorithm.result(after, PARAMS, data)
+    assert int(best.member) == 7
+    hopeless = replace(broken, fitness=jnp.full(8, jnp.nan))
+    jax.jit(algorithm.step)(jax.random.key(5), hopeless, PARAMS, data)  # still draws parents
+
+
+def test_padding_of_nan_never_leaks(data):
+    algorithm, states, _ = states_of(CONFIG, data, steps=1)
+    population = states[1].population
+    inside = jnp.arange(population.layers[0].bias.shape[1]) < population.sizes[:, :1]
+    first = population.layers[0]
+    first = first._replace(
+        weight=jnp.where(inside[..., None], first.weight, jnp.nan),
+        bias=jnp.where(inside, first.bias, jnp.nan),
+    )
+    second = population.layers[1]
+    second = second._replace(weight=jnp.where(inside[:, None], second.weight, jnp.nan))
+    tails = jnp.where(inside[..., None], population.tails, jnp.nan)
+    poisoned = replace(population, layers=(first, second, population.layers[2]), tails=tails)
+    state, clean = replace(states[1], population=poisoned), states[1]
+    step = jax.jit(algorithm.step)
+    for index in range(8):
+        key = jax.random.fold_in(jax.random.key(2), index)
+        state, metrics = step(key, state, PARAMS, data)
+        clean, _expected = step(key, clean, PARAMS, data)
+        assert int(metrics.num_failed) == 0
+        np.testing.assert_allclose(state.fitness, clean.fitness, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"pruning": "activity"},
+        {"mutated_layers": "hidden"},
+        {"similarity": "student_t"},
+        {"similarity": "cka"},
+    ],
+    ids=str,
+)
+def test_options_change_what_they_name(data, parent, options):
+    config = replace(CONFIG, **options)
+    _, states, metrics = states_of(config, data)
+    _, plain, plain_metrics = states_of(CONFIG, data)
+    assert all(int(m.num_failed) == 0 for m in metrics)
+    if options == {"pruning": "activity"}:
+        hidden = feed_forward.forward(parent, data.images[:50])[:-1]
+        member = 7  # the smallest
+        for layer, activations in enumerate(hidden):
+            size = int(states[0].population.sizes[member, layer])
+            expected = np.sort(np.argsort(np.asarray(activations.mean(0)), kind="stable")[-size:])
+            units = states[0].population.units[layer][member, :size]
+            np.testing.assert_array_equal(units, expected)
+    elif "similarity" in options:
+        assert metrics[0].similarity_loss_mean != plain_metrics[0].similarity_loss_mean
+        assert metrics[0].accuracy_mean == plain_metrics[0].accuracy_mean
+        if options["similarity"] == "cka":
+            assert metrics[0].similarity_loss_best >= 0
+            assert metrics[0].similarity_loss_worst <= 2
+    else:
+        outer = states[2].population.layers[-1].weight
+        inner = plain[2].population.layers[-1].weight
+        assert not np.array_equal(outer, inner)
+
+
+def test_size_alone_shrinks_and_accuracy_alone_stays_accurate(data):
+    config = replace(CONFIG, population_size=40, num_generations=25)
+    final = {}
+    for name, weights in {"size": (0, 0, 30), "accuracy": (30, 0, 0)}.items():
+        params = replace(
+            PARAMS,
+            accuracy_weight=float(weights[0]),
+            similarity_weight=float(weights[1]),
+            compression_weight=float(weights[2]),
+        )
+        _, _, metrics = states_of(config, data, params)
+        final[name] = metrics[25]
+    assert final["size"].relative_size_mean < 0.35
+    assert final["accuracy"].accuracy_mean > 0.7
+    assert final["accuracy"].relative_size_mean > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"population_size": 7}, "population_size must be even and >= 2, got 7"),
+        ({"num_generations": -1}, "num_generations must be >= 0, got -1"),
+        ({"batch_size": 2}, "batch_size must be >= 4, got 2"),
+        ({"least_compression": 0.8}, "least_compression 0.8 and most_compression 0.8"),
+        ({"most_compression": 1.1}, "most_compression 1.1"),
+    ],
+)
+def test_settings_out_of_range_get_one_line(options, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ecomp.Config(**options)
+
+
+@pytest.mark.parametrize(
+    ("params", "shape", "num_images", "said"),
+    [
+        ({}, (64, 16, 8, 10), 200, "must be equal in size, got 16, 8"),
+        ({}, (64, 16, 16, 10), 220, "a multiple of batch_size 50, got 220"),
+        ({"perplexity": 49.0}, (64, 16, 16, 10), 200, "perplexity must be >= 1 and < 49"),
+        ({"mutation_rate": 1.5}, (64, 16, 16, 10), 200, "mutation_rate must be in [0, 1], got 1.5"),
+        ({"mutation_span": -1.0}, (64, 16, 16, 10), 200, "mutation_span must be in [0, 1], got -1"),
+    ],
+)
+def test_what_does_not_fit_together_gets_one_line(params, shape, num_images, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        ecomp.check(CONFIG, replace(PARAMS, **params), feed_forward.zeros(shape), num_images)
+
+
+# Through the command line.
+
+TINY = [
+    "--dataset", "digits", "--parent-units", "16", "--parent-epochs", "2", "--population-size",
+    "8", "--num-generations", "30", "--batch-size", "50", "--perplexity", "10",
+    "--mutation-rate", "0.2", "--checkpoint-seconds", "0", "--name", "run",
+]  # fmt: skip
+DETERMINISTIC = ("network.safetensors", "network.json", "metrics.jsonl", "parent.safetensors")
+
+
+def command(runs_dir, *more):
+    arguments = ["ecomp", *TINY, "--runs-dir", str(runs_dir), *more]
+    return [sys.executable, "-m", "evojax_suite", *arguments]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run(command(runs), check=True, capture_output=True)
+    return runs / "run"
+
+
+def test_a_run_leaves_what_its_user_needs(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert {
+        "test_accuracy", "parent_test_accuracy", "relative_size", "hidden_units",
+        "num_parameters", "seconds", "compile_seconds", "parent_seconds", "test_agreement",
+    } <= summary.keys()  # fmt: skip
+    assert summary["num_failed"] == 0
+    assert summary["relative_size"] == sum(summary["hidden_units"]) / 32
+    about = json.loads((finished / "network.json").read_text())
+    assert about["layer_sizes"] == [64, *summary["hidden_units"], 10]
+    assert about["num_parameters"] == summary["num_parameters"]
+    assert [len(u) for u in about["lineage"]["units_kept"]] == summary["hidden_units"]
+    lines = (finished / "metrics.jsonl").read_text().splitlines()
+    assert len(lines) == 1 + 30 + len(range(0, 1350, 50))
+    page = (finished / "report.html").read_text()
+    assert "data:image/png;base64" in page
+    assert f"{100 * summary['test_accuracy']:.2f}%" in page
+
+
+def test_the_network_comes_back_bit_for_bit_and_without_this_package(finished, tmp_path):
+    network = compressed.load(finished)
+    logits = network.logits(DIGITS.test.images)
+    summary = json.loads((finished / "summary.json").read_text())
+    accuracy = (logits.argmax(-1) == DIGITS.test.labels).mean()
+    assert accuracy == pytest.approx(summary["test_accuracy"])
+    network.save(tmp_path)
+    np.testing.assert_array_equal(compressed.load(tmp_path).logits(DIGITS.test.images), logits)
+    np.testing.assert_array_equal(
+        network.logits(DIGITS.test.images.astype(np.float32) / 255), logits
+    )
+    exported = jax.export.deserialize((tmp_path / "network.stablehlo").read_bytes())
+    for count in (3, 11):
+        images = DIGITS.test.images[:count].astype(np.float32) / 255
+        np.testing.assert_allclose(exported.call(images), logits[:count], rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
+    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE)
+    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 10:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "run" / "summary.json").exists()
+    subprocess.run(command(tmp_path, "--resume"), check=True, capture_output=True)
+    for name in DETERMINISTIC:
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+def ecomp_main(tmp_path, *more):
+    return main(["ecomp", *TINY, "--runs-dir", str(tmp_path), *more])
+
+
+def test_your_own_parent_is_compressed(tmp_path, parent, capsys):
+    arrays = {}
+    for index, layer in enumerate(parent):
+        arrays[f"{2 * index}.weight"] = np.ascontiguousarray(layer.weight)
+        arrays[f"{2 * index}.bias"] = layer.bias
+    path = tmp_path / "mine.safetensors"
+    safetensors.numpy.save_file(arrays, path)
+    assert ecomp_main(tmp_path, "--parent", str(path), "--num-generations", "3") == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    images = DIGITS.test.images.reshape(len(DIGITS.test), -1) / np.float32(255)
+    expected = feed_forward.forward(parent, images)[-1].argmax(-1) == DIGITS.test.labels
+    assert summary["parent_test_accuracy"] == pytest.approx(expected.mean())
+    assert not (tmp_path / "run" / "parent").exists()
+    assert "agree" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--parent", "missing.npz"], "no file missing.npz"),
+        (["--population-size", "7"], "population_size must be even"),
+        (["--parent-epochs", "0"], "parent_epochs must be >= 1, got 0"),
+        (["--num-images", "120"], "a multiple of batch_size 50, got 120"),
+        (["--num-images", "5000"], "num_samples must be in"),
+        (["--batch-size", "5000"], "fewer than batch_size 5000"),
+        (["--perplexity", "60"], "perplexity must be >= 1 and < 49 with batch_size 50, got 60"),
+        (["--pruning", "magnitude"], "magnitude"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(more, said, tmp_path, capsys):
+    assert ecomp_main(tmp_path, *more) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert said in error[-1]
+    assert error[-1].startswith("evojax-suite: error:")
+    assert not (tmp_path / "run").exists()
