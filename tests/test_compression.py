@@ -47,9 +47,14 @@ def importance(network):
     return tuple(jnp.abs(layer.weight).sum(1) for layer in network[:-1])
 
 
+def pruned(network, sizes):
+    widths = tuple(int(size) for size in sizes.max(0))
+    return compression.pruned(network, importance(network), jnp.asarray(sizes), widths)
+
+
 def population_of(shape, members=6, seed=0):
     network = parent(shape, seed)
-    return compression.pruned(network, importance(network), sizes_of(shape, members, seed))
+    return pruned(network, sizes_of(shape, members, seed))
 
 
 def whole(population, index):
@@ -117,7 +122,7 @@ def assert_networks_equal(first, second):
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_pruning_keeps_the_units_of_a_direct_computation(shape):
     network, sizes = parent(shape), sizes_of(shape, 6)
-    population = compression.pruned(network, importance(network), sizes)
+    population = pruned(network, sizes)
     for member, size in enumerate(sizes):
         expected, kept = directly_pruned(network, size)
         assert_networks_equal(whole(population, member), expected)
@@ -127,7 +132,7 @@ def test_pruning_keeps_the_units_of_a_direct_computation(shape):
 
 def test_equal_importance_loses_the_first_units():
     network = parent((6, 4, 3))
-    population = compression.pruned(network, (jnp.ones(4),), np.array([[2], [3]]))
+    population = compression.pruned(network, (jnp.ones(4),), jnp.array([[2], [3]]), (3,))
     np.testing.assert_array_equal(population.units[0][0, :2], [2, 3])
     np.testing.assert_array_equal(population.units[0][1, :3], [1, 2, 3])
 
@@ -215,9 +220,7 @@ def test_crossover_by_hand():
     """Four and five units, cut-off 2: the paper's Fig. 1."""
     shape = (6, 5, 3)
     network = parent(shape)
-    population = marked(
-        compression.pruned(network, importance(network), np.array([[4], [5]], np.int32))
-    )
+    population = marked(pruned(network, np.array([[4], [5]], np.int32)))
     pair = jnp.array([0]), jnp.array([1])
     for seed in range(200):
         children = compression.cut_off_crossover(jax.random.key(seed), population, *pair)
@@ -280,3 +283,132 @@ def test_a_member_alone_on_its_tail_changes_it_in_place():
     for member in range(6):
         ratio = whole(after, member)[0].weight / whole(population, member)[0].weight
         assert ((ratio > 0.8999) & (ratio < 1.1001)).all()
+
+
+# Beyond the paper.
+
+
+def greedy_partners(first, second):
+    """Pair after pair, by a plain loop over float64 correlations."""
+    correlation = np.nan_to_num(np.corrcoef(first.T, second.T)[: first.shape[1], first.shape[1] :])
+    partners = np.full(second.shape[1], -1)
+    for _ in range(min(correlation.shape)):
+        a, b = np.unravel_index(correlation.argmax(), correlation.shape)
+        partners[b] = a
+        correlation[a], correlation[:, b] = -np.inf, -np.inf
+    return partners
+
+
+@given(seed=st.integers(0, 10**6), size_first=st.integers(1, 12), size_second=st.integers(1, 12))
+@settings(max_examples=25, deadline=None)
+def test_units_are_matched_greedily_by_correlation(seed, size_first, size_second):
+    random = np.random.default_rng(seed)
+    first, second = random.normal(size=(2, 30, 12)).astype(np.float32)
+    found = np.asarray(compression.matched_units(first, second, size_first, size_second))
+    expected = greedy_partners(first[:, :size_first], second[:, :size_second])
+    np.testing.assert_array_equal(found[:size_second], expected)
+    assert (found[size_second:] == -1).all()
+
+
+def test_constant_units_are_matched_last():
+    random = np.random.default_rng(0)
+    first = random.normal(size=(30, 4)).astype(np.float32)
+    second = first[:, [2, 0, 1, 3]].copy()
+    first[:, 3] = second[:, 3] = 0
+    np.testing.assert_array_equal(compression.matched_units(first, second, 4, 4), [2, 0, 1, 3])
+
+
+def hidden_of(population, inputs):
+    outputs = computed(population, inputs)
+    layers = len(outputs[0]) - 1
+    return [jnp.stack([one[layer] for one in outputs]) for layer in range(layers)]
+
+
+@pytest.mark.parametrize("shape", [(20, 8, 8, 4), (20, 9, 5, 7, 4), (5, 8, 8, 4)])
+def test_aligned_crossover_of_one_network_in_two_orders_changes_nothing(shape):
+    network = parent(shape)
+    random = np.random.default_rng(0)
+    orders = [np.arange(shape[0]), *(random.permutation(n) for n in shape[1:-1]), np.arange(4)]
+    other = tuple(
+        Layer(layer.weight[after][:, before], layer.bias[after])
+        for layer, before, after in zip(network, orders[:-1], orders[1:], strict=True)
+    )
+    sizes = np.array([shape[1:-1]], np.int32)
+    population = compression.joined(pruned(network, sizes), pruned(other, sizes))
+    tails = [pruned(one, sizes).tails for one in (network, other)]
+    population = replace(
+        population, tails=jnp.concatenate(tails), tail_of=jnp.arange(2, dtype=jnp.int32)
+    )
+    inputs = jax.random.normal(jax.random.key(0), (40, shape[0]))
+    pair = jnp.array([0]), jnp.array([1])
+    expected = feed_forward.forward(network, inputs)[-1]
+    plain_differs = False
+    for seed in range(4):
+        key = jax.random.key(seed)
+        hidden = hidden_of(population, inputs)
+        children = compression.aligned_crossover(key, population, *pair, hidden)
+        for child in range(2):
+            logits = feed_forward.forward(whole(children, child), inputs)[-1]
+            np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+        plain = compression.cut_off_crossover(key, population, *pair)
+        logits = feed_forward.forward(whole(plain, 0), inputs)[-1]
+        plain_differs |= not np.allclose(logits, expected, atol=1e-2)
+    assert plain_differs
+
+
+def test_aligned_crossover_keeps_the_shape_and_the_padding_out():
+    shape = SHAPES["three, unequal"]
+    population = population_of(shape)
+    inputs = jax.random.normal(jax.random.key(0), (40, shape[0]))
+    pairs = jnp.array([0, 1, 2]), jnp.array([3, 4, 5])
+    children = compression.aligned_crossover(
+        jax.random.key(0), with_nan_padding(population), *pairs, hidden_of(population, inputs)
+    )
+    np.testing.assert_array_equal(children.sizes, population.sizes[jnp.array([3, 4, 5, 0, 1, 2])])
+    for child in range(6):
+        assert all(np.isfinite(array).all() for layer in whole(children, child) for array in layer)
+
+
+@pytest.mark.parametrize("balanced", [True, False])
+@pytest.mark.parametrize("shape", [(20, 8, 8, 4), (5, 9, 6, 4)])
+def test_shrinking_removes_the_least_important_units(shape, balanced):
+    network = parent(shape)
+    sizes = np.tile(np.array([shape[1:-1]], np.int32), (40, 1))
+    population = pruned(network, sizes)
+    chosen = jnp.arange(40) % 2 == 0
+    after = compression.shrinking_mutation(
+        jax.random.key(0), with_nan_padding(population), chosen, 0.5, balanced
+    )
+    lost = np.asarray(population.sizes - after.sizes)
+    assert (lost[1::2] == 0).all()
+    assert lost.min() == 0
+    assert (lost[::2] >= 1).all()
+    assert (lost <= np.ceil(0.5 * sizes)).all()
+    assert len(np.unique(lost[::2, 0])) > 2
+    if balanced and shape[1] == shape[2]:
+        assert (lost[:, 0] == lost[:, 1]).all()
+    elif not balanced:
+        assert (lost[:, 0] != lost[:, 1]).any()
+    for member in (0, 2, 4, 1):
+        layers, kept = [list(layer) for layer in network], []
+        for index, size in enumerate(np.asarray(after.sizes[member])):
+            outgoing = np.abs(network[index + 1].weight).sum(0)
+            scores = np.abs(network[index].weight).sum(1) * outgoing
+            kept.append(np.sort(np.argsort(-scores, kind="stable")[:size]))
+        for index, units in enumerate(kept):
+            layers[index][0], layers[index][1] = layers[index][0][units], layers[index][1][units]
+            layers[index + 1][0] = layers[index + 1][0][:, units]
+        for (weight, bias), (w, b) in zip(whole(after, member), layers, strict=True):
+            np.testing.assert_array_equal(weight, w)
+            np.testing.assert_array_equal(bias, b)
+        for index, units in enumerate(kept):
+            np.testing.assert_array_equal(after.units[index][member, : len(units)], units)
+
+
+def test_shrinking_leaves_one_unit():
+    network = parent((20, 3, 3, 4))
+    population = pruned(network, np.ones((4, 2), np.int32))
+    after = compression.shrinking_mutation(
+        jax.random.key(0), population, jnp.ones(4, bool), 1.0, False
+    )
+    assert (np.asarray(after.sizes) == 1).all()

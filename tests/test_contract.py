@@ -56,6 +56,9 @@ VARIANTS = {
     "probe": probe.Config(SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)),
     "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
     "ecomp_cka": ecomp.Config(6, 50, 20, similarity="cka", pruning="activity"),
+    "ecomp_extended": ecomp.Config(
+        6, 50, 20, balanced=False, crossover="aligned", selection="nsga2", batches_per_generation=2
+    ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -81,9 +84,9 @@ def case(request) -> Case:
             module = {"devs": devs, "probe": probe}[request.param]
             data = training_data(with_whole_training_set(digits, 130))
             algorithm = module.build(config, 10, shape)
-        case "ecomp" | "ecomp_cka":
+        case "ecomp" | "ecomp_cka" | "ecomp_extended":
             data = ecomp_data(digits)
-            params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
+            params = ecomp.Params(mutation_rate=0.3, shrink_rate=0.3, perplexity=6.0)
             algorithm = ecomp.build(config)
         case "gradient_matching":
             data = gradient_matching.make_data(digits)

@@ -120,7 +120,7 @@ def test_fitness_is_that_of_a_plain_program(run, data, parent):
             for m in range(8)
         ]
         expected = np.array([plain_fitness(one, parent, images, labels) for one in networks])
-        np.testing.assert_allclose(state.fitness, expected[:, 0], atol=2e-3)
+        np.testing.assert_allclose(state.scores.fitness, expected[:, 0], atol=2e-3)
         found = metrics[step - 1]
         np.testing.assert_allclose(found.fitness_best, expected[:, 0].max(), atol=2e-3)
         np.testing.assert_allclose(found.accuracy_mean, expected[:, 1].mean(), atol=1e-6)
@@ -155,7 +155,7 @@ def test_generations_pass_through_epochs_and_judging_through_all_batches(run, da
 def test_the_best_has_the_highest_mean_over_all_batches(run, data, parent):
     algorithm, states, _ = run
     best = algorithm.result(states[-1], PARAMS, data)
-    judged = np.mean([state.fitness for state in states[6:]], 0)
+    judged = np.mean([state.scores.fitness for state in states[6:]], 0)
     assert int(best.member) == judged.argmax()
     np.testing.assert_allclose(best.fitness, judged.max(), rtol=1e-5)
     network = compression.trimmed(jax.device_get(best.network), best.sizes)
@@ -171,14 +171,14 @@ def test_the_texts_best_is_that_of_the_last_generation(data):
     assert len(metrics) == 5
     assert bool(algorithm.finished(states[-1]))
     best = algorithm.result(states[-1], PARAMS, data)
-    assert int(best.member) == int(np.asarray(states[-1].fitness).argmax())
+    assert int(best.member) == int(np.asarray(states[-1].scores.fitness).argmax())
 
 
 def test_all_widths_on_the_cpu_compute_what_one_does(data, monkeypatch):
     _, several, _ = states_of(CONFIG, data, steps=3)
     monkeypatch.setattr(ecomp, "_NUM_WIDTHS", 1)
     _, one, _ = states_of(CONFIG, data, steps=3)
-    np.testing.assert_allclose(several[1].fitness, one[1].fitness, atol=1e-4)
+    np.testing.assert_allclose(several[1].scores.fitness, one[1].scores.fitness, atol=1e-4)
 
 
 def test_networks_of_nan_are_counted_and_leave_no_children(data):
@@ -190,7 +190,7 @@ def test_networks_of_nan_are_counted_and_leave_no_children(data):
     broken = replace(
         state,
         population=replace(state.population, layers=layers),
-        fitness=state.fitness.at[:7].set(jnp.nan),
+        preference=state.preference.at[:7].set(-jnp.inf),
     )
     after, metrics = jax.jit(algorithm.step)(jax.random.key(5), broken, PARAMS, data)
     assert int(metrics.num_failed) == 0  # all are children of the last
@@ -203,7 +203,7 @@ def test_networks_of_nan_are_counted_and_leave_no_children(data):
     assert np.isfinite(metrics.fitness_mean)
     best = algorithm.result(after, PARAMS, data)
     assert int(best.member) == 7
-    hopeless = replace(broken, fitness=jnp.full(8, jnp.nan))
+    hopeless = replace(broken, preference=jnp.full(8, -jnp.inf))
     jax.jit(algorithm.step)(jax.random.key(5), hopeless, PARAMS, data)  # still draws parents
 
 
@@ -227,7 +227,7 @@ def test_padding_of_nan_never_leaks(data):
         state, metrics = step(key, state, PARAMS, data)
         clean, _expected = step(key, clean, PARAMS, data)
         assert int(metrics.num_failed) == 0
-        np.testing.assert_allclose(state.fitness, clean.fitness, atol=1e-5)
+        np.testing.assert_allclose(state.scores.fitness, clean.scores.fitness, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from inspyred.ec.variators import laplace_crossover as inspyred_laplace_crossover
 
-from evojax_suite.operators import laplace_crossover, truncation, uniform_parents
+from evojax_suite.operators import (
+    crowding_distances,
+    laplace_crossover,
+    non_dominated_ranks,
+    truncation,
+    uniform_parents,
+)
 
 NUM_SAMPLES = 20_000
 ALPHA = 1e-3
@@ -222,3 +228,48 @@ def test_parents_are_uniform_and_drawn_with_replacement(num_parents):
         assert scipy.stats.chisquare(counts).pvalue > ALPHA
     same = int((first == second).sum())
     assert scipy.stats.binomtest(same, NUM_SAMPLES, 1 / num_parents).pvalue > ALPHA
+
+
+def plain_fronts(objectives: np.ndarray) -> np.ndarray:
+    """By the definition, front after front."""
+    ranks, left, front = np.full(len(objectives), -1), set(range(len(objectives))), 0
+    while left:
+        best = {
+            i
+            for i in left
+            if not any(
+                (objectives[j] <= objectives[i]).all() and (objectives[j] < objectives[i]).any()
+                for j in left
+            )
+        }
+        ranks[list(best)] = front
+        left, front = left - best, front + 1
+    return ranks
+
+
+@given(
+    objectives=hnp.arrays(
+        np.float32, st.tuples(st.just(15), st.just(3)), elements=st.integers(0, 4).map(float)
+    )
+)
+@settings(max_examples=50, deadline=None)
+def test_fronts_are_those_of_the_definition(objectives):
+    np.testing.assert_array_equal(non_dominated_ranks(objectives), plain_fronts(objectives))
+
+
+def test_failed_members_are_in_the_last_front():
+    objectives = jnp.array([[1.0, 2.0], [jnp.nan, 0.0], [3.0, 3.0], [2.0, 1.0], [jnp.inf, 1.0]])
+    np.testing.assert_array_equal(non_dominated_ranks(objectives), [0, 2, 1, 0, 2])
+
+
+def test_crowding_by_hand():
+    """A front of four and one of three; the range of both objectives is 0 to 10."""
+    objectives = jnp.array(
+        [[0.0, 8.0], [1.0, 5.0], [4.0, 2.0], [8.0, 0.0], [2.0, 10.0], [6.0, 7.0], [10.0, 6.0]]
+    )
+    ranks = jnp.array([0, 0, 0, 0, 1, 1, 1])
+    found = crowding_distances(objectives, ranks)
+    inf = np.inf
+    np.testing.assert_allclose(found, [inf, 1.0, 1.2, inf, inf, 1.2, inf], rtol=1e-6)
+    constant = crowding_distances(jnp.ones((3, 2)), jnp.zeros(3, int))
+    assert not np.isnan(constant).any()

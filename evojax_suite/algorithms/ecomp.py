@@ -26,7 +26,7 @@ the entropy.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -36,7 +36,12 @@ from flax import struct
 
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
-from evojax_suite.operators import compression, similarity
+from evojax_suite.operators import (
+    compression,
+    crowding_distances,
+    non_dominated_ranks,
+    similarity,
+)
 from evojax_suite.operators.compression import Population
 from evojax_suite.types import Algorithm, Array
 
@@ -67,10 +72,25 @@ class Config:
     """The best network: by mean fitness over all batches (the program), or by the fitness of its
     generation (the text)."""
 
+    balanced: bool = True
+    """Keep the hidden layers equal in size, as the paper must; a parent may differ in them where
+    this is off."""
+    crossover: Literal["cut_off", "aligned"] = "cut_off"
+    """aligned: units that fire alike take each other's place (the paper's mixes unrelated ones)."""
+    selection: Literal["softmax", "nsga2"] = "softmax"
+    """nsga2: parents and children compete by the fronts of error, similarity loss and parameters,
+    whatever the weights; these choose among the last population alone."""
+    batches_per_generation: int = 1
+    """Batches over which a generation's scores are averaged."""
+
     def __post_init__(self):
         if self.population_size < 2 or self.population_size % 2:
             raise ValueError(f"population_size must be even and >= 2, got {self.population_size}")
-        for name, least in (("num_generations", 0), ("batch_size", 4)):
+        for name, least in (
+            ("num_generations", 0),
+            ("batch_size", 4),
+            ("batches_per_generation", 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if not 0 <= self.least_compression < self.most_compression <= 1:
@@ -94,6 +114,11 @@ class Params:
     """Probability that a network mutates, in [0, 1]."""
     mutation_span: float = 0.1
     """A mutated weight is multiplied by a number uniform in 1 - span..1 + span."""
+    shrink_rate: float = 0.0
+    """Probability that a network loses units, in [0, 1]; beyond the paper, whose networks keep the
+    sizes of the initial ones."""
+    shrink_span: float = 0.1
+    """A layer that shrinks loses up to this part of its units, in [0, 1]."""
     perplexity: float = 30.0
     """Of the Gaussians around each image, in 1..batch_size - 1."""
 
@@ -111,13 +136,24 @@ class Data:
     labels: Array  # (N,) int32
 
 
+class Scores(NamedTuple):
+    """Of each member (P,)."""
+
+    fitness: Array
+    accuracy: Array
+    similarity_loss: Array
+    relative_size: Array  # hidden units over the parent's
+    relative_parameters: Array
+
+
 @struct.dataclass
 class State:
     """What the next step needs."""
 
     population: Population
-    fitness: Array  # (P,) on the latest batch
-    judged: Array  # (P,) sum of the fitness over the judging steps
+    scores: Scores  # on the latest batches
+    preference: Array  # (P,): by what parents are drawn, higher is better
+    judged: Scores  # sums over the judging steps
     order: Array  # (N,) int32: images of the epoch, batch after batch
     num_steps: Array  # () int32: done
 
@@ -152,15 +188,6 @@ class Compressed(NamedTuple):
     num_mutations: Array  # () in its line of second parents
 
 
-class Scores(NamedTuple):
-    """Of each member (P,) on one batch."""
-
-    fitness: Array
-    accuracy: Array
-    similarity_loss: Array
-    relative_size: Array
-
-
 def make_data(
     parent: Network,
     images: np.ndarray,
@@ -182,29 +209,32 @@ def make_data(
 def check(config: Config, params: Params, parent: Network, num_images: int) -> None:
     """Raise ValueError where parent, images and settings do not fit each other."""
     sizes = feed_forward.hidden_sizes(parent)
-    if len(set(sizes)) != 1:
+    if config.balanced and len(set(sizes)) != 1:
         raise ValueError(
-            f"the parent's hidden layers must be equal in size, got {', '.join(map(str, sizes))}"
+            f"the parent's hidden layers must be equal in size, got {', '.join(map(str, sizes))}; "
+            f"balanced off takes any"
         )
-    if num_images < config.batch_size or num_images % config.batch_size:
+    together = config.batch_size * config.batches_per_generation
+    if num_images < together or num_images % together:
+        several = f" x batches_per_generation {config.batches_per_generation}"
         raise ValueError(
-            f"the number of images must be a multiple of batch_size {config.batch_size}, "
-            f"got {num_images}"
+            f"the number of images must be a multiple of batch_size {config.batch_size}"
+            f"{several if config.batches_per_generation > 1 else ''}, got {num_images}"
         )
     if not 1 <= params.perplexity < config.batch_size - 1:
         raise ValueError(
             f"perplexity must be >= 1 and < {config.batch_size - 1} with batch_size "
             f"{config.batch_size}, got {params.perplexity}"
         )
-    if not 0 <= params.mutation_rate <= 1:
-        raise ValueError(f"mutation_rate must be in [0, 1], got {params.mutation_rate}")
-    if not 0 <= params.mutation_span <= 1:
-        raise ValueError(f"mutation_span must be in [0, 1], got {params.mutation_span}")
+    for name in ("mutation_rate", "mutation_span", "shrink_rate", "shrink_span"):
+        if not 0 <= getattr(params, name) <= 1:
+            raise ValueError(f"{name} must be in [0, 1], got {getattr(params, name)}")
 
 
 def num_steps(config: Config, num_images: int) -> int:
     """Of a whole run: the initial population, the generations, the judging."""
-    judging = num_images // config.batch_size if config.final_choice == "mean" else 0
+    together = config.batch_size * config.batches_per_generation
+    judging = num_images // together if config.final_choice == "mean" else 0
     return 1 + config.num_generations + judging
 
 
@@ -257,14 +287,25 @@ def build(config: Config) -> Algorithm:
         return tuple(activations.mean(0) for activations in hidden)
 
     def init(key: Array, params: Params, data: Data) -> State:
-        del key, params  # the initial population is a choice of units, and steps draw the batches
-        population = compression.pruned(
-            data.parent, importance(data), initial_sizes(config, data.parent)
-        )
+        del params
+        sizes = initial_sizes(config, data.parent)
+        widths = tuple(int(size) for size in sizes.max(0))
+        if not config.balanced:
+            keys = jax.random.split(key, sizes.shape[1])
+            columns = [jax.random.permutation(k, sizes[:, i]) for i, k in enumerate(keys)]
+            sizes = jnp.stack(columns, 1)
+        population = compression.pruned(data.parent, importance(data), jnp.asarray(sizes), widths)
+        members = config.population_size
+        if config.selection == "nsga2":  # children are beside their parents for a while
+            room = jnp.zeros((members, *population.tails.shape[1:]))
+            tails = jnp.concatenate([population.tails, room])
+            population = replace(population, tails=tails)
+        nothing = Scores(*[jnp.zeros(members)] * len(Scores._fields))
         return State(
             population=population,
-            fitness=jnp.zeros(config.population_size),
-            judged=jnp.zeros(config.population_size),
+            scores=nothing,
+            preference=jnp.zeros(members),
+            judged=nothing,
             order=jnp.arange(len(data.labels), dtype=jnp.int32),
             num_steps=jnp.int32(0),
         )
@@ -275,7 +316,7 @@ def build(config: Config) -> Algorithm:
             return similarity.centred_gram(activations)
         return similarity.squared_distances(activations)
 
-    def evaluate(population: Population, params: Params, data: Data, batch: Array) -> Scores:
+    def evaluate_on(population: Population, params: Params, data: Data, batch: Array) -> Scores:
         images, labels = data.images[batch], data.labels[batch]
         targets = [relate(a) for a in feed_forward.forward(data.parent, images)[:-1]]
         if config.similarity != "cka":
@@ -316,53 +357,139 @@ def build(config: Config) -> Algorithm:
             ]
         ).sum(0)
         relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
+        num_inputs, num_classes = images.shape[1], len(data.parent[-1].bias)
+        count = feed_forward.num_parameters(num_inputs, sizes.T, num_classes)
+        parameters = jnp.asarray(count) / sum(
+            array.size for layer in data.parent for array in layer
+        )
         fitness = (
             params.accuracy_weight * accuracy
             - params.similarity_weight * losses
             + params.compression_weight * (1 - relative_size)
         )
-        return Scores(fitness, accuracy, losses, relative_size)
+        return Scores(fitness, accuracy, losses, relative_size, parameters)
 
-    def reproduce(key: Array, state: State, params: Params) -> Population:
-        key_parents, key_crossover, key_who, key_factors = jax.random.split(key, 4)
+    def evaluate(population: Population, params: Params, data: Data, batches: Array) -> Scores:
+        """On batches (B, n) of images, averaged."""
+        if len(batches) == 1:
+            return evaluate_on(population, params, data, batches[0])
+        every = jax.lax.map(lambda batch: evaluate_on(population, params, data, batch), batches)
+        return jax.tree.map(lambda values: values.mean(0), every)
+
+    def preferences(scores: Scores) -> Array:
+        """(P,), higher is better, minus infinity where an evaluation failed."""
+        failed = ~jnp.isfinite(scores.fitness)
+        if config.selection == "softmax":
+            return jnp.where(failed, -jnp.inf, scores.fitness)
+        objectives = [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters]
+        objectives = jnp.where(failed[:, None], jnp.nan, jnp.stack(objectives, 1))
+        ranks = non_dominated_ranks(objectives)
+        crowding = crowding_distances(objectives, ranks)
+        within = jnp.where(jnp.isfinite(crowding), crowding / (1 + crowding), 1.0)
+        return jnp.where(failed, -jnp.inf, within - 2.0 * ranks)
+
+    def choose_parents(key: Array, preference: Array) -> tuple[Array, Array]:
+        """Two of (P / 2,): by the softmax of the preference, or by binary tournaments."""
         members = config.population_size
-        log_odds = jnp.where(jnp.isfinite(state.fitness), state.fitness, -jnp.inf)
-        log_odds = jnp.where(jnp.isfinite(log_odds).any(), log_odds, 0.0)
-        first, second = jax.random.categorical(key_parents, log_odds, shape=(2, members // 2))
-        children = compression.cut_off_crossover(key_crossover, state.population, first, second)
-        mutates = jax.random.uniform(key_who, (members,)) < params.mutation_rate
-        return compression.scaling_mutation(
-            key_factors, children, mutates, params.mutation_span, config.mutated_layers == "hidden"
+        if config.selection == "softmax":
+            log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
+            first, second = jax.random.categorical(key, log_odds, shape=(2, members // 2))
+            return first, second
+        rivals = jax.random.randint(key, (2, members // 2, 2), 0, members)
+        better = preference[rivals].argmax(-1)
+        first, second = jnp.take_along_axis(rivals, better[..., None], -1)[..., 0]
+        return first, second
+
+    def children_of(key: Array, state: State, data: Data, batch: Array) -> Population:
+        key_parents, key_crossover = jax.random.split(key)
+        population = state.population
+        first, second = choose_parents(key_parents, state.preference)
+        if config.crossover == "cut_off":
+            return compression.cut_off_crossover(key_crossover, population, first, second)
+        before = compression.first_activations(population, data.images[batch])
+        whole = feed_forward.hidden_sizes(population.layers)
+        *hidden, _ = jax.vmap(
+            lambda f, r, s: compression.hidden_and_logits(f, r, s, whole), in_axes=(1, 0, 0)
+        )(before, population.layers[1:], population.sizes)
+        return compression.aligned_crossover(key_crossover, population, first, second, hidden)
+
+    def mutated(key: Array, population: Population, may: Array, params: Params) -> Population:
+        """may: (P,) bool, which members mutation may change."""
+        key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
+        chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
+        population = compression.scaling_mutation(
+            key_factors,
+            population,
+            chosen,
+            params.mutation_span,
+            config.mutated_layers == "hidden",
         )
+        shrinks = may & (jax.random.uniform(key_shrinks, may.shape) < params.shrink_rate)
+        return compression.shrinking_mutation(
+            key_parts, population, shrinks, params.shrink_span, config.balanced
+        )
+
+    def next_population(key: Array, state: State, params: Params, data: Data, batch: Array):
+        """The children; with nsga2 their parents and they."""
+        key_children, key_mutation = jax.random.split(key)
+        children = children_of(key_children, state, data, batch)
+        may = jnp.ones(config.population_size, bool)
+        if config.selection == "nsga2":
+            children = compression.joined(state.population, children)
+            may = jnp.concatenate([~may, may])
+        return mutated(key_mutation, children, may, params)
 
     def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         key_order, key_children = jax.random.split(key)
         num_images = len(data.labels)
-        num_batches = num_images // config.batch_size
+        together = config.batch_size * config.batches_per_generation
         generation = state.num_steps  # 0 is the initial population
         judging = generation > config.num_generations
-        batch_index = jnp.maximum(generation - 1 - judging * config.num_generations, 0)
-        batch_index = batch_index % num_batches
-
-        population = jax.lax.cond(
-            (generation > 0) & ~judging,
-            lambda: reproduce(key_children, state, params),
-            lambda: state.population,
-        )
+        evolving = (generation > 0) & ~judging
+        index = jnp.maximum(generation - 1 - judging * config.num_generations, 0)
+        index = index % (num_images // together)
         order = jax.lax.cond(
-            batch_index == 0,
+            index == 0,
             lambda: jax.random.permutation(key_order, num_images).astype(jnp.int32),
             lambda: state.order,
         )
-        start = batch_index * config.batch_size
-        batch = jax.lax.dynamic_slice_in_dim(order, start, config.batch_size)
-        scores = evaluate(population, params, data, batch)
+        chosen = jax.lax.dynamic_slice_in_dim(order, index * together, together)
+        batches = chosen.reshape(config.batches_per_generation, config.batch_size)
+
+        def keep():
+            return state.population
+
+        def reproduce():
+            return next_population(key_children, state, params, data, batches[0])
+
+        def keep_and_evaluate():
+            scores = evaluate(state.population, params, data, batches)
+            return state.population, scores, preferences(scores)
+
+        def reproduce_and_select():
+            both = reproduce()
+            scores = evaluate(both, params, data, batches)
+            preference = preferences(scores)
+            best = jnp.argsort(-preference, stable=True)[: config.population_size]
+            scores = jax.tree.map(lambda values: values[best], scores)
+            return compression.selected(both, best), scores, preference[best]
+
+        if config.selection == "softmax":
+            population = jax.lax.cond(evolving, reproduce, keep)
+            scores = evaluate(population, params, data, batches)
+            preference = preferences(scores)
+        else:
+            population, scores, preference = jax.lax.cond(
+                evolving, reproduce_and_select, keep_and_evaluate
+            )
         failed = ~jnp.isfinite(scores.fitness)
-        ranked = jnp.where(failed, -jnp.inf, scores.fitness)
         state = State(
             population=population,
-            fitness=scores.fitness,
-            judged=state.judged + jnp.where(judging, ranked, 0.0),
+            scores=scores,
+            preference=preference,
+            judged=jax.tree.map(
+                lambda total, values: total + jnp.where(judging, values, 0.0), state.judged, scores
+            ),
             order=order,
             num_steps=state.num_steps + 1,
         )
@@ -395,9 +522,8 @@ def build(config: Config) -> Algorithm:
 
     def result(state: State, params: Params, data: Data) -> Compressed:
         del params, data
-        num_judged = state.num_steps - 1 - config.num_generations
-        latest = jnp.where(jnp.isfinite(state.fitness), state.fitness, -jnp.inf)
-        fitness = jnp.where(num_judged > 0, state.judged / jnp.maximum(num_judged, 1), latest)
+        fitness = final_scores(config, state).fitness
+        fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
         best = fitness.argmax()
         population = state.population
         return Compressed(
@@ -410,7 +536,16 @@ def build(config: Config) -> Algorithm:
         )
 
     def finished(state: State) -> Array:
-        judging = len(state.order) // config.batch_size if config.final_choice == "mean" else 0
-        return state.num_steps >= 1 + config.num_generations + judging
+        return state.num_steps >= num_steps(config, len(state.order))
 
     return Algorithm(init, step, result, finished)
+
+
+def final_scores(config: Config, state: State) -> Scores:
+    """By what the best is chosen: means over the judging steps, or the latest scores."""
+    num_judged = state.num_steps - 1 - config.num_generations
+    return jax.tree.map(
+        lambda total, latest: jnp.where(num_judged > 0, total / jnp.maximum(num_judged, 1), latest),
+        state.judged,
+        state.scores,
+    )

@@ -4,7 +4,9 @@ from evojax_suite.operators.crossover import LaplaceSign, laplace_crossover
 from evojax_suite.operators.selection import (
     check_shares,
     class_shares,
+    crowding_distances,
     highest_scores,
+    non_dominated_ranks,
     truncation,
     uniform_parents,
 )
@@ -13,8 +15,10 @@ __all__ = [
     "LaplaceSign",
     "check_shares",
     "class_shares",
+    "crowding_distances",
     "highest_scores",
     "laplace_crossover",
+    "non_dominated_ranks",
     "truncation",
     "uniform_parents",
 ]

@@ -13,13 +13,14 @@ by this, only how often: populations soon descend from few lines.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from evojax_suite.networks.feed_forward import Layer, Network
+from evojax_suite.networks.feed_forward import Layer, Network, hidden_sizes
 from evojax_suite.types import Array
 
 _TAILS_AT_ONCE = 4
@@ -27,10 +28,13 @@ _TAILS_AT_ONCE = 4
 
 @struct.dataclass
 class Population:
-    """P networks, padded; the reach is the first layer's width, at most the D inputs."""
+    """P networks, padded; the reach is the first layer's width, at most the D inputs.
+
+    There is room for T >= P tails.
+    """
 
     layers: Network  # leading axis P; the first layer's weights from the first `reach` inputs alone
-    tails: Array  # (P, width, D - reach): weights from the other inputs, of the lines alive
+    tails: Array  # (T, width, D - reach): weights from the other inputs, of the lines alive
     tail_of: Array  # (P,) int32: each member's place in `tails`
     sizes: Array  # (P, hidden layers) int32: units
     units: tuple[Array, ...]  # of each hidden layer (P, width) int32: the parent's unit, by biases
@@ -42,13 +46,15 @@ def _taken(array: Array, places: Array) -> Array:
     return array.at[places].get(mode="promise_in_bounds")
 
 
-def pruned(network: Network, importance: tuple[Array, ...], sizes: np.ndarray) -> Population:
+def pruned(
+    network: Network, importance: tuple[Array, ...], sizes: Array, widths: tuple[int, ...]
+) -> Population:
     """Copies of `network` that keep the most important units of each hidden layer, in their order.
 
     importance: for each hidden layer (units,); of equals the later unit counts as more important.
-    sizes: (P, hidden layers), units that each copy keeps, on the host: the largest are the widths.
+    sizes: (P, hidden layers), units that each copy keeps. widths: of the hidden layers, no smaller
+    than any size.
     """
-    widths = [int(size) for size in sizes.max(0)]
     bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
 
     def order(scores, size):
@@ -106,17 +112,18 @@ def first_activations(population: Population, inputs: Array) -> Array:
     if not far.shape[1]:
         return heads
     # The tails of lines that are alive, a few at a time.
-    alive = jnp.zeros(members, bool).at[population.tail_of].set(True)
+    room = len(population.tails)
+    alive = jnp.zeros(room, bool).at[population.tail_of].set(True)
     order = jnp.argsort(~alive, stable=True)
-    size = min(_TAILS_AT_ONCE, members)
+    size = min(_TAILS_AT_ONCE, room)
 
     def some(start, tails):
-        start = jnp.minimum(start * size, members - size)
+        start = jnp.minimum(start * size, room - size)
         places = jax.lax.dynamic_slice_in_dim(order, start, size)
         chosen = _taken(population.tails, places).reshape(size * width, -1)
         return tails.at[:, places].set((far @ chosen.T).reshape(-1, size, width))
 
-    empty = jnp.zeros_like(heads)
+    empty = jnp.zeros((len(inputs), room, width))
     tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, empty)
     return heads + tails.at[:, population.tail_of].get(mode="promise_in_bounds")
 
@@ -151,31 +158,17 @@ def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) ->
     return jax.random.randint(key, most.shape, 1, most + 1)
 
 
-def cut_off_crossover(
-    key: Array, population: Population, first: Array, second: Array
-) -> Population:
-    """Children of pairs of members; section 3.1.4, Fig. 1.
-
-    first, second: (pairs,), half as many as members. Child i < pairs keeps, of each layer, the
-    upper left c x c weights and the first c biases of its first parent and has all the rest, and so
-    its shape, from its second; child i + pairs is its mirror image. c is drawn for each layer and
-    pair, uniform in 1..the least size that both parents have on either side of the layer.
-    """
+def _draw_cut_offs(key: Array, population: Population, first: Array, second: Array) -> Array:
+    """Of both children of each pair, (2 * pairs, layers)."""
     ends = population.layers[0].weight.shape[-1], population.layers[-1].bias.shape[-1]
     keys = jax.random.split(key, first.shape[0])
     draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
     cuts = draw(keys, population.sizes[first], population.sizes[second])
-    cuts = jnp.concatenate([cuts, cuts])
-    inner = jnp.concatenate([first, second])
-    outer = jnp.concatenate([second, first])
+    return jnp.concatenate([cuts, cuts])
 
-    def mixed(array, layer):
-        inside = jnp.ones((), bool)
-        for axis in range(1, array.ndim):
-            places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
-            inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
-        return jnp.where(inside, _taken(array, inner), _taken(array, outer))
 
+def _children(population: Population, outer: Array, mixed) -> Population:
+    """What goes with the second parents, and `mixed(array, layer)` of all else."""
     return Population(
         layers=tuple(
             Layer(mixed(layer.weight, index), mixed(layer.bias, index))
@@ -189,30 +182,168 @@ def cut_off_crossover(
     )
 
 
+def cut_off_crossover(
+    key: Array, population: Population, first: Array, second: Array
+) -> Population:
+    """Children of pairs of members; section 3.1.4, Fig. 1.
+
+    first, second: (pairs,), half as many as members. Child i < pairs keeps, of each layer, the
+    upper left c x c weights and the first c biases of its first parent and has all the rest, and so
+    its shape, from its second; child i + pairs is its mirror image. c is drawn for each layer and
+    pair, uniform in 1..the least size that both parents have on either side of the layer.
+    """
+    cuts = _draw_cut_offs(key, population, first, second)
+    inner = jnp.concatenate([first, second])
+    outer = jnp.concatenate([second, first])
+
+    def mixed(array, layer):
+        inside = jnp.ones((), bool)
+        for axis in range(1, array.ndim):
+            places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
+            inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
+        return jnp.where(inside, _taken(array, inner), _taken(array, outer))
+
+    return _children(population, outer, mixed)
+
+
+def matched_units(first: Array, second: Array, size_first: Array, size_second: Array) -> Array:
+    """For each unit of one layer its partner in another, (width,) int32, -1 where it has none.
+
+    first, second: activations (N, width) of the same images; sizes: (), the units among them. The
+    pair with the highest correlation is matched, then the highest of what is left, and so on; a
+    constant unit correlates with none. Returned are the partners in `first` of units of `second`.
+    """
+
+    def standardised(values):
+        centred = values - values.mean(0)
+        norm = jnp.sqrt((centred * centred).sum(0))
+        return centred / jnp.where(norm > 0, norm, 1.0)
+
+    width = second.shape[1]
+    correlation = standardised(first).T @ standardised(second)
+    units = (jnp.arange(width) < size_first)[:, None] & (jnp.arange(width) < size_second)
+    correlation = jnp.where(units, correlation, -jnp.inf)
+
+    def match(carry):
+        """All pairs that are each other's best: they are the next ones of the greedy order."""
+        left, partners = carry
+        best_first, best_second = left.argmax(0), left.argmax(1)
+        mutual = best_second[best_first] == jnp.arange(width)
+        mutual &= jnp.isfinite(left.max(0))
+        partners = jnp.where(mutual, best_first, partners)
+        gone = (
+            jnp.zeros(width, bool).at[jnp.where(mutual, best_first, width)].set(True, mode="drop")
+        )
+        return jnp.where(gone[:, None] | mutual, -jnp.inf, left), partners
+
+    start = correlation, jnp.full(width, -1, jnp.int32)
+    return jax.lax.while_loop(lambda carry: jnp.isfinite(carry[0]).any(), match, start)[1]
+
+
+def aligned_crossover(
+    key: Array, population: Population, first: Array, second: Array, hidden: list[Array]
+) -> Population:
+    """`cut_off_crossover` in which a block holds, for units of the second parent, the weights
+    between those units of the first that fire most alike; beyond the paper.
+
+    hidden: activations (P, N, width) of each hidden layer. Units without a partner
+    (`matched_units`) stay the second parent's.
+    """
+    cuts = _draw_cut_offs(key, population, first, second)
+    inner = jnp.concatenate([first, second])
+    outer = jnp.concatenate([second, first])
+
+    def partners_of(layer):
+        sizes = population.sizes[:, layer]
+
+        def one(pair):
+            a, b = pair
+            found = matched_units(hidden[layer][a], hidden[layer][b], sizes[a], sizes[b])
+            width = len(found)
+            places = jnp.where(found >= 0, found, width)
+            mirrored = jnp.full(width, -1, jnp.int32)
+            return found, mirrored.at[places].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
+
+        return jnp.concatenate(jax.lax.map(one, (first, second)))
+
+    reach, classes = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[1]
+    ends = [
+        jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (len(inner), size))
+        for size in (reach, classes)
+    ]
+    partners = [ends[0], *(partners_of(layer) for layer in range(len(hidden))), ends[1]]
+
+    def mixed(array, layer):
+        cut = cuts[:, layer, None]
+
+        def side(places):
+            return jnp.maximum(places, 0), (places >= 0) & (jnp.arange(places.shape[1]) < cut)
+
+        rows, row_inside = side(partners[layer + 1])
+        if array.ndim == 2:
+            return jnp.where(row_inside, array[inner[:, None], rows], array[outer])
+        columns, column_inside = side(partners[layer])
+        block = array[inner[:, None, None], rows[:, :, None], columns[:, None, :]]
+        inside = row_inside[:, :, None] & column_inside[:, None, :]
+        return jnp.where(inside, block, array[outer])
+
+    return _children(population, outer, mixed)
+
+
+def joined(first: Population, second: Population) -> Population:
+    """Both populations as one; `second` descends from `first` without changes, so that the tails
+    are the same. There must be room for as many tails as members."""
+    both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+    return replace(both, tails=second.tails)
+
+
+def selected(population: Population, places: Array) -> Population:
+    """The members at `places` (n,); the tails of others are free to be overwritten."""
+    some = jax.tree.map(lambda leaf: _taken(leaf, places), replace(population, tails=None))
+    return replace(some, tails=population.tails)
+
+
+class _Individual(NamedTuple):
+    network: Network
+    sizes: Array  # (hidden layers,)
+    units: tuple[Array, ...]
+
+
 def _change_each(population: Population, chosen: Array, change) -> Population:
-    """Apply `change(index, network) -> network` to each member of chosen (P,) that is True; costs
-    as much as there are. A tail that others share is copied before it changes."""
-    members = chosen.shape[0]
+    """Apply `change(index, individual) -> individual` to each member of chosen (P,) that is True;
+    costs as much as there are. A tail that others share is copied before it changes."""
     order = jnp.argsort(~chosen, stable=True)
 
-    def body(i, carry):
-        layers, tails, tail_of = carry
+    def body(i, population):
         index = order[i]
-        counts = jnp.zeros(members, jnp.int32).at[tail_of].add(1)
+        tail_of = population.tail_of
+        counts = jnp.zeros(len(population.tails), jnp.int32).at[tail_of].add(1)
         own = tail_of[index]
         place = jnp.where(counts[own] > 1, counts.argmin(), own)  # an unused one, if shared
-        first, *rest = jax.tree.map(lambda leaf: leaf[index], layers)
-        reach = first.weight.shape[1]
-        whole = jnp.concatenate([first.weight, tails[own]], 1)
-        first, *rest = change(index, (first._replace(weight=whole), *rest))
-        tails = tails.at[place].set(first.weight[:, reach:])
-        new = (first._replace(weight=first.weight[:, :reach]), *rest)
-        layers = jax.tree.map(lambda leaf, value: leaf.at[index].set(value), layers, new)
-        return layers, tails, tail_of.at[index].set(place)
+        before = _Individual(
+            member(population, index),
+            population.sizes[index],
+            tuple(units[index] for units in population.units),
+        )
+        after = change(index, before)
+        first, *rest = after.network
+        reach = population.layers[0].weight.shape[2]
+        layers = (first._replace(weight=first.weight[:, :reach]), *rest)
 
-    carry = population.layers, population.tails, population.tail_of
-    layers, tails, tail_of = jax.lax.fori_loop(0, chosen.sum(), body, carry)
-    return replace(population, layers=layers, tails=tails, tail_of=tail_of)
+        def put(leaf, value):
+            return leaf.at[index].set(value)
+
+        return replace(
+            population,
+            layers=jax.tree.map(put, population.layers, layers),
+            tails=population.tails.at[place].set(first.weight[:, reach:]),
+            tail_of=put(tail_of, place),
+            sizes=put(population.sizes, after.sizes),
+            units=jax.tree.map(put, population.units, after.units),
+            num_mutations=population.num_mutations.at[index].add(1),
+        )
+
+    return jax.lax.fori_loop(0, chosen.sum(), body, population)
 
 
 def scaling_mutation(
@@ -224,9 +355,10 @@ def scaling_mutation(
     chosen: (P,) bool. Biases stay, with `hidden_only` the last layer's weights too.
     """
 
-    def change(index, network):
+    def change(index, individual):
+        network = individual.network
         keys = jax.random.split(jax.random.fold_in(key, index), len(network))
-        return tuple(
+        scaled = tuple(
             layer
             if hidden_only and layer is network[-1]
             else layer._replace(
@@ -235,6 +367,47 @@ def scaling_mutation(
             )
             for key, layer in zip(keys, network, strict=True)
         )
+        return individual._replace(network=scaled)
 
-    population = _change_each(population, chosen, change)
-    return replace(population, num_mutations=population.num_mutations + chosen)
+    return _change_each(population, chosen, change)
+
+
+def shrinking_mutation(
+    key: Array, population: Population, chosen: Array, span: float | Array, balanced: bool
+) -> Population:
+    """Remove units of the chosen members, least important first; beyond the paper.
+
+    A layer loses a part of its units that is uniform in 0..span, rounded up, and keeps one at
+    least; `balanced`, all layers lose equally many. A unit counts by the L1 norm of its incoming
+    weights times that of its outgoing ones. chosen: (P,) bool; span: in [0, 1].
+    """
+
+    def change(index, individual):
+        network, sizes, units = individual
+        parts = jax.random.uniform(jax.random.fold_in(key, index), sizes.shape, maxval=span)
+        parts = jnp.where(balanced, parts[0], parts)
+        left = jnp.maximum(sizes - jnp.ceil(parts * sizes).astype(sizes.dtype), 1)
+        bounds = [network[0].weight.shape[1], *sizes, network[-1].bias.shape[0]]
+        inside = [
+            jnp.arange(width) < size
+            for width, size in zip(
+                [bounds[0], *hidden_sizes(network), bounds[-1]], bounds, strict=True
+            )
+        ]
+        clean = [
+            jnp.where(inside[i + 1][:, None] & inside[i], jnp.abs(layer.weight), 0.0)
+            for i, layer in enumerate(network)
+        ]
+        layers, new_units = list(network), []
+        for i in range(len(sizes)):
+            importance = clean[i].sum(1) * clean[i + 1].sum(0)
+            importance = jnp.where(inside[i + 1], importance, -1.0)
+            rank = jnp.argsort(jnp.argsort(-importance, stable=True))  # 0 is the most important
+            order = jnp.argsort(rank >= left[i], stable=True)
+            weight, bias = layers[i]
+            layers[i] = Layer(weight[order], bias[order])
+            layers[i + 1] = layers[i + 1]._replace(weight=layers[i + 1].weight[:, order])
+            new_units.append(units[i][order])
+        return _Individual(tuple(layers), left, tuple(new_units))
+
+    return _change_each(population, chosen, change)

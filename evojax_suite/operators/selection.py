@@ -20,6 +20,50 @@ def uniform_parents(key: Array, num_parents: int, num_pairs: int) -> tuple[Array
     return pairs[0], pairs[1]
 
 
+def non_dominated_ranks(objectives: Array) -> Array:
+    """Fronts (P,), 0 the best, of objectives (P, M), lower is better; Deb et al. 2002, NSGA-II.
+
+    A member that is no better than another in any objective and worse in one is in a later front.
+    A row that is not finite comes after all that are.
+    """
+    failed = ~jnp.isfinite(objectives).all(1)
+    objectives = jnp.where(failed[:, None], jnp.inf, objectives)
+    no_worse = (objectives[:, None] <= objectives[None]).all(-1)
+    dominates = no_worse & (objectives[:, None] < objectives[None]).any(-1)
+
+    def peel(carry):
+        front, ranks = carry
+        left = ranks < 0
+        dominated = (dominates & left[:, None]).any(0)
+        return front + 1, jnp.where(left & ~dominated, front, ranks)
+
+    start = jnp.int32(0), jnp.full(len(objectives), -1, jnp.int32)
+    return jax.lax.while_loop(lambda carry: (carry[1] < 0).any(), peel, start)[1]
+
+
+def crowding_distances(objectives: Array, ranks: Array) -> Array:
+    """How far apart (P,) the neighbours of each member in its front lie, infinite at the ends.
+
+    objectives: (P, M); ranks: (P,). The sum over the objectives of the gap between the next lower
+    and the next higher value, each over the population's range (in NSGA-II the front's).
+    """
+
+    def gaps(values):
+        finite = jnp.isfinite(values)
+        low = jnp.where(finite, values, jnp.inf).min()
+        spread = jnp.where(finite, values, -jnp.inf).max() - low
+        scaled = jnp.where(finite, values - low, 0.0) / jnp.where(spread > 0, spread, 1.0)
+        order = jnp.lexsort((scaled, ranks))
+        sorted_values, sorted_ranks = scaled[order], ranks[order]
+        same = sorted_ranks[1:] == sorted_ranks[:-1]
+        steps = jnp.where(same, sorted_values[1:] - sorted_values[:-1], jnp.inf)
+        ends = jnp.array([jnp.inf])
+        both = jnp.concatenate([ends, steps]) + jnp.concatenate([steps, ends])
+        return jnp.zeros_like(both).at[order].set(both)
+
+    return jax.vmap(gaps, in_axes=1)(objectives).sum(0)
+
+
 def class_shares(num_samples: int, num_classes: int) -> tuple[int, ...]:
     """How many of `num_samples` each class gives: equal shares, the first classes one more."""
     share, more = divmod(num_samples, num_classes)

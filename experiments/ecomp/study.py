@@ -175,8 +175,8 @@ def spread(rows: list[dict], name: str) -> str:
 def table(rows: list[dict]) -> str:
     header = (
         "| weights a, s, c | test accuracy | relative size | agreement: evolution's images | other "
-        "training images | test images | similarity loss, last 20 generations | correlation of accuracy and "
-        "loss | generations to the last size | s a run |\n"
+        "training images | test images | similarity loss, last 20 generations | correlation of "
+        "accuracy and loss | generations to the last size | s a run |\n"
         "|---|---|---|---|---|---|---|---|---|---|"
     )
     lines = [header]
