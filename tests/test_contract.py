@@ -57,7 +57,14 @@ VARIANTS = {
     "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
     "ecomp_cka": ecomp.Config(6, 50, 20, similarity="cka", pruning="activity"),
     "ecomp_extended": ecomp.Config(
-        6, 50, 20, balanced=False, crossover="aligned", selection="nsga2", batches_per_generation=2
+        population_size=6,
+        num_generations=50,
+        batch_size=20,
+        balanced=False,
+        shrinking=True,
+        crossover="aligned",
+        selection="nsga2",
+        batches_per_generation=2,
     ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
@@ -86,7 +93,7 @@ def case(request) -> Case:
             algorithm = module.build(config, 10, shape)
         case "ecomp" | "ecomp_cka" | "ecomp_extended":
             data = ecomp_data(digits)
-            params = ecomp.Params(mutation_rate=0.3, shrink_rate=0.3, perplexity=6.0)
+            params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
             algorithm = ecomp.build(config)
         case "gradient_matching":
             data = gradient_matching.make_data(digits)

@@ -75,6 +75,8 @@ class Config:
     balanced: bool = True
     """Keep the hidden layers equal in size, as the paper must; a parent may differ in them where
     this is off."""
+    shrinking: bool = False
+    """Let networks lose units; the paper's keep the sizes of the initial ones."""
     crossover: Literal["cut_off", "aligned"] = "cut_off"
     """aligned: units that fire alike take each other's place (the paper's mixes unrelated ones)."""
     selection: Literal["softmax", "nsga2"] = "softmax"
@@ -114,11 +116,10 @@ class Params:
     """Probability that a network mutates, in [0, 1]."""
     mutation_span: float = 0.1
     """A mutated weight is multiplied by a number uniform in 1 - span..1 + span."""
-    shrink_rate: float = 0.0
-    """Probability that a network loses units, in [0, 1]; beyond the paper, whose networks keep the
-    sizes of the initial ones."""
+    shrink_rate: float = 0.5
+    """Where networks shrink: the probability that one does, in [0, 1]."""
     shrink_span: float = 0.1
-    """A layer that shrinks loses up to this part of its units, in [0, 1]."""
+    """Where networks shrink: a layer loses up to this part of its units, in [0, 1]."""
     perplexity: float = 30.0
     """Of the Gaussians around each image, in 1..batch_size - 1."""
 
@@ -424,6 +425,8 @@ def build(config: Config) -> Algorithm:
             params.mutation_span,
             config.mutated_layers == "hidden",
         )
+        if not config.shrinking:
+            return population
         shrinks = may & (jax.random.uniform(key_shrinks, may.shape) < params.shrink_rate)
         return compression.shrinking_mutation(
             key_parts, population, shrinks, params.shrink_span, config.balanced

@@ -2,6 +2,7 @@
 
     python experiments/ecomp/study.py                     # Table 1, Figs. 2 to 5
     python experiments/ecomp/study.py --study similarity  # a sweep of the similarity weight
+    python experiments/ecomp/study.py --study options     # each option alone, weights 1, 2, 1
 
 Runs are written as they come (`<study>.json`); the same command goes on after an interruption.
 Needs Fashion-MNIST in --data-dir or EVOJAX_SUITE_DATA.
@@ -26,19 +27,34 @@ from evojax_suite.algorithms import ecomp
 from evojax_suite.commands.ecomp import evolution_images, train_parent
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import feed_forward
+from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import compression
 from evojax_suite.results import write_atomically
 
 STUDIES = {
     "weightings": ecomp.WEIGHTINGS,
     "similarity": tuple((1, weight, 1) for weight in (0, 1, 2, 4, 8, 16, 32)),
+    "options": ((1, 2, 1),),
+}
+OPTIONS = {
+    "none": {},
+    "pruning activity": {"pruning": "activity"},
+    "mutated layers hidden": {"mutated_layers": "hidden"},
+    "final choice last": {"final_choice": "last"},
+    "similarity Student's t": {"similarity": "student_t"},
+    "similarity CKA": {"similarity": "cka"},
+    "2 batches a generation": {"batches_per_generation": 2},
+    "unbalanced": {"balanced": False},
+    "shrinking": {"shrinking": True},
+    "crossover aligned": {"crossover": "aligned"},
+    "selection NSGA-II": {"selection": "nsga2"},
 }
 CURVES = ("accuracy_mean", "relative_size_mean", "similarity_loss_mean")
 
 
 @dataclass(frozen=True)
 class Options:
-    study: Literal["weightings", "similarity"] = "weightings"
+    study: Literal["weightings", "similarity", "options"] = "weightings"
     num_runs: int = 10
     """Of each weighting."""
     runs_at_once: int = 1
@@ -54,17 +70,10 @@ def name_of(weighting) -> str:
     return ",".join(f"{weight:g}" for weight in weighting)
 
 
-def main(options: Options) -> None:
-    dataset = with_whole_training_set(load(options.dataset, options.data_dir))
-    config = ecomp.Config()
-    places = evolution_images(dataset, None, config.batch_size)
-    start = time.perf_counter()
-    parent = train_parent(dataset, "unit", 256, 4, 0, options.runs_dir / "parent")
-    parent_seconds = time.perf_counter() - start
-    images, labels = dataset.train.images[places], dataset.train.labels[places]
-    data = ecomp.make_data(parent, images, labels)
+def program(config: ecomp.Config, num_images: int, runs_at_once: int):
+    """Whole runs, from keys (R,) and parameters (R,) to results and metrics with that axis."""
     algorithm = ecomp.build(config)
-    num_steps = ecomp.num_steps(config, len(places))
+    num_steps = ecomp.num_steps(config, num_images)
 
     def all_runs(keys, params, data):
         def one(run):
@@ -78,11 +87,68 @@ def main(options: Options) -> None:
             state, metrics = jax.lax.scan(step, state, jnp.arange(num_steps))
             return algorithm.result(state, params, data), metrics
 
-        if options.runs_at_once == 1:
+        if runs_at_once == 1:
             return jax.lax.map(one, (keys, params))
-        return jax.lax.map(one, (keys, params), batch_size=options.runs_at_once)
+        return jax.lax.map(one, (keys, params), batch_size=runs_at_once)
 
-    weightings = STUDIES[options.study]
+    return jax.jit(all_runs)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all studies share: the parent and the three parts of the images it is judged on."""
+
+    parent: Network
+    data: ecomp.Data
+    parts: dict[str, tuple[jax.Array, np.ndarray]]  # flat images, labels
+    parent_predictions: dict[str, np.ndarray]
+    parent_seconds: float
+
+    def judge(self, network: Network) -> dict[str, float]:
+        found = {}
+        for part, (inputs, labels) in self.parts.items():
+            predictions = predict(network, inputs)
+            found[f"{part}_accuracy"] = float(np.mean(predictions == labels))
+            found[f"{part}_agreement"] = float(
+                np.mean(predictions == self.parent_predictions[part])
+            )
+        return found
+
+
+def predict(network: Network, inputs: jax.Array) -> np.ndarray:
+    return np.asarray(_predict(network, inputs))
+
+
+@jax.jit
+def _predict(network, inputs):
+    return feed_forward.forward(network, inputs)[-1].argmax(-1)
+
+
+def set_up(dataset_name: str, data_dir: Path | None, runs_dir: Path) -> Setting:
+    dataset = with_whole_training_set(load(dataset_name, data_dir))
+    places = evolution_images(dataset, None, ecomp.Config().batch_size)
+    start = time.perf_counter()
+    parent = train_parent(dataset, "unit", 256, 4, 0, runs_dir / "parent")
+    seconds = time.perf_counter() - start
+    train = dataset.train
+    parts = {
+        "evolution": (train.images[places], train.labels[places]),
+        "other_training": (np.delete(train.images, places, 0), np.delete(train.labels, places)),
+        "test": (dataset.test.images, dataset.test.labels),
+    }
+    data = ecomp.make_data(parent, *parts["evolution"])
+    flat = {
+        part: (jnp.asarray(images.reshape(len(images), -1) / np.float32(255)), labels)
+        for part, (images, labels) in parts.items()
+    }
+    predictions = {part: predict(parent, inputs) for part, (inputs, _) in flat.items()}
+    return Setting(parent, data, flat, predictions, seconds)
+
+
+def main(options: Options) -> None:
+    setting = set_up(options.dataset, options.data_dir, options.runs_dir)
+    data, parent = setting.data, setting.parent
+    num_images = len(data.labels)
     keys = jax.random.split(jax.random.key(0), options.num_runs)
 
     def params_of(weighting):
@@ -92,45 +158,36 @@ def main(options: Options) -> None:
             accuracy_weight=values[0], similarity_weight=values[1], compression_weight=values[2]
         )
 
-    start = time.perf_counter()
-    compiled = jax.jit(all_runs).lower(keys, params_of(weightings[0]), data).compile()
-    compile_seconds = time.perf_counter() - start
-
-    parts = {
-        "evolution": (images, labels),
-        "other_training": tuple(
-            np.delete(array, places, 0) for array in (dataset.train.images, dataset.train.labels)
-        ),
-        "test": (dataset.test.images, dataset.test.labels),
-    }
-    flat = {
-        part: jnp.asarray(pictures.reshape(len(pictures), -1) / np.float32(255))
-        for part, (pictures, _) in parts.items()
-    }
-
-    @jax.jit
-    def predict(network, inputs):
-        return feed_forward.forward(network, inputs)[-1].argmax(-1)
-
-    parent_predictions = {part: np.asarray(predict(parent, flat[part])) for part in parts}
     path = options.output / f"{options.study}.json"
     about = {
         "device": jax.devices()[0].device_kind,
         "num_runs": options.num_runs,
-        "parent_test_accuracy": float(np.mean(parent_predictions["test"] == dataset.test.labels)),
-        "parent_seconds": parent_seconds,
-        "compile_seconds": compile_seconds,
+        "parent_test_accuracy": float(
+            np.mean(setting.parent_predictions["test"] == setting.parts["test"][1])
+        ),
+        "parent_seconds": setting.parent_seconds,
     }
     rows = []
     if path.exists():
         before = json.loads(path.read_text())
         if before["num_runs"] == options.num_runs:
             rows = before["rows"]
-            about |= {name: before[name] for name in ("parent_seconds", "compile_seconds")}
+            about |= {"parent_seconds": before["parent_seconds"]}
     done = {row["weighting"] for row in rows}
-    for weighting in weightings:
-        if name_of(weighting) in done:
+    cases = [(name_of(w), w, {}) for w in STUDIES[options.study]]
+    if options.study == "options":
+        (weighting,) = STUDIES["options"]
+        cases = [(name, weighting, changes) for name, changes in OPTIONS.items()]
+    compiled, compiled_for = None, None
+    for name, weighting, changes in cases:
+        if name in done:
             continue
+        config = ecomp.Config(**changes)
+        if compiled is None or compiled_for != config:
+            start = time.perf_counter()
+            runs = program(config, num_images, options.runs_at_once)
+            compiled = runs.lower(keys, params_of(weighting), data).compile()
+            compiled_for, compile_seconds = config, time.perf_counter() - start
         start = time.perf_counter()
         results, metrics = jax.device_get(compiled(keys, params_of(weighting), data))
         seconds = time.perf_counter() - start
@@ -138,7 +195,7 @@ def main(options: Options) -> None:
             best = jax.tree.map(lambda leaf, run=run: leaf[run], results)
             network = compression.trimmed(best.network, best.sizes)
             row = {
-                "weighting": name_of(weighting),
+                "weighting": name,
                 "run": run,
                 "hidden_units": best.sizes,
                 "relative_size": best.sizes.sum() / sum(feed_forward.hidden_sizes(parent)),
@@ -146,25 +203,27 @@ def main(options: Options) -> None:
                 "num_mutations": best.num_mutations,
                 "num_failed": metrics.num_failed[run].sum(),
                 "seconds": seconds / options.num_runs,
-            }
-            for part, (_, truth) in parts.items():
-                predictions = np.asarray(predict(network, flat[part]))
-                row[f"{part}_accuracy"] = np.mean(predictions == truth)
-                row[f"{part}_agreement"] = np.mean(predictions == parent_predictions[part])
-            row["curves"] = {
-                name: np.float64(getattr(metrics, name)[run][: config.num_generations + 1]).round(4)
-                for name in CURVES
+                "compile_seconds": compile_seconds,
+                **setting.judge(network),
+                "curves": {
+                    curve: np.float64(getattr(metrics, curve)[run]).round(4)[
+                        : config.num_generations + 1
+                    ]
+                    for curve in CURVES
+                },
             }
             rows.append(json.loads(json.dumps(row, default=lambda value: value.tolist())))
         write_atomically(path, json.dumps(about | {"rows": rows}) + "\n")
-        mine = [row for row in rows if row["weighting"] == name_of(weighting)]
+        mine = [row for row in rows if row["weighting"] == name]
         print(
-            f"{name_of(weighting)}: test accuracy {spread(mine, 'test_accuracy')}, relative size "
-            f"{spread(mine, 'relative_size')}, {seconds / options.num_runs:.2f} s a run",
+            f"{name}: test accuracy {spread(mine, 'test_accuracy')}, relative size "
+            f"{spread(mine, 'relative_size')}, {seconds / options.num_runs:.2f} s a run, "
+            f"compilation {compile_seconds:.1f} s",
             flush=True,
         )
     print(table(rows))
-    draw(options, rows, about)
+    if options.study != "options":
+        draw(options, rows, about)
 
 
 def spread(rows: list[dict], name: str) -> str:
