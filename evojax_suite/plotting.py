@@ -177,3 +177,22 @@ def compression_curves(path: Path, metrics: list[dict]) -> None:
         axes.grid(alpha=0.3)
     figure.tight_layout()
     _save(figure, path)
+
+
+def accuracy_front(
+    path: Path, points: list[tuple[float, float]], parent: float, chosen: tuple[float, float]
+) -> None:
+    """A Pareto front of networks: accuracy against parameters, as parts of the parent's and of 1.
+
+    points: of the front (parameters, accuracy); parent: its accuracy; chosen: the run's network.
+    """
+    figure = Figure(figsize=(6.4, 3.8))
+    axes = figure.add_subplot()
+    sizes, accuracies = (100 * np.array(column) for column in zip(*sorted(points), strict=True))
+    axes.plot(sizes, accuracies, "o-", ms=3, lw=0.8, color="#2166ac", label="front")
+    axes.plot(100 * chosen[0], 100 * chosen[1], "*", ms=12, color="#b2182b", label="network")
+    axes.axhline(100 * parent, color="black", ls="--", lw=1, label="parent")
+    axes.set(xlabel="parameters (% of the parent's)", ylabel="accuracy on evolution's images (%)")
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize=8)
+    _save(figure, path)

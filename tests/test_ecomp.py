@@ -405,6 +405,24 @@ def test_your_own_parent_is_compressed(tmp_path, parent, capsys):
     assert "agree" in capsys.readouterr().err
 
 
+def test_a_front_is_written_with_all_its_networks(tmp_path):
+    extended = ["--selection", "nsga2", "--no-balanced", "--shrinking", "--crossover", "aligned"]
+    assert ecomp_main(tmp_path, *extended, "--num-generations", "10") == 0
+    run = tmp_path / "run"
+    front = json.loads((run / "front.json").read_text())
+    assert json.loads((run / "summary.json").read_text())["front_size"] == len(front) > 1
+    assert {run / row["file"] for row in front} == set((run / "front").iterdir())
+    images = DIGITS.test.images.reshape(len(DIGITS.test), -1) / np.float32(255)
+    for row, after in zip(front, [*front[1:], None], strict=True):
+        network = feed_forward.load(run / row["file"], 64, 10)
+        assert list(feed_forward.hidden_sizes(network)) == row["hidden_units"]
+        accuracy = feed_forward.forward(network, images)[-1].argmax(-1) == DIGITS.test.labels
+        assert row["test_accuracy"] == pytest.approx(np.mean(accuracy))
+        if after:
+            assert row["num_parameters"] <= after["num_parameters"]
+    assert (run / "figures" / "front.png").exists()
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [

@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -23,7 +24,7 @@ from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.data.splits import balanced_subset
 from evojax_suite.networks import NetworkConfig, feed_forward
 from evojax_suite.networks.feed_forward import Network
-from evojax_suite.operators import compression
+from evojax_suite.operators import compression, non_dominated_ranks
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset, TrainingData, training_data
@@ -122,6 +123,52 @@ def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray
     return float(own @ original / (np.linalg.norm(own) * np.linalg.norm(original)))
 
 
+def save_front(
+    directory: Path, config: ecomp.Config, state: ecomp.State, parts: dict, wrap
+) -> list[dict]:
+    """Write the networks of the last population that no other beats in accuracy, similarity loss
+    and parameters together, and what is known of each, smallest first.
+
+    parts: images and labels by name; wrap: makes a CompressedNetwork of a network.
+    """
+    scores = jax.device_get(ecomp.final_scores(config, state))
+    objectives = np.stack(
+        [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters], 1
+    )
+    ranks = np.asarray(non_dominated_ranks(jnp.asarray(objectives)))
+    members = np.flatnonzero((ranks == 0) & np.isfinite(objectives).all(1))
+    folder = directory / "front"
+    folder.mkdir(exist_ok=True)
+    rows, seen = [], set()
+    for index in members[np.argsort(scores.relative_parameters[members], kind="stable")]:
+        network = compression.trimmed(
+            jax.device_get(compression.member(state.population, index)),
+            np.asarray(state.population.sizes[index]),
+        )
+        content = b"".join(np.asarray(array).tobytes() for layer in network for array in layer)
+        if content in seen:  # copies of one another are all in the front
+            continue
+        seen.add(content)
+        name = f"{len(rows):03d}-{'-'.join(map(str, feed_forward.hidden_sizes(network)))}"
+        feed_forward.save(folder / f"{name}.safetensors", network)
+        one = wrap(network)
+        rows.append(
+            {
+                "file": f"front/{name}.safetensors",
+                "hidden_units": feed_forward.hidden_sizes(network),
+                "num_parameters": one.num_parameters,
+                "relative_parameters": float(scores.relative_parameters[index]),
+                "similarity_loss": float(scores.similarity_loss[index]),
+                **{
+                    f"{part}_accuracy": float(np.mean(one.logits(images).argmax(-1) == labels))
+                    for part, (images, labels) in parts.items()
+                },
+            }
+        )
+    write_json(directory / "front.json", rows)
+    return rows
+
+
 def run(options: Options) -> None:
     """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
     config, params = options.config, options.params
@@ -192,13 +239,12 @@ def run(options: Options) -> None:
 
     # Selection is over: only here is the test part opened.
     before = CompressedNetwork(parent, *about, {})
-    seen = np.zeros(len(dataset.train), bool)
-    seen[places] = True
     agreement, accuracy = {}, {}
-    for part, split_images, split_labels in (
-        ("evolution", images, labels),
-        ("test", dataset.test.images, dataset.test.labels),
-    ):
+    parts = {
+        "evolution": (images, labels),
+        "test": (dataset.test.images, dataset.test.labels),
+    }
+    for part, (split_images, split_labels) in parts.items():
         predictions = [one.logits(split_images).argmax(-1) for one in (before, result)]
         accuracy[part] = [float(np.mean(p == split_labels)) for p in predictions]
         agreement[part] = float(np.mean(predictions[0] == predictions[1]))
@@ -227,12 +273,25 @@ def run(options: Options) -> None:
         "seed": options.seed,
         "options": beyond,
     }
+    front = []
+    if config.selection == "nsga2":
+
+        def wrap(network):
+            return CompressedNetwork(network, *about, {})
+
+        front = save_front(directory, config, outcome.state, parts, wrap)
+        summary["front_size"] = len(front)
     write_json(directory / "summary.json", summary)
-    _present(directory, options, dataset, summary, shown)
+    _present(directory, options, dataset, summary, shown, front)
 
 
 def _present(
-    directory: Path, options: Options, dataset: Dataset, summary: dict, shown: str
+    directory: Path,
+    options: Options,
+    dataset: Dataset,
+    summary: dict,
+    shown: str,
+    front: list[dict],
 ) -> None:
     """Figure, report and the closing lines on the terminal."""
     curves = directory / "figures" / "generations.png"
@@ -273,15 +332,42 @@ def _present(
         ["failed evaluations", str(summary["num_failed"])],
         ["unlike the paper", shown],
     ]
+    tables = [
+        ("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
+        ("The run", ["", ""], numbers),
+    ]
+    figures = [(curves, "The population by generation: mean, and from worst to best")]
+    if front:
+        picture = directory / "figures" / "front.png"
+        plotting.accuracy_front(
+            picture,
+            [(row["relative_parameters"], row["evolution_accuracy"]) for row in front],
+            summary["parent_evolution_accuracy"],
+            (
+                summary["num_parameters"] / summary["parent_num_parameters"],
+                summary["evolution_accuracy"],
+            ),
+        )
+        figures.append((picture, "The front: every network is in front/, with front.json"))
+        shown_rows = front[:: max(1, len(front) // 12)]
+        cells = [
+            [
+                "-".join(map(str, row["hidden_units"])),
+                f"{100 * row['relative_parameters']:.1f}",
+                f"{100 * row['evolution_accuracy']:.2f}",
+                f"{100 * row['test_accuracy']:.2f}",
+            ]
+            for row in shown_rows
+        ]
+        header = ["hidden units", "parameters (%)", "evolution's images (%)", "test images (%)"]
+        title = f"The front, {len(shown_rows)} of {len(front)} networks"
+        tables.insert(1, (title, header, cells))
     report.write(
         directory / "report.html",
         f"A network for {dataset.name}, compressed by evolution",
         lead,
-        [
-            ("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
-            ("The run", ["", ""], numbers),
-        ],
-        [(curves, "The population by generation: mean, and from worst to best")],
+        tables,
+        figures,
         shlex.join(["evojax-suite", *sys.argv[1:]]),
         options.settings(),
     )
