@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,12 @@ from scipy import stats
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Layer
 from evojax_suite.operators import compression
+
+# One compilation a shape, instead of one an operation.
+cut_off_crossover = jax.jit(compression.cut_off_crossover)
+aligned_crossover = jax.jit(compression.aligned_crossover)
+scaling_mutation = jax.jit(compression.scaling_mutation, static_argnames="hidden_only")
+shrinking_mutation = jax.jit(compression.shrinking_mutation, static_argnums=4)
 
 SHAPES = {
     "two hidden layers": (20, 8, 8, 4),
@@ -103,16 +110,17 @@ def with_nan_padding(population):
 def computed(population, inputs, widths=None):
     """Hidden activations and logits of all members by the population's way."""
     widths = widths or feed_forward.hidden_sizes(population.layers)
+    together = _computed(population, inputs, widths)
+    return [[leaf[m] for leaf in together] for m in range(len(population.sizes))]
+
+
+@partial(jax.jit, static_argnums=2)
+def _computed(population, inputs, widths):
+    def one(first, rest, sizes):
+        return compression.hidden_and_logits(first, rest, sizes, widths)
+
     first = compression.first_activations(population, inputs)
-    return [
-        compression.hidden_and_logits(
-            first[:, m],
-            jax.tree.map(lambda leaf, m=m: leaf[m], population.layers[1:]),
-            population.sizes[m],
-            widths,
-        )
-        for m in range(len(population.sizes))
-    ]
+    return jax.vmap(one, in_axes=(1, 0, 0))(first, population.layers[1:], population.sizes)
 
 
 def assert_networks_equal(first, second):
@@ -152,9 +160,9 @@ def test_padded_networks_compute_what_unpadded_ones_do_whatever_the_padding_hold
         key_parents, key_cross, key_mutate = jax.random.split(key, 3)
         parents = jax.random.randint(key_parents, (2, 3), 0, 6)
         population = with_nan_padding(population)
-        population = compression.cut_off_crossover(key_cross, population, *parents)
-        population = compression.scaling_mutation(
-            key_mutate, population, jnp.arange(6) == 2, 0.1, False
+        population = cut_off_crossover(key_cross, population, *parents)
+        population = scaling_mutation(
+            key_mutate, population, jnp.arange(6) == 2, 0.1, hidden_only=False
         )
 
 
@@ -189,7 +197,7 @@ def test_a_child_is_its_second_parent_with_a_block_of_the_first(seed, shape):
     population = marked(population_of(shape, seed=seed))
     random = np.random.default_rng(seed)
     first, second = random.integers(0, 6, (2, 3))
-    children = compression.cut_off_crossover(jax.random.key(seed), population, first, second)
+    children = cut_off_crossover(jax.random.key(seed), population, first, second)
     inner, outer = np.concatenate([first, second]), np.concatenate([second, first])
     np.testing.assert_array_equal(children.sizes, np.asarray(population.sizes)[outer])
     cuts = np.zeros((6, len(shape) - 1), int)
@@ -223,7 +231,7 @@ def test_crossover_by_hand():
     population = marked(pruned(network, np.array([[4], [5]], np.int32)))
     pair = jnp.array([0]), jnp.array([1])
     for seed in range(200):
-        children = compression.cut_off_crossover(jax.random.key(seed), population, *pair)
+        children = cut_off_crossover(jax.random.key(seed), population, *pair)
         small, large = whole(children, 1), whole(children, 0)
         if (small[0].bias == 1).sum() == 2 and (small[1].bias == 1).sum() == 1:
             break
@@ -252,12 +260,10 @@ def test_cut_offs_are_uniform_and_drawn_for_each_layer():
 def test_mutation_scales_each_weight_of_the_chosen_and_of_no_other(hidden_only):
     population = population_of((60, 40, 40, 10), members=6)
     one_line = jnp.zeros(3, jnp.int32), jnp.zeros(3, jnp.int32)
-    population = compression.cut_off_crossover(jax.random.key(0), population, *one_line)
+    population = cut_off_crossover(jax.random.key(0), population, *one_line)
     assert len(set(population.tail_of.tolist())) == 1
     chosen = jnp.array([False, True, False, True, False, False])
-    after = compression.scaling_mutation(
-        jax.random.key(1), population, chosen, 0.1, hidden_only=hidden_only
-    )
+    after = scaling_mutation(jax.random.key(1), population, chosen, 0.1, hidden_only=hidden_only)
     np.testing.assert_array_equal(after.num_mutations, chosen)
     factors = []
     for member in range(6):
@@ -276,7 +282,7 @@ def test_mutation_scales_each_weight_of_the_chosen_and_of_no_other(hidden_only):
 
 def test_a_member_alone_on_its_tail_changes_it_in_place():
     population = population_of((20, 8, 8, 4))
-    after = compression.scaling_mutation(
+    after = scaling_mutation(
         jax.random.key(1), population, jnp.ones(6, bool), 0.1, hidden_only=False
     )
     np.testing.assert_array_equal(np.sort(after.tail_of), np.arange(6))
@@ -346,11 +352,11 @@ def test_aligned_crossover_of_one_network_in_two_orders_changes_nothing(shape):
     for seed in range(4):
         key = jax.random.key(seed)
         hidden = hidden_of(population, inputs)
-        children = compression.aligned_crossover(key, population, *pair, hidden)
+        children = aligned_crossover(key, population, *pair, hidden)
         for child in range(2):
             logits = feed_forward.forward(whole(children, child), inputs)[-1]
             np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
-        plain = compression.cut_off_crossover(key, population, *pair)
+        plain = cut_off_crossover(key, population, *pair)
         logits = feed_forward.forward(whole(plain, 0), inputs)[-1]
         plain_differs |= not np.allclose(logits, expected, atol=1e-2)
     assert plain_differs
@@ -361,7 +367,7 @@ def test_aligned_crossover_keeps_the_shape_and_the_padding_out():
     population = population_of(shape)
     inputs = jax.random.normal(jax.random.key(0), (40, shape[0]))
     pairs = jnp.array([0, 1, 2]), jnp.array([3, 4, 5])
-    children = compression.aligned_crossover(
+    children = aligned_crossover(
         jax.random.key(0), with_nan_padding(population), *pairs, hidden_of(population, inputs)
     )
     np.testing.assert_array_equal(children.sizes, population.sizes[jnp.array([3, 4, 5, 0, 1, 2])])
@@ -376,7 +382,7 @@ def test_shrinking_removes_the_least_important_units(shape, balanced):
     sizes = np.tile(np.array([shape[1:-1]], np.int32), (40, 1))
     population = pruned(network, sizes)
     chosen = jnp.arange(40) % 2 == 0
-    after = compression.shrinking_mutation(
+    after = shrinking_mutation(
         jax.random.key(0), with_nan_padding(population), chosen, 0.5, balanced
     )
     lost = np.asarray(population.sizes - after.sizes)
@@ -408,7 +414,5 @@ def test_shrinking_removes_the_least_important_units(shape, balanced):
 def test_shrinking_leaves_one_unit():
     network = parent((20, 3, 3, 4))
     population = pruned(network, np.ones((4, 2), np.int32))
-    after = compression.shrinking_mutation(
-        jax.random.key(0), population, jnp.ones(4, bool), 1.0, False
-    )
+    after = shrinking_mutation(jax.random.key(0), population, jnp.ones(4, bool), 1.0, False)
     assert (np.asarray(after.sizes) == 1).all()

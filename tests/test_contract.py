@@ -55,7 +55,6 @@ VARIANTS = {
     ),
     "probe": probe.Config(SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)),
     "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
-    "ecomp_cka": ecomp.Config(6, 50, 20, similarity="cka", pruning="activity"),
     "ecomp_extended": ecomp.Config(
         population_size=6,
         num_generations=50,
@@ -65,6 +64,8 @@ VARIANTS = {
         crossover="aligned",
         selection="nsga2",
         batches_per_generation=2,
+        similarity="cka",
+        pruning="activity",
     ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
@@ -91,7 +92,7 @@ def case(request) -> Case:
             module = {"devs": devs, "probe": probe}[request.param]
             data = training_data(with_whole_training_set(digits, 130))
             algorithm = module.build(config, 10, shape)
-        case "ecomp" | "ecomp_cka" | "ecomp_extended":
+        case "ecomp" | "ecomp_extended":
             data = ecomp_data(digits)
             params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
             algorithm = ecomp.build(config)
