@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from evojax_suite.data import normalize
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import (
@@ -100,6 +101,11 @@ class Config:
                 f"compression must be 0 <= least < most <= 1, got least_compression "
                 f"{self.least_compression} and most_compression {self.most_compression}"
             )
+
+    @property
+    def images_per_generation(self) -> int:
+        """In all its batches."""
+        return self.batch_size * self.batches_per_generation
 
 
 @struct.dataclass
@@ -193,13 +199,15 @@ def make_data(
     parent: Network,
     images: np.ndarray,
     labels: np.ndarray,
-    mean: np.ndarray | float = 0.0,
-    std: np.ndarray | float = 1.0,
+    mean: np.ndarray | None = None,
+    std: np.ndarray | None = None,
 ) -> Data:
     """images: (N, H, W, C), uint8 or float in [0, 1]; mean and std: (C,) that the parent takes out
     of them, nothing in the paper. They are flattened row by row, channels last."""
-    scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-    flat = ((images.astype(np.float32) / scale - mean) / std).reshape(len(images), -1)
+    channels = images.shape[-1]
+    mean = np.zeros(channels) if mean is None else mean
+    std = np.ones(channels) if std is None else std
+    flat = normalize(images, mean, std).reshape(len(images), -1)
     return Data(
         parent=jax.tree.map(jnp.asarray, tuple(parent)),
         images=jnp.asarray(flat, jnp.float32),
@@ -215,8 +223,7 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
             f"the parent's hidden layers must be equal in size, got {', '.join(map(str, sizes))}; "
             f"balanced off takes any"
         )
-    together = config.batch_size * config.batches_per_generation
-    if num_images < together or num_images % together:
+    if num_images < config.images_per_generation or num_images % config.images_per_generation:
         several = f" x batches_per_generation {config.batches_per_generation}"
         raise ValueError(
             f"the number of images must be a multiple of batch_size {config.batch_size}"
@@ -234,8 +241,7 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
 
 def num_steps(config: Config, num_images: int) -> int:
     """Of a whole run: the initial population, the generations, the judging."""
-    together = config.batch_size * config.batches_per_generation
-    judging = num_images // together if config.final_choice == "mean" else 0
+    judging = num_images // config.images_per_generation if config.final_choice == "mean" else 0
     return 1 + config.num_generations + judging
 
 
@@ -445,7 +451,7 @@ def build(config: Config) -> Algorithm:
     def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         key_order, key_children = jax.random.split(key)
         num_images = len(data.labels)
-        together = config.batch_size * config.batches_per_generation
+        together = config.images_per_generation
         generation = state.num_steps  # 0 is the initial population
         judging = generation > config.num_generations
         evolving = (generation > 0) & ~judging

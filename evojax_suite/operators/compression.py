@@ -46,6 +46,13 @@ def _taken(array: Array, places: Array) -> Array:
     return array.at[places].get(mode="promise_in_bounds")
 
 
+def _kept_first(importance: Array, size: Array) -> Array:
+    """An order of the units (units,) in which the `size` most important come first, as they stood;
+    of equals the later counts as more important."""
+    rank = jnp.argsort(jnp.argsort(importance, stable=True))  # 0 is the least important
+    return jnp.argsort(rank < rank.shape[0] - size, stable=True)
+
+
 def pruned(
     network: Network, importance: tuple[Array, ...], sizes: Array, widths: tuple[int, ...]
 ) -> Population:
@@ -57,12 +64,8 @@ def pruned(
     """
     bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
 
-    def order(scores, size):
-        rank = jnp.argsort(jnp.argsort(scores, stable=True))  # 0 is the least important
-        return jnp.argsort(rank < rank.shape[0] - size, stable=True)
-
     def one(size):
-        orders = [order(scores, size[i]) for i, scores in enumerate(importance)]
+        orders = [_kept_first(scores, size[i]) for i, scores in enumerate(importance)]
         orders = [jnp.arange(bounds[0]), *orders, jnp.arange(bounds[-1])]
         inside = [jnp.arange(bound) < bound for bound in bounds]
         inside[1:-1] = [jnp.arange(width) < size[i] for i, width in enumerate(widths)]
@@ -402,8 +405,7 @@ def shrinking_mutation(
         for i in range(len(sizes)):
             importance = clean[i].sum(1) * clean[i + 1].sum(0)
             importance = jnp.where(inside[i + 1], importance, -1.0)
-            rank = jnp.argsort(jnp.argsort(-importance, stable=True))  # 0 is the most important
-            order = jnp.argsort(rank >= left[i], stable=True)
+            order = _kept_first(importance, left[i])
             weight, bias = layers[i]
             layers[i] = Layer(weight[order], bias[order])
             layers[i + 1] = layers[i + 1]._replace(weight=layers[i + 1].weight[:, order])

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from study import set_up
+from study import evolve, set_up
 
 from evojax_suite.algorithms import ecomp
 from evojax_suite.operators import compression
@@ -51,13 +50,7 @@ def main(options: Options) -> None:
 
     @jax.jit
     def run(key, params, data):
-        key_init, key_steps = jax.random.split(key)
-
-        def step(state, index):
-            return algorithm.step(jax.random.fold_in(key_steps, index), state, params, data)
-
-        state = algorithm.init(key_init, params, data)
-        return jax.lax.scan(step, state, jnp.arange(num_steps))[0]
+        return evolve(key, algorithm, num_steps, params, data)[0]
 
     compiled = run.lower(jax.random.key(0), params, data).compile()
     rows = []

@@ -30,6 +30,7 @@ from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import compression
 from evojax_suite.results import write_atomically
+from evojax_suite.types import Algorithm
 
 STUDIES = {
     "weightings": ecomp.WEIGHTINGS,
@@ -70,6 +71,16 @@ def name_of(weighting) -> str:
     return ",".join(f"{weight:g}" for weight in weighting)
 
 
+def evolve(key, algorithm: Algorithm, num_steps: int, params, data):
+    """A whole run: its last state, and metrics with a leading axis of steps."""
+    key_init, key_steps = jax.random.split(key)
+
+    def step(state, index):
+        return algorithm.step(jax.random.fold_in(key_steps, index), state, params, data)
+
+    return jax.lax.scan(step, algorithm.init(key_init, params, data), jnp.arange(num_steps))
+
+
 def program(config: ecomp.Config, num_images: int, runs_at_once: int):
     """Whole runs, from keys (R,) and parameters (R,) to results and metrics with that axis."""
     algorithm = ecomp.build(config)
@@ -78,13 +89,7 @@ def program(config: ecomp.Config, num_images: int, runs_at_once: int):
     def all_runs(keys, params, data):
         def one(run):
             key, params = run
-            key_init, key_steps = jax.random.split(key)
-
-            def step(state, index):
-                return algorithm.step(jax.random.fold_in(key_steps, index), state, params, data)
-
-            state = algorithm.init(key_init, params, data)
-            state, metrics = jax.lax.scan(step, state, jnp.arange(num_steps))
+            state, metrics = evolve(key, algorithm, num_steps, params, data)
             return algorithm.result(state, params, data), metrics
 
         if runs_at_once == 1:
