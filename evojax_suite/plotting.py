@@ -98,22 +98,29 @@ def soft_label_images(
     rows = -(-count // columns)
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     pictures = _for_display(denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std))
-    places = np.arange(dataset.num_classes)
-    figure = Figure(figsize=(2.6 * columns, 1.55 * rows))
-    for index, place in enumerate(chosen):
-        axes = figure.add_subplot(rows, 2 * columns, 2 * index + 1)
-        axes.imshow(pictures[index], cmap="gray", vmin=0, vmax=1)
-        axes.set(xticks=[], yticks=[])
-        bars = figure.add_subplot(rows, 2 * columns, 2 * index + 2)
-        bars.barh(places, labels[place], color="#2166ac")
-        bars.set(xlim=(0, 1), xticks=[0, 1], ylim=(dataset.num_classes - 0.5, -0.5))
-        bars.tick_params(labelsize=5, length=1, pad=1)
-        if dataset.num_classes <= 20:
-            bars.set_yticks(places, [name[:10] for name in dataset.class_names], fontsize=5)
-        else:
-            bars.set_yticks([])
-        bars.spines[["top", "right"]].set_visible(False)
-    figure.tight_layout(pad=0.3)
+    # One coordinate system for all: axes of their own would take seconds to draw.
+    figure = Figure(figsize=(2.4 * columns, 1.2 * rows))
+    axes = figure.add_axes((0, 0, 1, 1))
+    row, column = np.divmod(np.arange(count), columns)
+    left, top = 2.3 * column, -1.2 * row
+    for picture, x, y in zip(pictures, left, top, strict=True):
+        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, extent=(x, x + 1, y - 1, y))
+    places = (np.arange(dataset.num_classes) + 0.5) / dataset.num_classes
+    axes.barh(
+        (top[:, None] - places).ravel(),
+        labels[chosen].ravel(),
+        height=0.8 / dataset.num_classes,
+        left=np.repeat(left + 1.1, dataset.num_classes),
+        color="#2166ac",
+    )
+    for probability in (0, 1):
+        axes.vlines(left + 1.1 + probability, top - 1, top, color="#aaaaaa", lw=0.5)
+    if dataset.num_classes <= 20:  # the same for all, named at the end of a row
+        for y in -1.2 * np.arange(rows):
+            for name, place in zip(dataset.class_names, places, strict=True):
+                axes.text(2.3 * columns, y - place, name[:12], fontsize=5, va="center")
+    axes.set(xlim=(-0.1, 2.3 * columns + 0.5), ylim=(-1.2 * rows, 0.1), aspect="equal")
+    axes.set_axis_off()
     _save(figure, path)
 
 

@@ -175,10 +175,11 @@ def test_the_texts_best_is_that_of_the_last_generation(data):
 
 
 def test_all_widths_on_the_cpu_compute_what_one_does(data, monkeypatch):
-    _, several, _ = states_of(CONFIG, data, steps=3)
-    monkeypatch.setattr(ecomp, "_NUM_WIDTHS", 1)
-    _, one, _ = states_of(CONFIG, data, steps=3)
+    _, one, _ = states_of(CONFIG, data, steps=2)
+    monkeypatch.setattr(ecomp, "_LEAST_STEP", 2)
+    _, several, _ = states_of(CONFIG, data, steps=2)
     np.testing.assert_allclose(several[1].scores.fitness, one[1].scores.fitness, atol=1e-4)
+    np.testing.assert_allclose(several[2].scores.fitness, one[2].scores.fitness, atol=1e-4)
 
 
 def test_networks_of_nan_are_counted_and_leave_no_children(data):
@@ -326,15 +327,14 @@ TINY = [
 DETERMINISTIC = ("network.safetensors", "network.json", "metrics.jsonl", "parent.safetensors")
 
 
-def command(runs_dir, *more):
-    arguments = ["ecomp", *TINY, "--runs-dir", str(runs_dir), *more]
-    return [sys.executable, "-m", "evojax_suite", *arguments]
+def ecomp_main(runs_dir, *more):
+    return main(["ecomp", *TINY, "--runs-dir", str(runs_dir), *more])
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     runs = tmp_path_factory.mktemp("uninterrupted")
-    subprocess.run(command(runs), check=True, capture_output=True)
+    assert ecomp_main(runs) == 0
     return runs / "run"
 
 
@@ -375,7 +375,10 @@ def test_the_network_comes_back_bit_for_bit_and_without_this_package(finished, t
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
-    process = subprocess.Popen(command(tmp_path), stderr=subprocess.PIPE)
+    arguments = ["ecomp", *TINY, "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evojax_suite", *arguments], stderr=subprocess.PIPE
+    )
     metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
     while not metrics.exists() or metrics.read_bytes().count(b"\n") < 10:
         assert process.poll() is None
@@ -384,13 +387,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "run" / "summary.json").exists()
-    subprocess.run(command(tmp_path, "--resume"), check=True, capture_output=True)
+    assert ecomp_main(tmp_path, "--resume") == 0
     for name in DETERMINISTIC:
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
-
-
-def ecomp_main(tmp_path, *more):
-    return main(["ecomp", *TINY, "--runs-dir", str(tmp_path), *more])
 
 
 def test_your_own_parent_is_compressed(tmp_path, parent, capsys):

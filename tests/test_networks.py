@@ -215,7 +215,12 @@ def test_published_number_of_parameters(name, count):
 
 @pytest.mark.parametrize(
     ("name", "normalization", "shape"),
-    [(name, "default", shape) for name in ZOO for shape in (SMALL_GREY, COLOUR)]
+    [
+        (name, "default", shape)
+        for name in ZOO
+        for shape in (SMALL_GREY, COLOUR)
+        if (name, shape) not in (("VGG11", SMALL_GREY), ("ResNet18", COLOUR))
+    ]  # long to compile
     + [("VGG11", "instance", SMALL_GREY), ("ResNet18", "instance", COLOUR)],
 )
 def test_logits_of_fresh_networks_are_finite(name, normalization, shape):

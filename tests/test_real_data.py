@@ -1,4 +1,4 @@
-"""The systems on real MNIST and CIFAR-10, at a size for the CPU."""
+"""The systems on real MNIST, Fashion-MNIST and CIFAR-10, at a size for the CPU."""
 
 from __future__ import annotations
 
@@ -29,20 +29,32 @@ def test_mnist_from_the_command_to_the_report(tmp_path):
     assert (tmp_path / "mnist/report.html").exists()
 
 
-def test_devs_and_gradient_matching_shrink_cifar10(tmp_path):
-    shared = [
-        "--dataset", "cifar10", "--runs-dir", str(tmp_path), "--num-images", "400", "--width", "8",
-        "--num-epochs", "30", "--num-networks", "1",
+def test_devs_shrinks_fashion_mnist(tmp_path):
+    arguments = [
+        "--dataset", "fashion_mnist", "--runs-dir", str(tmp_path), "--num-images", "400", "--width",
+        "8", "--num-epochs", "10", "--num-networks", "1", "--target-sizes", "100", "10",
+        "--feature-epochs", "5", "--min-training-steps", "20", "--name", "run",
     ]  # fmt: skip
-    devs = ["--name", "devs", "--target-sizes", "100", "10", "--feature-epochs", "5"]
-    assert main(["devs", *shared, *devs, "--min-training-steps", "20"]) == 0
-    matching = ["--name", "dc", "--method", "herding", "gradient_matching", "--num-samples", "10"]
-    sizes = ["--condensation-iterations", "2", "--dc.real-batch-size", "8", "--dc.network.width"]
-    assert main(["coreset", *shared, *matching, *sizes, "8", "--probe-epochs", "2"]) == 0
-    for name in ("devs/DEvS-10", "devs/random-10", "dc/herding-10", "dc/gradient_matching-10"):
-        data = DistilledDataset.load(tmp_path / f"{name}.npz")
-        assert data.images.shape == (10, 32, 32, 3)
-        assert data.training.flip
-        assert 0 < data.test_accuracies[0] < 0.5
-    summary = json.loads((tmp_path / "devs/summary.json").read_text())
+    assert main(["devs", *arguments]) == 0
+    check_sets(tmp_path / "run", ("DEvS-10", "random-10"), (28, 28, 1))
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["num_training_images"] == 400
+
+
+def test_herding_and_gradient_matching_shrink_cifar10(tmp_path):
+    arguments = [
+        "--dataset", "cifar10", "--runs-dir", str(tmp_path), "--num-images", "200", "--width", "8",
+        "--num-epochs", "10", "--num-networks", "1", "--method", "herding", "gradient_matching",
+        "--num-samples", "10", "--condensation-iterations", "2", "--dc.real-batch-size", "8",
+        "--dc.network.width", "8", "--probe-epochs", "2", "--name", "run",
+    ]  # fmt: skip
+    assert main(["coreset", *arguments]) == 0
+    check_sets(tmp_path / "run", ("herding-10", "gradient_matching-10"), (32, 32, 3))
+
+
+def check_sets(run, names, shape):
+    for name in names:
+        data = DistilledDataset.load(run / f"{name}.npz")
+        assert data.images.shape == (10, *shape)
+        assert data.training.flip
+        assert 0 < data.test_accuracies[0] < 0.8

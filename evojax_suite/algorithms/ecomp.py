@@ -256,15 +256,19 @@ def initial_sizes(config: Config, parent: Network) -> np.ndarray:
     return np.maximum(kept, 1).astype(np.int32)
 
 
-_NUM_WIDTHS = 12
+_MOST_WIDTHS = 12
 """Sizes of matrix products on the CPU, where members are computed one after the other."""
 
+_LEAST_STEP = 16
+"""Units between two of these sizes, or more: small networks gain nothing from a choice."""
 
-def _at_their_widths(function, first: Array, population: Population, num_widths: int):
+
+def _at_their_widths(function, first: Array, population: Population, most_widths: int):
     """`function(first, rest, sizes, widths)` of each member, first (N, P, width), one after the
-    other and cut to the least of `num_widths` widths that holds it; one width is a vmap."""
+    other and cut to the least of several widths that holds it; one width is a vmap."""
     rest, sizes = population.layers[1:], population.sizes
     whole = feed_forward.hidden_sizes(population.layers)
+    num_widths = min(most_widths, -(-max(whole) // _LEAST_STEP))
     if num_widths == 1:
         together = jax.vmap(lambda f, r, s: function(f, r, s, whole), in_axes=(1, 0, 0))
         return together(first, rest, sizes)
@@ -339,7 +343,7 @@ def build(config: Config) -> Algorithm:
             member,
             compression.first_activations(population, images),
             population,
-            _NUM_WIDTHS if on_cpu else 1,
+            _MOST_WIDTHS if on_cpu else 1,
         )
 
         def loss(target, relation, size):
