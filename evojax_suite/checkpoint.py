@@ -26,12 +26,16 @@ class Checkpoints:
 
     def save(self, step: int, state: PyTree) -> None:
         """Start to write `state`; returns before it is on disk."""
-        self._manager.save(step, args=ocp.args.StandardSave(state))
+        filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)  # Orbax's limit
+        self._manager.save(step, args=ocp.args.StandardSave(filled))
 
     def restore(self, step: int, like: PyTree) -> PyTree:
         """The state of `step`, with the structure, shapes and types of `like`."""
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        return self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        abstract = jax.tree.map(
+            lambda leaf: ocp.utils.to_shape_dtype_struct(leaf) if leaf.size else None, like
+        )
+        restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        return jax.tree.map(lambda empty, leaf: leaf if empty.size else empty, like, restored)
 
     def close(self) -> None:
         """Wait until everything is on disk."""

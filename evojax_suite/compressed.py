@@ -20,13 +20,17 @@ from evojax_suite.types import Array, Dataset
 
 Inputs = Literal["unit", "normalized"]
 """What a network takes: pixels in [0, 1], or these with the dataset's mean and deviation taken out.
-Both are flattened row by row, channels last."""
+A fully connected network takes them flattened row by row, channels last."""
 
 
-@jax.jit
-def _logits(network: Network, images: Array, mean: Array, std: Array) -> Array:
-    flat = ((images - mean) / std).reshape(images.shape[0], -1)
-    return feed_forward.forward(network, flat)[-1]
+@partial(jax.jit, static_argnames="pooling")
+def _logits(
+    network: Network, images: Array, mean: Array, std: Array, pooling: feed_forward.Pooling
+) -> Array:
+    inputs = (images - mean) / std
+    if not feed_forward.is_convolutional(network):
+        inputs = inputs.reshape(images.shape[0], -1)
+    return feed_forward.forward(network, inputs, pooling)[-1]
 
 
 def constants(dataset: Dataset, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
@@ -39,7 +43,7 @@ def constants(dataset: Dataset, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class CompressedNetwork:
-    """A fully connected ReLU network for images; `save` and `load` keep it bit for bit."""
+    """A feed-forward ReLU network for images; `save` and `load` keep it bit for bit."""
 
     network: Network  # NumPy arrays, without padding
     image_shape: tuple[int, int, int]
@@ -48,17 +52,36 @@ class CompressedNetwork:
     class_names: tuple[str, ...]
     dataset: str
     lineage: dict  # where the weights come from, as JSON has it
+    pooling: feed_forward.Pooling = "average"  # after each convolution, where there are any
 
     @property
     def num_parameters(self) -> int:
         """Weights and biases."""
         return sum(array.size for layer in self.network for array in layer)
 
+    @property
+    def architecture(self) -> str:
+        """In words."""
+        if not feed_forward.is_convolutional(self.network):
+            return "fully connected, ReLU between the layers"
+        num = sum(layer.weight.ndim == 4 for layer in self.network)
+        return (
+            f"{num} convolutions of stride 1 that keep the size, each with ReLU and then 2x2 "
+            f"pooling ({self.pooling}), then fully connected, ReLU between the layers"
+        )
+
+    @property
+    def _flattened(self) -> str:
+        plain = not feed_forward.is_convolutional(self.network)
+        return ", flattened row by row, channels last" if plain else ""
+
     def logits(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
         """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
         scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
         parts = [
-            _logits(self.network, batch.astype(np.float32) / scale, self.mean, self.std)
+            _logits(
+                self.network, batch.astype(np.float32) / scale, self.mean, self.std, self.pooling
+            )
             for batch in np.split(images, range(batch_size, len(images), batch_size))
         ]
         return np.concatenate(parts)
@@ -69,7 +92,7 @@ class CompressedNetwork:
         (size,) = jax.export.symbolic_shape("n")
         images = jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32)
         function = jax.jit(
-            lambda images: partial(_logits, self.network, mean=self.mean, std=self.std)(images)
+            lambda images: _logits(self.network, images, self.mean, self.std, self.pooling)
         )
         exported = jax.export.export(function, platforms=("cpu", "cuda", "rocm", "tpu"))(images)
         return bytes(exported.serialize())
@@ -81,11 +104,12 @@ class CompressedNetwork:
         write_json(
             directory / "network.json",
             {
-                "architecture": "fully connected, ReLU between the layers",
+                "architecture": self.architecture,
                 "layer_sizes": sizes,
+                "pooling": self.pooling,
                 "num_parameters": self.num_parameters,
                 "image_shape": self.image_shape,
-                "inputs": "((pixels / 255) - mean) / std, flattened row by row, channels last",
+                "inputs": f"((pixels / 255) - mean) / std{self._flattened}",
                 "mean": self.mean,
                 "std": self.std,
                 "class_names": self.class_names,
@@ -101,16 +125,18 @@ def load(directory: Path | str) -> CompressedNetwork:
     path = Path(directory) / "network.json"
     try:
         about = json.loads(path.read_text())
-        sizes = about["layer_sizes"]
-        network = feed_forward.load(path.with_suffix(".safetensors"), sizes[0], sizes[-1])
+        shape, pooling = tuple(about["image_shape"]), about.get("pooling", "average")
+        file, num_classes = path.with_suffix(".safetensors"), about["layer_sizes"][-1]
+        network = feed_forward.load(file, shape, num_classes, pooling)
         return CompressedNetwork(
             network=network,
-            image_shape=tuple(about["image_shape"]),
+            image_shape=shape,
             mean=np.array(about["mean"], np.float32),
             std=np.array(about["std"], np.float32),
             class_names=tuple(about["class_names"]),
             dataset=about["dataset"],
             lineage=about["lineage"],
+            pooling=pooling,
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} does not describe a compressed network: {error!r}") from error

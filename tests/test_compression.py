@@ -76,7 +76,8 @@ def directly_pruned(network, sizes):
     layers = [Layer(np.asarray(w), np.asarray(b)) for w, b in network]
     kept = []
     for index, size in enumerate(sizes):
-        norms = np.abs(np.asarray(network[index].weight)).sum(1)
+        norms = np.abs(np.asarray(network[index].weight)).reshape(-1, network[index].weight[0].size)
+        norms = norms.sum(1)
         gone = np.argsort(norms, kind="stable")[: len(norms) - size]
         kept.append(np.delete(np.arange(len(norms)), gone))
         layers[index] = Layer(
@@ -292,6 +293,118 @@ def test_a_member_alone_on_its_tail_changes_it_in_place():
 
 
 # Beyond the paper.
+
+
+def convolutional(seed=0):
+    """Convolutions 3 -> 6 -> 6 on 8x8 images, then 6 units, then 4 classes."""
+    random = np.random.default_rng(seed)
+    shapes = ((6, 3, 3, 3), (6, 6, 3, 3), (6, 6, 4), (4, 6))
+    return tuple(
+        Layer(
+            jnp.asarray(random.normal(size=shape), jnp.float32),
+            jnp.asarray(random.normal(size=shape[0]), jnp.float32),
+        )
+        for shape in shapes
+    )
+
+
+def filters_population(sizes, network=None):
+    network = network or convolutional()
+    sums = tuple(jnp.abs(w).reshape(len(w), -1).sum(1) for w, _ in network[:-1])
+    return compression.pruned(network, sums, jnp.asarray(sizes, jnp.int32), (6, 6, 6))
+
+
+@jax.jit
+def cut_and_computed(population, images):
+    def one(member):
+        network = compression.cut(
+            compression.member(population, member), population.sizes[member], (6, 6, 6)
+        )
+        return feed_forward.forward(network, images)
+
+    return jax.lax.map(one, jnp.arange(len(population.sizes)))
+
+
+def test_filters_are_pruned_exchanged_and_scaled_as_units_are():
+    sizes = [[6, 6, 6], [5, 2, 4], [3, 3, 3], [1, 6, 2]]
+    population = filters_population(sizes)
+    for member, size in enumerate(sizes):
+        expected, _ = directly_pruned(convolutional(), size)
+        assert_networks_equal(whole(population, member), expected)
+    images = jax.random.normal(jax.random.key(0), (3, 8, 8, 3))
+    pairs = jnp.array([0, 1]), jnp.array([2, 3])
+    children = cut_off_crossover(jax.random.key(1), population, *pairs)
+    children = scaling_mutation(
+        jax.random.key(2), children, jnp.arange(4) == 1, 0.1, hidden_only=False
+    )
+    np.testing.assert_array_equal(children.sizes, np.array(sizes)[[2, 3, 0, 1]])
+    for variant in (children, nan_in_the_padding(children)):
+        outputs = cut_and_computed(variant, images)
+        for member in range(4):
+            expected = feed_forward.forward(whole(children, member), images)
+            for ours, theirs in zip(outputs, expected, strict=True):
+                count = theirs.shape[-1]
+                np.testing.assert_allclose(ours[member, ..., :count], theirs, rtol=1e-4, atol=1e-3)
+                assert (np.asarray(ours[member, ..., count:]) == 0).all()
+    children = cut_off_crossover(jax.random.key(1), marked(population), *pairs)
+    for child, (inner, outer) in enumerate([(0, 2), (1, 3), (2, 0), (3, 1)]):
+        for layer in whole(children, child):
+            cut = int((layer.bias == inner).sum())
+            assert 1 <= cut <= min(layer.weight.shape[:2])
+            block = np.full(layer.weight.shape, outer, np.float32)
+            block[:cut, :cut] = inner
+            np.testing.assert_array_equal(layer.weight, block)
+
+
+def nan_in_the_padding(population):
+    def poison(leaf, axis, layer):
+        places = jax.lax.broadcasted_iota(jnp.int32, leaf.shape, axis)
+        count = population.sizes[:, layer].reshape(-1, *[1] * (leaf.ndim - 1))
+        return jnp.where(places < count, leaf, jnp.nan)
+
+    layers = list(population.layers)
+    for layer in range(3):
+        weight, bias = layers[layer]
+        layers[layer] = Layer(poison(weight, 1, layer), poison(bias, 1, layer))
+        after = layers[layer + 1]
+        layers[layer + 1] = after._replace(weight=poison(after.weight, 2, layer))
+    return replace(population, layers=tuple(layers))
+
+
+def test_filters_in_another_order_are_aligned():
+    network = convolutional()
+    random = np.random.default_rng(0)
+    orders = [np.arange(3), *(random.permutation(6) for _ in range(3)), np.arange(4)]
+    other = tuple(
+        Layer(layer.weight[after][:, before], layer.bias[after])
+        for layer, before, after in zip(network, orders[:-1], orders[1:], strict=True)
+    )
+    one = filters_population([[6, 6, 6]], network)
+    population = compression.joined(one, filters_population([[6, 6, 6]], other))
+    population = replace(population, tails=jnp.concatenate([one.tails] * 2))
+    images = jax.random.normal(jax.random.key(0), (10, 8, 8, 3))
+    *hidden, logits = cut_and_computed(population, images)
+    pair = jnp.array([0]), jnp.array([1])
+    children = aligned_crossover(jax.random.key(1), population, *pair, hidden)
+    found = cut_and_computed(children, images)[-1]
+    np.testing.assert_allclose(found, logits, rtol=1e-3, atol=1e-3 * np.abs(logits).max())
+
+
+def test_shrinking_removes_the_least_important_filters():
+    population = filters_population([[6, 6, 6]] * 4)
+    after = shrinking_mutation(jax.random.key(0), population, jnp.ones(4, bool), 0.5, True)
+    network = convolutional()
+    for member in range(4):
+        layers = [list(layer) for layer in network]
+        for index, size in enumerate(np.asarray(after.sizes[member])):
+            outgoing = np.moveaxis(np.abs(network[index + 1].weight), 1, 0).reshape(6, -1).sum(1)
+            scores = np.abs(network[index].weight).reshape(6, -1).sum(1) * outgoing
+            units = np.sort(np.argsort(-scores, kind="stable")[:size])
+            layers[index] = [array[units] for array in layers[index]]
+            layers[index + 1][0] = layers[index + 1][0][:, units]
+        for ours, theirs in zip(whole(after, member), layers, strict=True):
+            np.testing.assert_array_equal(ours.weight, theirs[0])
+            np.testing.assert_array_equal(ours.bias, theirs[1])
 
 
 def greedy_partners(first, second):

@@ -417,7 +417,7 @@ def test_a_front_is_written_with_all_its_networks(tmp_path):
     assert {run / row["file"] for row in front} == set((run / "front").iterdir())
     images = DIGITS.test.images.reshape(len(DIGITS.test), -1) / np.float32(255)
     for row, after in zip(front, [*front[1:], None], strict=True):
-        network = feed_forward.load(run / row["file"], 64, 10)
+        network = feed_forward.load(run / row["file"], (8, 8, 1), 10)
         assert list(feed_forward.hidden_sizes(network)) == row["hidden_units"]
         accuracy = feed_forward.forward(network, images)[-1].argmax(-1) == DIGITS.test.labels
         assert row["test_accuracy"] == pytest.approx(np.mean(accuracy))
@@ -426,9 +426,28 @@ def test_a_front_is_written_with_all_its_networks(tmp_path):
     assert (run / "figures" / "front.png").exists()
 
 
+def test_the_filters_of_a_convolutional_parent_are_pruned(tmp_path):
+    network = ["--parent-network", "ConvNet", "--parent-units", "12", "--pooling", "max"]
+    assert ecomp_main(tmp_path, *network, "--num-images", "200", "--num-generations", "4") == 0
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["num_failed"] == 0
+    assert len(summary["hidden_units"]) == 3
+    loaded = compressed.load(run)
+    assert [layer.weight.ndim for layer in loaded.network] == [4, 4, 4, 3]
+    assert loaded.num_parameters == summary["num_parameters"] < summary["parent_num_parameters"]
+    logits = loaded.logits(DIGITS.test.images)
+    accuracy = (logits.argmax(-1) == DIGITS.test.labels).mean()
+    assert accuracy == pytest.approx(summary["test_accuracy"])
+    exported = jax.export.deserialize((run / "network.stablehlo").read_bytes())
+    images = DIGITS.test.images[:5].astype(np.float32) / 255
+    np.testing.assert_allclose(exported.call(images), logits[:5], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
+        (["--parent-network", "ConvNet", "--pooling", "mean"], "'average', 'max', 'none'"),
         (["--parent", "missing.npz"], "no file missing.npz"),
         (["--population-size", "7"], "population_size must be even"),
         (["--parent-epochs", "0"], "parent_epochs must be >= 1, got 0"),

@@ -1,4 +1,4 @@
-"""Fully connected networks: files of every naming, and one clear line for what is none."""
+"""Feed-forward networks: files of every naming, and one clear line for what is none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from evojax_suite.networks import MLP, feed_forward
+from evojax_suite.networks import MLP, ConvNet, feed_forward
 
 RANDOM = np.random.default_rng(0)
 SIZES = (12, 7, 7, 7, 4)
+SHAPE = (2, 3, 2)
 
 
 def network(sizes=SIZES):
@@ -61,17 +62,17 @@ def assert_same(first, second):
 )
 def test_names_of_pytorch_and_flax_in_any_order(arrays, tmp_path):
     shuffled = {name: arrays[name] for name in sorted(arrays, reverse=True)}
-    assert_same(feed_forward.from_arrays(shuffled, 12, 4), NETWORK)
+    assert_same(feed_forward.from_arrays(shuffled, SHAPE, 4), NETWORK)
     safetensors.numpy.save_file(shuffled, tmp_path / "parent.safetensors")
     np.savez(tmp_path / "parent.npz", **shuffled)
     for name in ("parent.safetensors", "parent.npz"):
-        assert_same(feed_forward.load(tmp_path / name, 12, 4), NETWORK)
+        assert_same(feed_forward.load(tmp_path / name, SHAPE, 4), NETWORK)
 
 
 def test_what_is_saved_is_loaded_bit_for_bit(tmp_path):
     path = tmp_path / "network.safetensors"
     feed_forward.save(path, NETWORK)
-    assert_same(feed_forward.load(path, 12, 4), NETWORK)
+    assert_same(feed_forward.load(path, SHAPE, 4), NETWORK)
     assert [p.name for p in tmp_path.iterdir()] == ["network.safetensors"]
 
 
@@ -84,16 +85,69 @@ def test_it_computes_what_the_flax_module_computes():
         for layer, parts in variables["params"].items()
         for role, array in parts.items()
     }
-    found = feed_forward.from_arrays(arrays, 12, 4)
+    found = feed_forward.from_arrays(arrays, SHAPE, 4)
     *hidden, logits = feed_forward.forward(found, jnp.asarray(images.reshape(5, -1)))
     np.testing.assert_allclose(logits, module.apply(variables, images), rtol=1e-5, atol=1e-6)
     assert [values.shape for values in hidden] == [(5, 7), (5, 7)]
 
 
+CONVOLUTIONAL = ConvNet(4, 5, 2, "none", "max", first_padding=1, bottleneck=6)
+IMAGES = RANDOM.normal(size=(3, 8, 10, 2)).astype(np.float32)
+
+
+def convolutional():
+    """flax's variables, and the same arrays as PyTorch has them: maps are flattened by filter."""
+    variables = CONVOLUTIONAL.init(jax.random.key(0), IMAGES)
+    arrays = {
+        f"{layer}.{role}": np.asarray(array)
+        for layer, parts in variables["params"].items()
+        for role, array in parts.items()
+    }
+    torch = {name.replace("kernel", "weight"): array for name, array in arrays.items()}
+    for name, array in torch.items():
+        if name.startswith("bottleneck") and array.ndim == 2:
+            array = np.swapaxes(array.reshape(2 * 2, 5, 6), 0, 1).reshape(20, 6)
+        if array.ndim > 1:
+            torch[name] = np.moveaxis(array, (-1, -2), (0, 1))
+    return variables, arrays, torch
+
+
+@pytest.mark.parametrize("naming", ["flax", "torch"])
+def test_convolutions_of_either_naming_compute_what_the_flax_module_does(naming, tmp_path):
+    variables, *named = convolutional()
+    network = feed_forward.from_arrays(named[naming == "torch"], (8, 10, 2), 4, "max")
+    *hidden, logits = feed_forward.forward(network, jnp.asarray(IMAGES), "max")
+    expected = CONVOLUTIONAL.apply(variables, IMAGES)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+    assert [values.shape for values in hidden] == [(3, 20, 5), (3, 4, 5), (3, 6)]
+    feed_forward.save(tmp_path / "network.safetensors", network)
+    again = feed_forward.load(tmp_path / "network.safetensors", (8, 10, 2), 4, "max")
+    assert_same(again, network)
+    count = sum(array.size for array in jax.tree.leaves(variables))
+    assert feed_forward.num_parameters(network, (5, 5, 6)) == count
+
+
+@pytest.mark.parametrize(
+    ("shape", "pooling", "said"),
+    [
+        ((8, 10, 3), "max", r"leads from images of \(8, 10, 3\) to 4 classes"),
+        ((8, 10, 2), "none", "no chain"),  # the dense layer expects smaller maps
+        ((2, 2, 2), "max", "no chain"),
+    ],
+)
+def test_convolutions_that_do_not_fit_the_images_get_one_clear_line(shape, pooling, said):
+    arrays = convolutional()[1]
+    with pytest.raises(ValueError, match=said):
+        feed_forward.from_arrays(arrays, shape, 4, pooling)
+    arrays["Conv_0.kernel"] = arrays["Conv_0.kernel"][:2]
+    with pytest.raises(ValueError, match="convolution of odd size, got 2x3"):
+        feed_forward.from_arrays(arrays, shape, 4, pooling)
+
+
 def test_parameters_are_counted():
     count = sum(array.size for layer in NETWORK for array in layer)
-    assert feed_forward.num_parameters(12, (7, 7, 7), 4) == count
-    many = feed_forward.num_parameters(12, np.array([[7, 3], [7, 2], [7, 1]]), 4)
+    assert feed_forward.num_parameters(NETWORK, (7, 7, 7)) == count
+    many = feed_forward.num_parameters(NETWORK, np.array([[7, 3], [7, 2], [7, 1]]))
     assert many[0] == count
 
 
@@ -120,30 +174,30 @@ NAN[0, 0] = np.nan
         (changed(**{"1.weight": NAN}), "1.weight holds 1 NaN or infinite numbers"),
         (changed(**{"1.weight": NETWORK[1].weight.astype(int)}), "floating point numbers, got int"),
         (changed(**{"norm.scale": np.ones(7, np.float32)}), "found 'norm.scale'"),
-        (changed(**{"0.weight": np.ones((7, 3, 2, 2), np.float32)}), "must be fully connected"),
+        (changed(**{"0.weight": np.ones((7, 3, 2), np.float32)}), "must be fully connected"),
         ({}, "through no layers"),
         (torch_names(network((12, 4)), ("0",)), "two or more layers"),
     ],
     ids=["missing layer", "missing bias", "wrong bias", "NaN", "integers", "other layers",
-         "convolution", "nothing", "no hidden layer"],
+         "three axes", "nothing", "no hidden layer"],
 )  # fmt: skip
 def test_a_bad_parent_gets_one_clear_line(arrays, said, tmp_path):
     path = tmp_path / "parent.safetensors"
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(ValueError, match=said) as error:
-        feed_forward.load(path, 12, 4)
+        feed_forward.load(path, SHAPE, 4)
     assert str(error.value).startswith(f"{path}: ")
     assert "\n" not in str(error.value)
 
 
 def test_bad_files_get_one_clear_line(tmp_path):
     with pytest.raises(FileNotFoundError, match="no file"):
-        feed_forward.load(tmp_path / "none.npz", 12, 4)
+        feed_forward.load(tmp_path / "none.npz", SHAPE, 4)
     for name in ("torn.npz", "torn.safetensors", "parent.pth"):
         (tmp_path / name).write_bytes(b"PK\x03\x04torn")
         with pytest.raises(ValueError, match=name):
-            feed_forward.load(tmp_path / name, 12, 4)
+            feed_forward.load(tmp_path / name, SHAPE, 4)
     objects = np.array([object()], dtype=object)
     np.savez(tmp_path / "objects.npz", **{"0.weight": objects})
     with pytest.raises(ValueError, match=r"objects\.npz"):
-        feed_forward.load(tmp_path / "objects.npz", 12, 4)
+        feed_forward.load(tmp_path / "objects.npz", SHAPE, 4)

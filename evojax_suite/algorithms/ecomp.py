@@ -1,9 +1,10 @@
 """van den Beemt, Schröder & de Valk 2021, "EComp: Evolutionary Compression of Neural Networks Using
 a Novel Similarity Objective".
 
-An individual is a smaller copy of a trained, fully connected parent network. Its fitness weighs
-its accuracy, how differently it represents a batch of images from its parent (t-SNE's divergence,
-summed over the hidden layers), and its size (section 3.1.2).
+An individual is a smaller copy of a trained parent network. Its fitness weighs its accuracy, how
+differently it represents a batch of images from its parent (t-SNE's divergence, summed over the
+hidden layers), and its size (section 3.1.2). The paper's parents are fully connected; the filters
+of convolutions are pruned, exchanged and compared as units are.
 
 Step 1 evaluates the initial population, each of the next `num_generations` steps selects,
 recombines, mutates and evaluates on a new batch, and, with `final_choice="mean"`, a step for each
@@ -27,6 +28,7 @@ the entropy.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -139,8 +141,9 @@ class Data:
     """The parent and the images that evolution sees, on the device."""
 
     parent: Network
-    images: Array  # (N, D) float32, as the parent takes them
+    images: Array  # (N, D) float32, as the parent takes them; (N, H, W, C) by convolutions
     labels: Array  # (N,) int32
+    pooling: feed_forward.Pooling = struct.field(pytree_node=False, default="average")
 
 
 class Scores(NamedTuple):
@@ -201,17 +204,22 @@ def make_data(
     labels: np.ndarray,
     mean: np.ndarray | None = None,
     std: np.ndarray | None = None,
+    pooling: feed_forward.Pooling = "average",
 ) -> Data:
     """images: (N, H, W, C), uint8 or float in [0, 1]; mean and std: (C,) that the parent takes out
-    of them, nothing in the paper. They are flattened row by row, channels last."""
+    of them, nothing in the paper. Where it has no convolutions they are flattened row by row,
+    channels last; where it has, pooling follows each."""
     channels = images.shape[-1]
     mean = np.zeros(channels) if mean is None else mean
     std = np.ones(channels) if std is None else std
-    flat = normalize(images, mean, std).reshape(len(images), -1)
+    inputs = normalize(images, mean, std)
+    if not feed_forward.is_convolutional(parent):
+        inputs = inputs.reshape(len(images), -1)
     return Data(
         parent=jax.tree.map(jnp.asarray, tuple(parent)),
-        images=jnp.asarray(flat, jnp.float32),
+        images=jnp.asarray(inputs, jnp.float32),
         labels=jnp.asarray(labels, jnp.int32),
+        pooling=pooling,
     )
 
 
@@ -263,28 +271,21 @@ _LEAST_STEP = 16
 """Units between two of these sizes, or more: small networks gain nothing from a choice."""
 
 
-def _at_their_widths(function, first: Array, population: Population, most_widths: int):
-    """`function(first, rest, sizes, widths)` of each member, first (N, P, width), one after the
-    other and cut to the least of several widths that holds it; one width is a vmap."""
-    rest, sizes = population.layers[1:], population.sizes
-    whole = feed_forward.hidden_sizes(population.layers)
+def _at_their_widths(function, population: Population, most_widths: int, together: bool):
+    """`function(index, widths)` of each member, one after the other and each with the least of
+    several widths that holds it; one width may be a vmap of all `together`."""
+    sizes, whole = population.sizes, feed_forward.hidden_sizes(population.layers)
     num_widths = min(most_widths, -(-max(whole) // _LEAST_STEP))
+    members = jnp.arange(len(sizes))
     if num_widths == 1:
-        together = jax.vmap(lambda f, r, s: function(f, r, s, whole), in_axes=(1, 0, 0))
-        return together(first, rest, sizes)
+        each = jax.vmap if together else partial(partial, jax.lax.map)
+        return each(lambda index: function(index, whole))(members)
     choices = [tuple(-(-w * (i + 1) // num_widths) for w in whole) for i in range(num_widths)]
     holds = (sizes[:, None] <= jnp.array(choices)).all(-1)
-    branches = [
-        lambda index, widths=widths: function(
-            first[:, index], jax.tree.map(lambda leaf: leaf[index], rest), sizes[index], widths
-        )
-        for widths in choices
-    ]
-
-    def one(index):
-        return jax.lax.switch(holds[index].argmax(), branches, index)
-
-    return jax.lax.map(one, jnp.arange(len(sizes)))
+    branches = [lambda index, widths=widths: function(index, widths) for widths in choices]
+    return jax.lax.map(
+        lambda index: jax.lax.switch(holds[index].argmax(), branches, index), members
+    )
 
 
 def build(config: Config) -> Algorithm:
@@ -293,9 +294,35 @@ def build(config: Config) -> Algorithm:
 
     def importance(data: Data) -> tuple[Array, ...]:
         if config.pruning == "incoming_l1":
-            return tuple(jnp.abs(layer.weight).sum(1) for layer in data.parent[:-1])
-        hidden = feed_forward.forward(data.parent, data.images[: config.batch_size])[:-1]
-        return tuple(activations.mean(0) for activations in hidden)
+            return tuple(
+                jnp.abs(layer.weight).reshape(len(layer.weight), -1).sum(1)
+                for layer in data.parent[:-1]
+            )
+        hidden = activations_of_parent(data, data.images[: config.batch_size])
+        return tuple(
+            activations.reshape(-1, activations.shape[-1]).mean(0) for activations in hidden
+        )
+
+    def activations_of_parent(data: Data, images: Array) -> list[Array]:
+        return feed_forward.forward(data.parent, images, data.pooling)[:-1]
+
+    def members_of(population: Population, data: Data, images: Array):
+        """A function of a member's index and widths: its hidden activations and its logits."""
+        if feed_forward.is_convolutional(data.parent):
+
+            def convolutional(index, widths):
+                network = compression.member(population, index)
+                network = compression.cut(network, population.sizes[index], widths)
+                return feed_forward.forward(network, images, data.pooling)
+
+            return convolutional
+        first, rest = compression.first_activations(population, images), population.layers[1:]
+        return lambda index, widths: compression.hidden_and_logits(
+            first[:, index],
+            jax.tree.map(lambda leaf: leaf[index], rest),
+            population.sizes[index],
+            widths,
+        )
 
     def init(key: Array, params: Params, data: Data) -> State:
         del params
@@ -321,30 +348,33 @@ def build(config: Config) -> Algorithm:
             num_steps=jnp.int32(0),
         )
 
+    def compute_all(function, population: Population, most_widths: int):
+        # The CPU's convolutions would become grouped ones.
+        together = not (on_cpu and population.layers[0].weight.ndim == 5)
+        return _at_their_widths(function, population, most_widths, together)
+
     def relate(activations: Array) -> Array:
-        """Pairs of images (n, n) by a layer's activations (n, width): all that similarity needs."""
+        """Pairs of images (n, n) by a layer's activations (n, ...): all that similarity needs."""
+        activations = activations.reshape(len(activations), -1)
         if config.similarity == "cka":
             return similarity.centred_gram(activations)
         return similarity.squared_distances(activations)
 
     def evaluate_on(population: Population, params: Params, data: Data, batch: Array) -> Scores:
         images, labels = data.images[batch], data.labels[batch]
-        targets = [relate(a) for a in feed_forward.forward(data.parent, images)[:-1]]
+        targets = [relate(activations) for activations in activations_of_parent(data, images)]
         if config.similarity != "cka":
             targets = [similarity.joint_probabilities(t, params.perplexity) for t in targets]
 
-        def member(first, rest, sizes, widths):
-            *hidden, logits = compression.hidden_and_logits(first, rest, sizes, widths)
+        compute = members_of(population, data, images)
+
+        def member(index, widths):
+            *hidden, logits = compute(index, widths)
             accuracy = (logits.argmax(-1) == labels).mean()
             accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
             return [relate(activations) for activations in hidden], accuracy
 
-        relations, accuracy = _at_their_widths(
-            member,
-            compression.first_activations(population, images),
-            population,
-            _MOST_WIDTHS if on_cpu else 1,
-        )
+        relations, accuracy = compute_all(member, population, _MOST_WIDTHS if on_cpu else 1)
 
         def loss(target, relation, size):
             match config.similarity:
@@ -368,11 +398,8 @@ def build(config: Config) -> Algorithm:
             ]
         ).sum(0)
         relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
-        num_inputs, num_classes = images.shape[1], len(data.parent[-1].bias)
-        count = feed_forward.num_parameters(num_inputs, sizes.T, num_classes)
-        parameters = jnp.asarray(count) / sum(
-            array.size for layer in data.parent for array in layer
-        )
+        count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
+        parameters = count / sum(array.size for layer in data.parent for array in layer)
         fitness = (
             params.accuracy_weight * accuracy
             - params.similarity_weight * losses
@@ -417,11 +444,8 @@ def build(config: Config) -> Algorithm:
         first, second = choose_parents(key_parents, state.preference)
         if config.crossover == "cut_off":
             return compression.cut_off_crossover(key_crossover, population, first, second)
-        before = compression.first_activations(population, data.images[batch])
-        whole = feed_forward.hidden_sizes(population.layers)
-        *hidden, _ = jax.vmap(
-            lambda f, r, s: compression.hidden_and_logits(f, r, s, whole), in_axes=(1, 0, 0)
-        )(before, population.layers[1:], population.sizes)
+        compute = members_of(population, data, data.images[batch])
+        *hidden, _ = compute_all(compute, population, 1)
         return compression.aligned_crossover(key_crossover, population, first, second, hidden)
 
     def mutated(key: Array, population: Population, may: Array, params: Params) -> Population:

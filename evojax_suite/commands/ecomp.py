@@ -8,13 +8,14 @@ import time
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import compressed, loop, plotting, report
+from evojax_suite import compressed, loop, networks, plotting, report
 from evojax_suite.algorithms import ecomp
 from evojax_suite.baselines import probe
 from evojax_suite.commands.options import RunOptions, differing
@@ -27,7 +28,7 @@ from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import compression, non_dominated_ranks
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.training import TrainingConfig
-from evojax_suite.types import Dataset, TrainingData, training_data
+from evojax_suite.types import Dataset, PyTree, TrainingData, training_data
 
 _PAPER_IMAGES = 10_000
 _STEPS_PER_CALL = 10  # half a second on two cores
@@ -35,10 +36,11 @@ _STEPS_PER_CALL = 10  # half a second on two cores
 
 @dataclass(frozen=True)
 class Options(RunOptions):
-    """Compress a trained, fully connected network by evolution (van den Beemt et al. 2021).
+    """Compress a trained network by evolution (van den Beemt et al. 2021).
 
     Without `--parent` a network of two hidden layers is trained first, the paper's: 256 units, 4
-    epochs of Adam 1e-3 in batches of 100.
+    epochs of Adam 1e-3 in batches of 100. Networks are fully connected or begin with convolutions
+    that keep the size, each followed by 2x2 pooling.
     """
 
     dataset: str = "fashion_mnist"
@@ -47,8 +49,12 @@ class Options(RunOptions):
     <layer>.bias; ReLU between its layers."""
     inputs: compressed.Inputs = "unit"
     """What the parent takes: pixels in [0, 1] as in the paper, or normalised."""
-    parent_units: int = 256
-    """Units of each hidden layer of a parent that is trained here."""
+    pooling: feed_forward.Pooling = "average"
+    """After each convolution of a parent that has any."""
+    parent_network: Literal["MLP", "ConvNet"] = "MLP"
+    """What is trained where no parent is given; a ConvNet has three convolutions."""
+    parent_units: int | None = None
+    """Units of each of its hidden layers; by default 256, the paper's, or 32 filters."""
     parent_epochs: int = 4
     """Epochs of its training on the whole training set."""
     parent_seed: int = 0
@@ -62,8 +68,21 @@ class Options(RunOptions):
     def __post_init__(self):
         super().__post_init__()
         for name, least in (("parent_units", 1), ("parent_epochs", 1), ("parent_seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be >= {least}, got {value}")
+
+    @property
+    def trained_parent(self) -> NetworkConfig:
+        """The network that is trained where no parent is given."""
+        if self.parent_network == "MLP":
+            return NetworkConfig(network="MLP", width=self.parent_units or 256)
+        return NetworkConfig(
+            width=self.parent_units or 32,
+            normalization="none",
+            pooling=self.pooling,
+            first_padding=1,
+        )
 
 
 def evolution_images(dataset: Dataset, num_images: int | None, batch_size: int) -> np.ndarray:
@@ -87,11 +106,16 @@ def parent_data(dataset: Dataset, inputs: compressed.Inputs) -> TrainingData:
 
 
 def train_parent(
-    dataset: Dataset, inputs: compressed.Inputs, units: int, epochs: int, seed: int, directory: Path
+    dataset: Dataset,
+    inputs: compressed.Inputs,
+    network: NetworkConfig,
+    epochs: int,
+    seed: int,
+    directory: Path,
 ) -> Network:
     """Train the parent, an epoch a step, kept and resumed in `directory`."""
     config = probe.Config(
-        network=NetworkConfig(network="MLP", width=units),
+        network=network,
         training=TrainingConfig(num_epochs=epochs, batch_size=100, learning_rate=1e-3),
     )
     algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
@@ -100,12 +124,28 @@ def train_parent(
         outcome = loop.run(
             algorithm, jax.random.key(seed), None, data, epochs, directory, on_report=on_report
         )
+    return as_plain(outcome.state.fit.parameters, network, dataset)
+
+
+def untrained(network: NetworkConfig, dataset: Dataset) -> Network:
+    """Of the same shapes. Raises ValueError where the images do not fit."""
+    module = networks.create(network, dataset.num_classes, dataset.image_shape)
+    images = np.zeros((1, *dataset.image_shape), np.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    return as_plain(zeros, network, dataset)
+
+
+def as_plain(parameters: PyTree, network: NetworkConfig, dataset: Dataset) -> Network:
+    """What `network` has learned, as plain arrays."""
     arrays = {
         f"{layer}.{role}": np.asarray(array)
-        for layer, parts in outcome.state.fit.parameters.items()
+        for layer, parts in parameters.items()
         for role, array in parts.items()
     }
-    return feed_forward.from_arrays(arrays, int(np.prod(dataset.image_shape)), dataset.num_classes)
+    return feed_forward.from_arrays(
+        arrays, dataset.image_shape, dataset.num_classes, network.pooling
+    )
 
 
 def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray]) -> float:
@@ -113,7 +153,7 @@ def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray
     of each hidden layer, their places in the parent."""
     places = [np.arange(parent[0].weight.shape[1]), *units, np.arange(len(parent[-1].bias))]
     originals = [
-        np.asarray(layer.weight)[np.ix_(after, before)]
+        np.asarray(layer.weight)[after][:, before]
         for layer, (before, after) in zip(parent, pairwise(places), strict=True)
     ]
     own, original = (
@@ -174,14 +214,12 @@ def run(options: Options) -> None:
     config, params = options.config, options.params
     dataset = with_whole_training_set(load(options.dataset, options.data_dir))
     places = evolution_images(dataset, options.num_images, config.batch_size)
-    num_inputs = int(np.prod(dataset.image_shape))
     parent = None
     if options.parent is not None:
-        parent = feed_forward.load(options.parent, num_inputs, dataset.num_classes)
-    stand_in = parent or feed_forward.zeros(
-        (num_inputs, options.parent_units, options.parent_units, dataset.num_classes)
-    )
-    ecomp.check(config, params, stand_in, len(places))
+        parent = feed_forward.load(
+            options.parent, dataset.image_shape, dataset.num_classes, options.pooling
+        )
+    ecomp.check(config, params, parent or untrained(options.trained_parent, dataset), len(places))
     directory = options.directory("ecomp", dataset)
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
@@ -197,7 +235,7 @@ def run(options: Options) -> None:
         parent = train_parent(
             dataset,
             options.inputs,
-            options.parent_units,
+            options.trained_parent,
             options.parent_epochs,
             options.parent_seed,
             directory / "parent",
@@ -207,7 +245,7 @@ def run(options: Options) -> None:
 
     mean, std = compressed.constants(dataset, options.inputs)
     images, labels = dataset.train.images[places], dataset.train.labels[places]
-    data = ecomp.make_data(parent, images, labels, mean, std)
+    data = ecomp.make_data(parent, images, labels, mean, std, options.pooling)
     algorithm = ecomp.build(config)
     num_steps = ecomp.num_steps(config, len(places))
     with progress("compressing", num_steps, config.population_size) as on_report:
@@ -234,11 +272,11 @@ def run(options: Options) -> None:
         "units_kept": units,
     }
     about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
-    result = CompressedNetwork(network, *about, lineage)
+    result = CompressedNetwork(network, *about, lineage, options.pooling)
     result.save(directory)
 
     # Selection is over: only here is the test part opened.
-    before = CompressedNetwork(parent, *about, {})
+    before = CompressedNetwork(parent, *about, {}, options.pooling)
     agreement, accuracy = {}, {}
     parts = {
         "evolution": (images, labels),
@@ -277,7 +315,7 @@ def run(options: Options) -> None:
     if config.selection == "nsga2":
 
         def wrap(network):
-            return CompressedNetwork(network, *about, {})
+            return CompressedNetwork(network, *about, {}, options.pooling)
 
         front = save_front(directory, config, outcome.state, parts, wrap)
         summary["front_size"] = len(front)

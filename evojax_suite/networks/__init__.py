@@ -36,6 +36,8 @@ class NetworkConfig:
     """Initial weights of the ConvNet."""
     dropout: float = 0.0
     """Probability with which the ConvNet drops an input of its last layer while training."""
+    first_padding: int | None = None
+    """Padding of the ConvNet's first convolution; by default 3 for images of 28x28, else 1."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
     convolution: Literal["auto", "native", "split_gradient", "patches"] = "auto"
@@ -47,7 +49,9 @@ class NetworkConfig:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        for name in ("initialization", "dropout"):
+        if self.first_padding is not None and self.first_padding < 0:
+            raise ValueError(f"first_padding must be >= 0, got {self.first_padding}")
+        for name in ("initialization", "dropout", "first_padding"):
             value = getattr(self, name)
             if self.network != "ConvNet" and value != getattr(type(self), name):
                 raise ValueError(f"{name} belongs to the ConvNet, got {value} with {self.network}")
@@ -75,6 +79,7 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
                 dtype,
                 config.initialization,
                 config.dropout,
+                first_padding=config.first_padding,
             )
         case "MLP":
             network = MLP(num_classes, config.width, dtype)

@@ -2,7 +2,7 @@
 
 Blocks of 3x3 convolution, normalisation, activation and 2x2 pooling, then a dense layer. The first
 convolution is padded by 3 where the images are 28x28, so that the maps are 32x32 (paper 002,
-section 3.1); 1 elsewhere.
+section 3.1); 1 elsewhere, and where `first_padding` says so.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ class ConvNet(nn.Module):
     initialization: str = "pytorch"
     dropout: float = 0.0
     bottleneck: int = 0
+    first_padding: int | None = None
 
     @nn.compact
     def __call__(
         self, images: jax.Array, train: bool = False, features_only: bool = False
     ) -> jax.Array:
         shared = {"dtype": self.dtype, "initialization": self.initialization}
-        padding = 3 if images.shape[1] == 28 else 1
+        padding = self.first_padding
+        if padding is None:
+            padding = 3 if images.shape[1] == 28 else 1
         features = images
         for _ in range(self.depth):
             features = Conv(self.width, padding=padding, lowering=self.lowering, **shared)(

@@ -1,4 +1,4 @@
-"""A population of fully connected networks of different sizes, and what evolves it.
+"""A population of feed-forward networks of different sizes, and what evolves it.
 
 Source: van den Beemt et al. 2021, EComp, sections 3.1.1, 3.1.4 and 3.1.5.
 
@@ -28,13 +28,14 @@ _TAILS_AT_ONCE = 4
 
 @struct.dataclass
 class Population:
-    """P networks, padded; the reach is the first layer's width, at most the D inputs.
+    """P networks, padded; the reach is the first layer's width, at most the D inputs. Of images
+    that a convolution takes, D counts the channels.
 
     There is room for T >= P tails.
     """
 
     layers: Network  # leading axis P; the first layer's weights from the first `reach` inputs alone
-    tails: Array  # (T, width, D - reach): weights from the other inputs, of the lines alive
+    tails: Array  # (T, width, D - reach, ...): weights from the other inputs, of the lines alive
     tail_of: Array  # (P,) int32: each member's place in `tails`
     sizes: Array  # (P, hidden layers) int32: units
     units: tuple[Array, ...]  # of each hidden layer (P, width) int32: the parent's unit, by biases
@@ -44,6 +45,11 @@ class Population:
 def _taken(array: Array, places: Array) -> Array:
     """array[places], without the check of places that would keep it from being fused."""
     return array.at[places].get(mode="promise_in_bounds")
+
+
+def _expanded(mask: Array, ndim: int) -> Array:
+    """With axes of length 1 at the end, so that it has `ndim`."""
+    return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
 def _kept_first(importance: Array, size: Array) -> Array:
@@ -72,7 +78,7 @@ def pruned(
         layers = []
         for index, (weight, bias) in enumerate(network):
             rows, columns = orders[index + 1][: bounds[index + 1]], orders[index][: bounds[index]]
-            kept = inside[index + 1][:, None] & inside[index]
+            kept = _expanded(inside[index + 1][:, None] & inside[index], weight.ndim)
             weight = jnp.where(kept, weight[rows][:, columns], 0.0)
             layers.append(Layer(weight, jnp.where(inside[index + 1], bias[rows], 0.0)))
         units = tuple(o[:w].astype(jnp.int32) for o, w in zip(orders[1:-1], widths, strict=True))
@@ -81,8 +87,8 @@ def pruned(
     (first, *rest), units = jax.lax.map(one, jnp.asarray(sizes))
     reach = min(bounds[0], bounds[1])
     return Population(
-        layers=(first._replace(weight=first.weight[..., :reach]), *rest),
-        tails=first.weight[..., reach:],
+        layers=(first._replace(weight=first.weight[:, :, :reach]), *rest),
+        tails=first.weight[:, :, reach:],
         tail_of=jnp.arange(len(sizes), dtype=jnp.int32),
         sizes=jnp.asarray(sizes, jnp.int32),
         units=units,
@@ -106,8 +112,23 @@ def trimmed(network: Network, sizes: np.ndarray) -> Network:
     )
 
 
+def cut(network: Network, sizes: Array, widths: tuple[int, ...]) -> Network:
+    """One padded network cut to `widths`, no smaller than the sizes (hidden layers,); what is no
+    unit's is 0, so that the padding's activations are 0."""
+    bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
+    counts = [bounds[0], *sizes, bounds[-1]]
+    inside = [jnp.arange(bound) < count for bound, count in zip(bounds, counts, strict=True)]
+    layers = []
+    for index, (weight, bias) in enumerate(network):
+        kept = _expanded(inside[index + 1][:, None] & inside[index], weight.ndim)
+        weight = jnp.where(kept, weight[: bounds[index + 1], : bounds[index]], 0.0)
+        layers.append(Layer(weight, jnp.where(inside[index + 1], bias[: bounds[index + 1]], 0.0)))
+    return tuple(layers)
+
+
 def first_activations(population: Population, inputs: Array) -> Array:
-    """What the first layer gives before ReLU, (N, P, width), of inputs (N, D); padding included."""
+    """What a fully connected first layer gives before ReLU, (N, P, width), of inputs (N, D);
+    padding included."""
     weight, bias = population.layers[0]
     members, width, reach = weight.shape
     near, far = inputs[:, :reach], inputs[:, reach:]
@@ -163,7 +184,7 @@ def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) ->
 
 def _draw_cut_offs(key: Array, population: Population, first: Array, second: Array) -> Array:
     """Of both children of each pair, (2 * pairs, layers)."""
-    ends = population.layers[0].weight.shape[-1], population.layers[-1].bias.shape[-1]
+    ends = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[-1]
     keys = jax.random.split(key, first.shape[0])
     draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
     cuts = draw(keys, population.sizes[first], population.sizes[second])
@@ -201,7 +222,7 @@ def cut_off_crossover(
 
     def mixed(array, layer):
         inside = jnp.ones((), bool)
-        for axis in range(1, array.ndim):
+        for axis in range(1, min(array.ndim, 3)):
             places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
             inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
         return jnp.where(inside, _taken(array, inner), _taken(array, outer))
@@ -249,7 +270,7 @@ def aligned_crossover(
     """`cut_off_crossover` in which a block holds, for units of the second parent, the weights
     between those units of the first that fire most alike; beyond the paper.
 
-    hidden: activations (P, N, width) of each hidden layer. Units without a partner
+    hidden: activations (P, N, ..., width) of each hidden layer. Units without a partner
     (`matched_units`) stay the second parent's.
     """
     cuts = _draw_cut_offs(key, population, first, second)
@@ -261,8 +282,9 @@ def aligned_crossover(
 
         def one(pair):
             a, b = pair
-            found = matched_units(hidden[layer][a], hidden[layer][b], sizes[a], sizes[b])
-            width = len(found)
+            width = hidden[layer].shape[-1]
+            fired = [hidden[layer][place].reshape(-1, width) for place in pair]
+            found = matched_units(*fired, sizes[a], sizes[b])
             places = jnp.where(found >= 0, found, width)
             mirrored = jnp.full(width, -1, jnp.int32)
             return found, mirrored.at[places].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
@@ -288,7 +310,7 @@ def aligned_crossover(
         columns, column_inside = side(partners[layer])
         block = array[inner[:, None, None], rows[:, :, None], columns[:, None, :]]
         inside = row_inside[:, :, None] & column_inside[:, None, :]
-        return jnp.where(inside, block, array[outer])
+        return jnp.where(_expanded(inside, array.ndim), block, array[outer])
 
     return _children(population, outer, mixed)
 
@@ -398,12 +420,19 @@ def shrinking_mutation(
             )
         ]
         clean = [
-            jnp.where(inside[i + 1][:, None] & inside[i], jnp.abs(layer.weight), 0.0)
+            jnp.where(
+                _expanded(inside[i + 1][:, None] & inside[i], layer.weight.ndim),
+                jnp.abs(layer.weight),
+                0.0,
+            )
             for i, layer in enumerate(network)
         ]
         layers, new_units = list(network), []
         for i in range(len(sizes)):
-            importance = clean[i].sum(1) * clean[i + 1].sum(0)
+            incoming, outgoing = clean[i], clean[i + 1]
+            importance = incoming.reshape(len(incoming), -1).sum(1) * outgoing.sum(
+                (0, *range(2, outgoing.ndim))
+            )
             importance = jnp.where(inside[i + 1], importance, -1.0)
             order = _kept_first(importance, left[i])
             weight, bias = layers[i]

@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 from evojax_suite.algorithms import ecomp
 from evojax_suite.commands.ecomp import evolution_images, train_parent
 from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.networks import feed_forward
+from evojax_suite.networks import NetworkConfig, feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import compression
 from evojax_suite.results import write_atomically
@@ -133,7 +133,9 @@ def set_up(dataset_name: str, data_dir: Path | None, runs_dir: Path) -> Setting:
     dataset = with_whole_training_set(load(dataset_name, data_dir))
     places = evolution_images(dataset, None, ecomp.Config().batch_size)
     start = time.perf_counter()
-    parent = train_parent(dataset, "unit", 256, 4, 0, runs_dir / "parent")
+    parent = train_parent(
+        dataset, "unit", NetworkConfig(network="MLP", width=256), 4, 0, runs_dir / "parent"
+    )
     seconds = time.perf_counter() - start
     train = dataset.train
     parts = {
