@@ -280,16 +280,16 @@ def aligned_crossover(
     def partners_of(layer):
         sizes = population.sizes[:, layer]
 
-        def one(pair):
+        def match(pair):
             a, b = pair
             width = hidden[layer].shape[-1]
-            fired = [hidden[layer][place].reshape(-1, width) for place in pair]
-            found = matched_units(*fired, sizes[a], sizes[b])
+            one, other = (hidden[layer][place].reshape(-1, width) for place in pair)
+            found = matched_units(one, other, sizes[a], sizes[b])
             places = jnp.where(found >= 0, found, width)
             mirrored = jnp.full(width, -1, jnp.int32)
             return found, mirrored.at[places].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
 
-        return jnp.concatenate(jax.lax.map(one, (first, second)))
+        return jnp.concatenate(jax.lax.map(match, (first, second)))
 
     reach, classes = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[1]
     ends = [
