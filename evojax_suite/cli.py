@@ -58,7 +58,7 @@ def _terminate_like_interrupt(received: list[int]):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
     from evojax_suite import __version__, loop
-    from evojax_suite.commands import coreset, devs, ecomp, evaluate, ga_distillation
+    from evojax_suite.commands import cest, coreset, devs, ecomp, evaluate, ga_distillation
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         "ga-distillation": ga_distillation,
         "devs": devs,
         "coreset": coreset,
+        "cest": cest,
         "ecomp": ecomp,
         "evaluate": evaluate,
     }

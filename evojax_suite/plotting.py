@@ -203,3 +203,60 @@ def accuracy_front(
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     _save(figure, path)
+
+
+def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
+    """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
+    gradient examples (paper 001, Figs. 2 to 7); runs: metrics of each, by name."""
+    figure = Figure(figsize=(11, 3.3))
+    panels = figure.subplots(1, 3)
+    for index, (name, lines) in enumerate(runs.items()):
+        values = {
+            key: np.array([np.nan if line[key] is None else line[key] for line in lines], float)
+            for key in ("generation", "loss", "accuracy", "validation_loss", "validation_accuracy",
+                        "gradient_examples")
+        }  # fmt: skip
+        color, epochs = f"C{index}", values["generation"]
+        for panel, kind in zip(panels, ("loss", "accuracy"), strict=False):
+            panel.plot(epochs, values[kind], "--", lw=0.9, color=color, label=f"{name}, training")
+            panel.plot(
+                epochs,
+                values[f"validation_{kind}"],
+                lw=1.2,
+                color=color,
+                label=f"{name}, validation",
+            )
+        panels[2].plot(
+            values["gradient_examples"],
+            values["validation_accuracy"],
+            lw=1.2,
+            color=color,
+            label=name,
+        )
+    panels[0].set(xlabel="epoch", ylabel="loss (nats)")
+    panels[1].set(xlabel="epoch", ylabel="accuracy")
+    panels[2].set(xlabel="gradient examples", ylabel="validation accuracy")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.legend(frameon=False, fontsize=7)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def resource_curves(path: Path, runs: dict[str, list[dict]]) -> None:
+    """Processor and memory over time (paper 001, Figs. 8 and 9); runs: lines of
+    `resources.recorded`, by name."""
+    figure = Figure(figsize=(9, 3))
+    panels = figure.subplots(1, 2)
+    for index, (name, lines) in enumerate(runs.items()):
+        seconds = np.array([line["seconds"] for line in lines])
+        for panel, kind in zip(panels, ("cpu_percent", "memory_mib"), strict=True):
+            panel.plot(seconds, [line[kind] for line in lines], lw=1, color=f"C{index}", label=name)
+    panels[0].set(xlabel="seconds", ylabel="processor (%, 100 is one core)")
+    panels[1].set(xlabel="seconds", ylabel="memory (MiB)")
+    for panel in panels:
+        panel.grid(alpha=0.3)
+        panel.set_ylim(bottom=0)
+        panel.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)

@@ -247,15 +247,17 @@ def fit_epochs(
     labels: Array,
     num_images: int | Array,
     num_epochs: int | Array,
+    places: Array | None = None,
 ) -> tuple[FitState, Presentation]:
-    """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer.
+    """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
+    the first `num_images` of `places` (N,) in it, where an image may come more than once.
 
     For trainings that are cut into pieces, of sets that shrink: the four numbers are traced, so
     one compilation serves them all. num_steps: of the whole training, for the schedule. images:
     (N, H, W, C) normalised; labels: (N, num_classes). A set smaller than the batch (N where
     `config` sets none) is repeated to fill it, each copy augmented by itself.
 
-    Returns what the last epoch saw, arrays (N,); NaN and False beyond `num_images`.
+    Returns what the last epoch saw, arrays (N,); NaN and False of images that it did not.
     """
     capacity = images.shape[0]
     batch_size = min(config.batch_size or capacity, capacity)
@@ -269,6 +271,7 @@ def fit_epochs(
             state, seen = carry
             positions = batch * batch_size + jnp.arange(batch_size)
             chosen = order[positions % num_images]
+            chosen = chosen if places is None else places[chosen]
             state, presented = _fit_step(
                 jax.random.fold_in(key_steps, batch),
                 network,
@@ -279,9 +282,9 @@ def fit_epochs(
                 labels[chosen],
                 (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32),
             )
-            places = jnp.where(positions < num_images, chosen, capacity)
+            shown = jnp.where(positions < num_images, chosen, capacity)
             seen = jax.tree.map(
-                lambda all, new: all.at[places].set(new, mode="drop"), seen, presented
+                lambda all, new: all.at[shown].set(new, mode="drop"), seen, presented
             )
             return state, seen
 
@@ -316,6 +319,30 @@ def extract_features(
     size = jax.eval_shape(features_of, images[:1]).shape[-1]
     features = jax.lax.fori_loop(0, -(-num_images // batch_size), body, jnp.zeros((capacity, size)))
     return jnp.where(jnp.arange(capacity)[:, None] < num_images, features, 0)
+
+
+def judge_each(
+    network: nn.Module, variables: PyTree, images: Array, labels: Array, batch_size: int
+) -> Presentation:
+    """Loss and correctness (N,) of each image, without training; images: (N, H, W, C) normalised,
+    labels: (N,) integers."""
+    num_images = images.shape[0]
+    batch_size = min(batch_size, num_images)
+
+    def body(batch, found):
+        start = jnp.minimum(batch * batch_size, num_images - batch_size)
+        own, own_labels = (
+            jax.lax.dynamic_slice_in_dim(array, start, batch_size) for array in (images, labels)
+        )
+        logits = jnp.asarray(network.apply(variables, own))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, own_labels)
+        new = Presentation(losses, logits.argmax(-1) == own_labels)
+        return jax.tree.map(
+            lambda all, part: jax.lax.dynamic_update_slice_in_dim(all, part, start, 0), found, new
+        )
+
+    empty = Presentation(jnp.zeros(num_images), jnp.zeros(num_images, bool))
+    return jax.lax.fori_loop(0, -(-num_images // batch_size), body, empty)
 
 
 class Evaluation(NamedTuple):

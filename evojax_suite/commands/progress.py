@@ -30,6 +30,7 @@ _SHOWN = {
     "loss": "loss",
     "accuracy": "accuracy",
     "matching_loss": "matching loss",
+    "validation_accuracy": "validation accuracy",
 }
 
 

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
-from evojax_suite.networks.zoo import MLP, VGG11, AlexNet, LeNet, ResNet18
+from evojax_suite.networks.zoo import MLP, VGG10, VGG11, AlexNet, LeNet, ResNet18
 
-NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG11", "ResNet18"]
+NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "ResNet18"]
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class NetworkConfig:
     network: NetworkName = "ConvNet"
     """Architecture."""
     width: int = 128
-    """Filters of each ConvNet block; units of each MLP layer."""
+    """Filters of each ConvNet block; units of each MLP layer; filters of VGG10's first pair."""
     depth: int = 3
     """Blocks of the ConvNet."""
     normalization: Literal["default", "instance", "batch", "layer", "group", "none"] = "default"
-    """ConvNet (default: instance), VGG11 and ResNet18 (default: batch)."""
+    """ConvNet (default: instance), VGG10, VGG11 and ResNet18 (default: batch)."""
     pooling: Literal["average", "max", "none"] = "average"
     """Pooling of the ConvNet."""
     activation: Literal["relu", "leaky_relu", "sigmoid", "tanh", "swish"] = "relu"
@@ -87,6 +87,14 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
             network = {"LeNet": LeNet, "AlexNet": AlexNet}[config.network](
                 num_classes, lowering, dtype
             )
+        case "VGG10":
+            network = VGG10(
+                num_classes,
+                config.width,
+                "batch" if normalization == "default" else normalization,
+                lowering,
+                dtype,
+            )
         case "VGG11" | "ResNet18":
             network = {"VGG11": VGG11, "ResNet18": ResNet18}[config.network](
                 num_classes,
@@ -107,6 +115,7 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
 
 __all__ = [
     "MLP",
+    "VGG10",
     "VGG11",
     "AlexNet",
     "ConvNet",

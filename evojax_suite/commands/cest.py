@@ -1,0 +1,291 @@
+"""Train a network on examples that coevolve with it, and on the whole set beside it."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors.numpy
+import tyro
+
+from evojax_suite import loop, networks, plotting, report
+from evojax_suite.algorithms import cest
+from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.data import load, normalize
+from evojax_suite.data.splits import balanced_subset
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.resources import recorded
+from evojax_suite.results import open_run, read_lines, write_atomically, write_json
+from evojax_suite.training import evaluate, make_batches
+from evojax_suite.types import Dataset, PyTree, Split
+
+_NARROW = 16
+
+
+def _default_config() -> cest.Config:
+    """The paper's, with a narrow network where there is no accelerator."""
+    config = cest.Config()
+    if jax.default_backend() != "cpu":
+        return config
+    return replace(config, network=NetworkConfig(network="VGG10", width=_NARROW))
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Train on subsets of hard examples that coevolve with the network (Ryan et al. 2024).
+
+    Beside it the same network trains on the whole set, for equally many epochs and, in passing, for
+    equally many gradient examples. Where there is no accelerator the default width is 16 instead of
+    the paper's 256.
+    """
+
+    num_images: int | None = None
+    """Training images, equally many of each class; all by default."""
+    baseline: bool = True
+    """Train on the whole set as well."""
+    config: tyro.conf.OmitArgPrefixes[cest.Config] = field(default_factory=_default_config)
+    params: tyro.conf.OmitArgPrefixes[cest.Params] = field(default_factory=cest.Params)
+
+
+def some_images(dataset: Dataset, num_images: int | None) -> Dataset:
+    """With a fixed part of the training images, balanced."""
+    if num_images is None:
+        return dataset
+    kept = balanced_subset(dataset.train.labels, num_images, dataset.num_classes)
+    return replace(dataset, train=Split(dataset.train.images[kept], dataset.train.labels[kept]))
+
+
+def save_variables(path: Path, variables: PyTree) -> None:
+    """flax variables as safetensors, their paths joined by `/`."""
+    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    write_atomically(path, safetensors.numpy.save(arrays))
+
+
+def load_variables(path: Path) -> PyTree:
+    """What `save_variables` wrote."""
+    return flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
+
+
+def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: Path):
+    """A function of a title and a number of epochs that trains so far, in `directory`, and gives
+    the network's variables and how it went; a later call goes on."""
+    algorithm = cest.build(config, dataset.num_classes, dataset.image_shape, timed=True)
+    data = cest.make_data(config, dataset)
+
+    def train(title: str, num_epochs: int) -> tuple[PyTree, loop.Outcome]:
+        directory.mkdir(parents=True, exist_ok=True)
+        with (
+            progress(title, num_epochs) as on_report,
+            recorded(directory / "resources.jsonl"),  # Figs. 8 and 9
+        ):
+            outcome = loop.run(
+                algorithm,
+                jax.random.key(options.seed),
+                options.params,
+                data,
+                num_epochs,
+                directory,
+                checkpoint_seconds=options.checkpoint_seconds,
+                on_report=on_report,
+            )
+        return algorithm.result(outcome.state, options.params, data), outcome
+
+    return train
+
+
+def times(outcome: loop.Outcome) -> dict[str, float]:
+    """Of a run: the whole without compilation, and its stages."""
+    stages = dict(outcome.stage_seconds)
+    compiling = stages.pop("compilation", 0.0)
+    return {
+        "seconds": outcome.seconds - compiling,
+        "compile_seconds": outcome.compile_seconds + compiling,
+        "training_seconds": stages.get("training", 0.0),
+        "pass_seconds": stages.get("pass", 0.0),
+        "evolution_seconds": stages.get("evolution", 0.0),
+        "validation_seconds": stages.get("validation", 0.0),
+    }
+
+
+def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
+    """What the metrics say of an epoch, and the time up to it."""
+    line = next(x for x in read_lines(directory / "metrics.jsonl") if x["generation"] == epoch)
+    timings = [x for x in read_lines(directory / "timing.jsonl") if x["generation"] <= epoch]
+    seconds = sum(x["seconds"] - x["stages"].get("compilation", 0.0) for x in timings)
+    return {
+        "epochs": epoch,
+        "train_loss": line["loss"],
+        "train_accuracy": line["accuracy"],
+        "validation_loss": line["validation_loss"],
+        "validation_accuracy": line["validation_accuracy"],
+        "gradient_examples": line["gradient_examples"],
+        "measured_examples": line["measured_examples"],
+        "seconds": seconds,
+    }
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    options.params.check()
+    dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
+    config = options.config
+    num_epochs = config.training.num_epochs
+    network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
+    directory = options.directory("cest", dataset)
+    train = trainer(config, dataset, options, directory)
+    open_run(directory, options.settings(), options.resume)
+    beyond = differing(config, cest.Config()) | differing(options.params, cest.Params())
+    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
+        f"{len(dataset.test):,} test images; run in {directory}"
+    )
+    console.print(f"settings that differ from the paper's: {shown}")
+    if config.network == NetworkConfig(network="VGG10", width=_NARROW):
+        console.print(f"no accelerator: a narrow network, width {_NARROW} instead of 256 (--width)")
+
+    variables, outcome = train(config.selection, num_epochs)
+    trained = {config.selection: variables}
+    rows = {config.selection: of_epoch(directory, num_epochs)}
+    taken = {config.selection: times(outcome)}
+    if options.baseline and config.selection != "full":
+        below = directory / "full"
+        train = trainer(replace(config, selection="full"), dataset, options, below)
+        few = min(cest.epochs_of_equal_gradients(config, len(dataset.train)), num_epochs)
+        file = below / f"network-{few}.safetensors"
+        if not file.exists():
+            save_variables(file, train(f"full, {few} epochs", few)[0])
+        after_all, outcome_full = train("full", num_epochs)
+        trained |= {"full, equal gradients": load_variables(file), "full": after_all}
+        rows |= {
+            "full, equal gradients": of_epoch(below, few),
+            "full": of_epoch(below, num_epochs),
+        }
+        taken["full"] = times(outcome_full)
+        save_variables(below / "network.safetensors", after_all)
+    save_variables(directory / "network.safetensors", variables)
+
+    # Selection is over: only here is the test part opened.
+    test = make_batches(
+        jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std)),
+        jnp.asarray(dataset.test.labels),
+        config.engine.resolved_evaluation_batch_size(dataset.image_shape),
+    )
+    judge = jax.jit(lambda variables: evaluate(network, variables, test))
+    for name, row in rows.items():
+        found = judge(trained[name])
+        row["test_accuracy"], row["test_loss"] = (float(value) for value in found)
+    summary = {
+        "system": "cest",
+        "dataset": dataset.name,
+        "selection": config.selection,
+        **rows[config.selection],
+        **taken[config.selection],
+        "num_failed": outcome.num_failed,
+        "seed": options.seed,
+        "width": config.network.width,
+        "options": beyond,
+    }
+    if len(rows) > 1:
+        summary["baseline"] = rows["full"] | taken["full"]
+        summary["baseline_equal_gradients"] = rows["full, equal gradients"]
+    write_json(directory / "summary.json", summary)
+    _present(directory, options, dataset, rows, taken, shown)
+
+
+def _present(
+    directory: Path,
+    options: Options,
+    dataset: Dataset,
+    rows: dict[str, dict],
+    taken: dict[str, dict],
+    shown: str,
+) -> None:
+    """Figures, report and the closing lines on the terminal."""
+    selection = options.config.selection
+    folders = {selection: directory} | ({"full": directory / "full"} if len(rows) > 1 else {})
+    lines = {name: read_lines(folder / "metrics.jsonl") for name, folder in folders.items()}
+    curves = directory / "figures" / "curves.png"
+    plotting.training_curves(curves, lines)
+    used = directory / "figures" / "resources.png"
+    plotting.resource_curves(
+        used, {name: read_lines(folder / "resources.jsonl") for name, folder in folders.items()}
+    )
+
+    def percent(value):
+        return f"{100 * value:.2f}"
+
+    accuracies = [
+        [
+            name,
+            str(row["epochs"]),
+            f"{row['gradient_examples']:,.0f}",
+            f"{row['seconds']:.1f}",
+            percent(row["train_accuracy"]),
+            percent(row["validation_accuracy"]),
+            percent(row["test_accuracy"]),
+        ]
+        for name, row in rows.items()
+    ]
+    costs = [
+        [name, *(f"{of[kind]:.1f}" for kind in (
+            "seconds", "training_seconds", "pass_seconds", "evolution_seconds",
+            "validation_seconds", "compile_seconds",
+        ))]
+        for name, of in taken.items()
+    ]  # fmt: skip
+    mine = rows[selection]
+    lead = (
+        f"Trained on {mine['gradient_examples']:,.0f} gradient examples in {mine['seconds']:.1f} s "
+        f"({selection}), the network classifies {percent(mine['test_accuracy'])}% of the "
+        f"{len(dataset.test):,} test images of {dataset.name}"
+    )
+    if len(rows) > 1:
+        few, full = rows["full, equal gradients"], rows["full"]
+        lead += (
+            f"; on the whole set {percent(few['test_accuracy'])}% after as many "
+            f"({few['seconds']:.1f} s) and {percent(full['test_accuracy'])}% after as many epochs "
+            f"({full['seconds']:.1f} s)"
+        )
+    header = [
+        "",
+        "epochs",
+        "gradient examples",
+        "seconds",
+        "train (%)",
+        "validation (%)",
+        "test (%)",
+    ]
+    stages = ["", "seconds", "training", "pass", "evolution", "validation", "compilation apart"]
+    report.write(
+        directory / "report.html",
+        f"{dataset.name}, trained on selected examples",
+        lead + ".",
+        [
+            ("Accuracy; train: of the examples trained on, in the last epoch", header, accuracies),
+            ("Time", stages, costs),
+            ("The run", ["", ""], [["unlike the paper", shown]]),
+        ],
+        [
+            (curves, "Loss and accuracy by epoch, and accuracy by gradient examples"),
+            (used, "Processor (100 % is one core) and memory over time"),
+        ],
+        shlex.join(["evojax-suite", *sys.argv[1:]]),
+        options.settings(),
+    )
+    console.print(lead)
+    of = taken[selection]
+    console.print(
+        f"time: training {of['training_seconds']:.1f} s, passes {of['pass_seconds']:.1f} s, "
+        f"evolution {of['evolution_seconds']:.2f} s, validation {of['validation_seconds']:.1f} s; "
+        f"compilation {of['compile_seconds']:.1f} s apart"
+    )
+    console.print(f"report: {directory / 'report.html'}")

@@ -1,0 +1,132 @@
+"""Subsets of a training set as arrays of indices: drawn, ranked, and evolved as prey.
+
+A subset is (m,) int32, m examples of N. Each of its places belongs to a group of examples that it
+may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
+drawn or exchanged. `Groups` tells which.
+
+Sources: Ryan et al. 2024, CEST, section III-A; the operators are those that DEAP defines
+(`selTournament`, `cxTwoPoint`, `mutUniformInt`), as the paper names DEAP and no operators.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from evojax_suite.operators.selection import class_shares
+from evojax_suite.types import Array
+
+
+@struct.dataclass
+class Groups:
+    """Which examples the places of a subset may hold."""
+
+    members: Array  # (G, most) int32: examples of each group, padded
+    counts: Array  # (G,) int32
+    group_of: Array  # (N,) int32: of each example
+    places: Array  # (m,) int32: the group of each place of a subset
+
+
+def make_groups(labels: np.ndarray, num_samples: int, num_classes: int, balanced: bool) -> Groups:
+    """labels: (N,) integers. `balanced` gives each class its equal share of the m = `num_samples`
+    places; otherwise one group holds all. Raises ValueError where m is not in 1..N or a class has
+    fewer examples than its share."""
+    if not 1 <= num_samples <= len(labels):
+        raise ValueError(f"a subset must have 1..{len(labels)} examples, got {num_samples}")
+    group_of = labels if balanced else np.zeros(len(labels), np.int32)
+    shares = class_shares(num_samples, num_classes) if balanced else [num_samples]
+    counts = np.bincount(group_of, minlength=len(shares))
+    for group, (share, count) in enumerate(zip(shares, counts, strict=True)):
+        if share > count:
+            raise ValueError(
+                f"class {group} has {count} examples, its share of a subset is {share}"
+            )
+    members = np.zeros((len(shares), counts.max()), np.int32)
+    for group, count in enumerate(counts):
+        members[group, :count] = np.flatnonzero(group_of == group)
+    return Groups(
+        members=jnp.asarray(members),
+        counts=jnp.asarray(counts, jnp.int32),
+        group_of=jnp.asarray(group_of, jnp.int32),
+        places=jnp.asarray(np.repeat(np.arange(len(shares)), shares), jnp.int32),
+    )
+
+
+def drawn(key: Array, groups: Groups, num_subsets: int) -> Array:
+    """Subsets (num_subsets, m) of independent uniform draws: an example may come twice."""
+    places = groups.places
+    draw = jax.random.randint(key, (num_subsets, len(places)), 0, groups.counts[places])
+    return groups.members[places, draw]
+
+
+def ranked(scores: Array, groups: Groups) -> Array:
+    """The subset (m,) of the highest scores (N,) of each group; equal ones by index."""
+    order = jnp.lexsort((-scores, groups.group_of))  # by group, highest first
+    starts = jnp.cumsum(groups.counts) - groups.counts
+    places = groups.places
+    within = jnp.arange(len(places)) - jnp.searchsorted(places, places)
+    return order[starts[places] + within].astype(jnp.int32)
+
+
+def sampled(key: Array, weights: Array, groups: Groups) -> Array:
+    """A subset (m,) drawn without replacement, each example with probability proportional to its
+    weight (N,) >= 0 among those of its group that are left; weight 0 comes last."""
+    noise = jax.random.gumbel(key, weights.shape)
+    logits = jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -1e9)
+    return ranked(logits + noise, groups)
+
+
+def random_subset(key: Array, groups: Groups) -> Array:
+    """A subset (m,) without repetition, uniform."""
+    return ranked(jax.random.uniform(key, groups.group_of.shape), groups)
+
+
+def tournament(key: Array, fitness: Array, num_chosen: int, size: int) -> Array:
+    """Indices (num_chosen,): each the fittest of `size` drawn with replacement; fitness (P,),
+    higher is better."""
+    rivals = jax.random.randint(key, (num_chosen, size), 0, fitness.shape[0])
+    return jnp.take_along_axis(rivals, fitness[rivals].argmax(1)[:, None], 1)[:, 0]
+
+
+def two_point_crossover(
+    key: Array, first: Array, second: Array, rate: float | Array
+) -> tuple[Array, Array]:
+    """Children of pairs of subsets (pairs, m): with probability `rate` a pair exchanges what lies
+    between two cut points, uniform as DEAP draws them."""
+    pairs, size = first.shape
+    key_rate, key_low, key_high = jax.random.split(key, 3)
+    a = jax.random.randint(key_low, (pairs, 1), 1, size + 1)
+    b = jax.random.randint(key_high, (pairs, 1), 1, max(size, 2))
+    low, high = jnp.where(b >= a, a, b), jnp.where(b >= a, b + 1, a)
+    place = jnp.arange(size)
+    swapped = (place >= low) & (place < high)
+    swapped &= jax.random.uniform(key_rate, (pairs, 1)) < rate
+    return jnp.where(swapped, second, first), jnp.where(swapped, first, second)
+
+
+def uniform_mutation(
+    key: Array, subsets: Array, groups: Groups, rate: float | Array, gene_rate: float | Array
+) -> Array:
+    """With probability `rate` a subset (of (P, m)) mutates: each of its places is drawn anew with
+    probability `gene_rate`."""
+    key_who, key_where, key_what = jax.random.split(key, 3)
+    who = jax.random.uniform(key_who, (len(subsets), 1)) < rate
+    where = jax.random.uniform(key_where, subsets.shape) < gene_rate
+    return jnp.where(who & where, drawn(key_what, groups, len(subsets)), subsets)
+
+
+def repaired(key: Array, subset: Array, groups: Groups) -> Array:
+    """The subset (m,) with each repetition replaced by an example of its group that is not in it,
+    uniform among these."""
+    size = subset.shape[0]
+    first = jnp.full(groups.group_of.shape, size, jnp.int32)
+    first = first.at[subset].min(jnp.arange(size, dtype=jnp.int32))
+    repeated = first[subset] != jnp.arange(size)
+    unused = jnp.where(first == size, jax.random.uniform(key, first.shape), -1.0)
+    fresh = ranked(unused, groups)  # as many of each group as there are places, unused ones first
+    starts = jnp.searchsorted(groups.places, groups.places)
+    before = jnp.cumsum(repeated) - repeated
+    rank = before - before[starts]  # the how many-th repetition of its group
+    return jnp.where(repeated, fresh[starts + rank], subset)
