@@ -16,8 +16,8 @@ from evojax_suite.results import read_lines
 
 @contextmanager
 def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
-    """Append a JSON line each `interval` seconds: `seconds` recorded, those of earlier sessions in
-    the file included, `cpu_percent` of this process (100 is one core), `memory_mib` that it holds."""
+    """Append a JSON line each `interval` seconds: `seconds` recorded, those already in the file
+    included, `cpu_percent` of this process (100 is one core), `memory_mib` that it holds."""
     before = read_lines(path)
     start = time.monotonic() - (before[-1]["seconds"] if before else 0.0)
     process, stop = psutil.Process(), threading.Event()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.algorithms import devs, ecomp, ga_distillation
+from evojax_suite.algorithms import cest, devs, ecomp, ga_distillation
 from evojax_suite.baselines import gradient_matching, probe, strong_random
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.data import load, with_whole_training_set
@@ -67,6 +67,14 @@ VARIANTS = {
         similarity="cka",
         pruning="activity",
     ),
+    "cest": cest.Config(
+        network=dataclasses.replace(SMALL.network, normalization="batch"),
+        training=TrainingConfig(num_epochs=9, batch_size=64),
+        initial_epochs=0,
+        epochs_per_selection=1,
+        prey_population=4,
+        prey_generations=2,
+    ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -96,6 +104,9 @@ def case(request) -> Case:
             data = ecomp_data(digits)
             params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
             algorithm = ecomp.build(config)
+        case "cest":
+            data, params = cest.make_data(config, digits), cest.Params()
+            algorithm = cest.build(config, 10, shape)
         case "gradient_matching":
             data = gradient_matching.make_data(digits)
             algorithm = gradient_matching.build(config, 10, shape)

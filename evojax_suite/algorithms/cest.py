@@ -28,7 +28,7 @@ Where the paper is silent or we differ from it, and why:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -337,7 +337,8 @@ def build(
         old = jnp.where(first, new, state.difficulty)
         mixed = config.difficulty_decay * old + (1 - config.difficulty_decay) * new
         in_a_row = jnp.where(correct, 0, state.wrong_in_a_row + 1)
-        return state.replace(
+        return replace(
+            state,
             difficulty=jnp.where(known, mixed, state.difficulty),
             wrong_in_a_row=jnp.where(known, in_a_row, state.wrong_in_a_row),
         )
@@ -357,7 +358,7 @@ def build(
         correct = jnp.zeros(num_images, bool).at[part].set(found.correct)
         known = jnp.zeros(num_images, bool).at[part].set(True)
         state = learned(state, losses, correct, known)
-        return state.replace(measured_examples=state.measured_examples + count)
+        return replace(state, measured_examples=state.measured_examples + count)
 
     def hardness(state: State) -> Array:
         unknown = jnp.isnan(state.difficulty)
@@ -370,7 +371,8 @@ def build(
     def choose(key: Array, state: State, params: Params, data: Data) -> State:
         subset, prey = select(key, state.prey, hardness(state), data.groups, config, params)
         padding = jnp.zeros(len(data.labels) - len(subset), jnp.int32)
-        return state.replace(
+        return replace(
+            state,
             prey=prey,
             chosen=jnp.concatenate([subset, padding]),
             num_chosen=jnp.int32(len(subset)),
@@ -390,7 +392,8 @@ def build(
             1,
             state.chosen,
         )
-        state = state.replace(
+        state = replace(
+            state,
             fit=fit,
             gradient_examples=state.gradient_examples + state.num_chosen,
             epoch=state.epoch + 1,
