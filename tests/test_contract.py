@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.algorithms import cest, devs, ecomp, ga_distillation
+from evojax_suite.algorithms import cest, devs, ecomp, ga_distillation, predator_prey
 from evojax_suite.baselines import gradient_matching, probe, strong_random
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.data import load, with_whole_training_set
@@ -75,6 +75,12 @@ VARIANTS = {
         prey_population=4,
         prey_generations=2,
     ),
+    "predator_prey": predator_prey.Config(
+        num_predators=4,
+        network=dataclasses.replace(SMALL.network, normalization="batch"),
+        training=TrainingConfig(num_epochs=1, batch_size=64, flip=True),
+        engine=EngineConfig(members_in_flight=2),
+    ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -107,6 +113,9 @@ def case(request) -> Case:
         case "cest":
             data, params = cest.make_data(config, digits), cest.Params()
             algorithm = cest.build(config, 10, shape)
+        case "predator_prey":
+            data, params = cest.make_data(VARIANTS["cest"], digits), predator_prey.Params()
+            algorithm = predator_prey.build(config, 10, shape)
         case "gradient_matching":
             data = gradient_matching.make_data(digits)
             algorithm = gradient_matching.build(config, 10, shape)
