@@ -208,38 +208,28 @@ def accuracy_front(
 def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
     """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
     gradient examples (paper 001, Figs. 2 to 7); runs: metrics of each, by name."""
-    figure = Figure(figsize=(11, 3.3))
+    figure = Figure(figsize=(11, 3.5))
     panels = figure.subplots(1, 3)
+
+    def values(lines, key):
+        return np.array([np.nan if line[key] is None else line[key] for line in lines], float)
+
     for index, (name, lines) in enumerate(runs.items()):
-        values = {
-            key: np.array([np.nan if line[key] is None else line[key] for line in lines], float)
-            for key in ("generation", "loss", "accuracy", "validation_loss", "validation_accuracy",
-                        "gradient_examples")
-        }  # fmt: skip
-        color, epochs = f"C{index}", values["generation"]
+        color, epochs = f"C{index}", values(lines, "generation")
         for panel, kind in zip(panels, ("loss", "accuracy"), strict=False):
-            panel.plot(epochs, values[kind], "--", lw=0.9, color=color, label=f"{name}, training")
-            panel.plot(
-                epochs,
-                values[f"validation_{kind}"],
-                lw=1.2,
-                color=color,
-                label=f"{name}, validation",
-            )
-        panels[2].plot(
-            values["gradient_examples"],
-            values["validation_accuracy"],
-            lw=1.2,
-            color=color,
-            label=name,
-        )
+            panel.plot(epochs, values(lines, kind), "--", lw=0.9, color=color)
+            panel.plot(epochs, values(lines, f"validation_{kind}"), lw=1.2, color=color)
+        shown = values(lines, "gradient_examples"), values(lines, "validation_accuracy")
+        panels[2].plot(*shown, lw=1.2, color=color, label=name)
     panels[0].set(xlabel="epoch", ylabel="loss (nats)")
     panels[1].set(xlabel="epoch", ylabel="accuracy")
     panels[2].set(xlabel="gradient examples", ylabel="validation accuracy")
     for panel in panels:
         panel.grid(alpha=0.3)
-        panel.legend(frameon=False, fontsize=7)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    title = "dashed: training, solid: validation"
+    figure.legend(loc="lower center", ncols=len(runs), frameon=False, fontsize=8, title=title,
+                  title_fontsize=8)  # fmt: skip
     _save(figure, path)
 
 
