@@ -196,7 +196,8 @@ def accuracy_front(
     figure = Figure(figsize=(6.4, 3.8))
     axes = figure.add_subplot()
     sizes, accuracies = (100 * np.array(column) for column in zip(*sorted(points), strict=True))
-    axes.plot(sizes, accuracies, "o-", ms=3, lw=0.8, color="#2166ac", label="front")
+    # No line: similarity is an objective too, so that a larger one may be less accurate.
+    axes.plot(sizes, accuracies, "o", ms=3, color="#2166ac", label="front, of similarity too")
     axes.plot(100 * chosen[0], 100 * chosen[1], "*", ms=12, color="#b2182b", label="network")
     axes.axhline(100 * parent, color="black", ls="--", lw=1, label="parent")
     axes.set(xlabel="parameters (% of the parent's)", ylabel="accuracy on evolution's images (%)")

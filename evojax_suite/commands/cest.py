@@ -101,13 +101,16 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
     return train
 
 
+_COSTS = ("training", "pass", "evolution", "memory")
+"""Stages that a rule needs; validation is for the curves alone."""
+
+
 def times(outcome: loop.Outcome) -> dict[str, float]:
-    """Of a run: the whole without compilation, and its stages."""
-    stages = dict(outcome.stage_seconds)
-    compiling = stages.pop("compilation", 0.0)
+    """Of a run: what the rule costs, compilation and validation apart, and its stages."""
+    stages = outcome.stage_seconds
     return {
-        "seconds": outcome.seconds - compiling,
-        "compile_seconds": outcome.compile_seconds + compiling,
+        "seconds": sum(stages.get(name, 0.0) for name in _COSTS),
+        "compile_seconds": outcome.compile_seconds + stages.get("compilation", 0.0),
         "training_seconds": stages.get("training", 0.0),
         "pass_seconds": stages.get("pass", 0.0),
         "evolution_seconds": stages.get("evolution", 0.0),
@@ -116,10 +119,10 @@ def times(outcome: loop.Outcome) -> dict[str, float]:
 
 
 def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
-    """What the metrics say of an epoch, and the time up to it."""
+    """What the metrics say of an epoch, and what it cost to come so far."""
     line = next(x for x in read_lines(directory / "metrics.jsonl") if x["generation"] == epoch)
     timings = [x for x in read_lines(directory / "timing.jsonl") if x["generation"] <= epoch]
-    seconds = sum(x["seconds"] - x["stages"].get("compilation", 0.0) for x in timings)
+    seconds = sum(x["stages"].get(name, 0.0) for x in timings for name in _COSTS)
     return {
         "epochs": epoch,
         "train_loss": line["loss"],
