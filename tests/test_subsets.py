@@ -32,7 +32,7 @@ def shares(subset):
     return np.bincount(LABELS[np.asarray(subset)], minlength=4).tolist()
 
 
-@given(seed=st.integers(0, 10**6), balanced=st.booleans(), size=st.sampled_from([1, 4, 30, 36]))
+@given(seed=st.integers(0, 10**6), balanced=st.booleans(), size=st.sampled_from([1, 36]))
 @settings(max_examples=20, deadline=None)
 def test_indices_stay_in_range_and_in_their_class(seed, balanced, size):
     groups = groups_of(size, balanced)
