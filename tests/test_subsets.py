@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evojax_suite.operators import subsets
+from evojax_suite.operators import subsets, tournament
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), (9, 14, 30, 47)))
 draw = jax.jit(subsets.drawn, static_argnums=2)
@@ -110,7 +110,7 @@ def test_a_sample_is_in_proportion_to_the_weights():
 def test_tournaments_are_deaps():
     """The rank of a winner: against DEAP's selTournament and against the formula."""
     fitness = np.random.default_rng(0).permutation(10).astype(np.float32)
-    chosen = subsets.tournament(jax.random.key(0), jnp.asarray(fitness), 6000, 3)
+    chosen = tournament(jax.random.key(0), jnp.asarray(fitness), 6000, 3)
     ours = np.bincount(fitness[np.asarray(chosen)].astype(int), minlength=10)
 
     class One:

@@ -39,7 +39,7 @@ from flax import struct
 from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.operators import subsets
+from evojax_suite.operators import subsets, tournament
 from evojax_suite.operators.subsets import Groups
 from evojax_suite.training import (
     Batches,
@@ -248,7 +248,7 @@ def evolve(
     def generation(carry, key):
         prey, fitness = carry
         key_parents, key_crossover, key_mutation, key_repair = jax.random.split(key, 4)
-        parents = subsets.tournament(key_parents, fitness, size, config.tournament_size)
+        parents = tournament(key_parents, fitness, size, config.tournament_size)
         first, second = prey[parents[::2]], prey[parents[1::2]]
         both = subsets.two_point_crossover(key_crossover, first, second, params.crossover_rate)
         children = subsets.uniform_mutation(
@@ -437,6 +437,10 @@ def build(
     }
     compiled: dict[str, Any] = {}
 
+    def begins_with_selection(epoch: Array) -> Array:
+        since = epoch - config.initial_epochs
+        return (since >= 0) & (since % config.epochs_per_selection == 0)
+
     def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         key_choose, key_train = jax.random.split(key)
         seconds: dict[str, float] = {}
@@ -459,8 +463,7 @@ def build(
                 return jax.lax.cond(condition, function, lambda state: state, state)
             return function(state) if bool(condition) else state
 
-        since = state.epoch - config.initial_epochs
-        selecting = (since >= 0) & (since % config.epochs_per_selection == 0)
+        selecting = begins_with_selection(state.epoch)
         passing = selecting
         if config.reuse_training_losses:  # all are known after an epoch on all of them
             passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
@@ -472,8 +475,7 @@ def build(
             )
         state, seen = run("training", key_train, state, data)
         if needs_losses and config.reuse_training_losses:
-            since = state.epoch - config.initial_epochs
-            last = (since >= 0) & (since % config.epochs_per_selection == 0)
+            last = begins_with_selection(state.epoch)  # the next one
             state = when(last, lambda state: run("memory", state, seen), state)
         metrics = run("validation", state, seen, data)
         return state, metrics._replace(stage_seconds=seconds)
@@ -487,6 +489,11 @@ def build(
         return state.epoch >= config.training.num_epochs
 
     return Algorithm(init, step, result, finished, scannable=not timed)
+
+
+def cost_seconds(stage_seconds: dict[str, float]) -> float:
+    """Of a rule, from its stages: validation is for the curves alone, compilation happens once."""
+    return sum(stage_seconds.get(name, 0.0) for name in ("training", "pass", "evolution", "memory"))
 
 
 def num_gradient_examples(config: Config, num_images: int) -> int:

@@ -44,6 +44,7 @@ from evojax_suite.operators import (
     crowding_distances,
     non_dominated_ranks,
     similarity,
+    tournament,
 )
 from evojax_suite.operators.compression import Population
 from evojax_suite.types import Algorithm, Array
@@ -440,9 +441,7 @@ def build(config: Config) -> Algorithm:
             log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
             first, second = jax.random.categorical(key, log_odds, shape=(2, members // 2))
             return first, second
-        rivals = jax.random.randint(key, (2, members // 2, 2), 0, members)
-        better = preference[rivals].argmax(-1)
-        first, second = jnp.take_along_axis(rivals, better[..., None], -1)[..., 0]
+        first, second = tournament(key, preference, members, 2).reshape(2, members // 2)
         return first, second
 
     def children_of(key: Array, state: State, data: Data, batch: Array) -> Population:

@@ -101,15 +101,11 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
     return train
 
 
-_COSTS = ("training", "pass", "evolution", "memory")
-"""Stages that a rule needs; validation is for the curves alone."""
-
-
 def times(outcome: loop.Outcome) -> dict[str, float]:
     """Of a run: what the rule costs, compilation and validation apart, and its stages."""
     stages = outcome.stage_seconds
     return {
-        "seconds": sum(stages.get(name, 0.0) for name in _COSTS),
+        "seconds": cest.cost_seconds(stages),
         "compile_seconds": outcome.compile_seconds + stages.get("compilation", 0.0),
         "training_seconds": stages.get("training", 0.0),
         "pass_seconds": stages.get("pass", 0.0),
@@ -122,7 +118,7 @@ def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
     """What the metrics say of an epoch, and what it cost to come so far."""
     line = next(x for x in read_lines(directory / "metrics.jsonl") if x["generation"] == epoch)
     timings = [x for x in read_lines(directory / "timing.jsonl") if x["generation"] <= epoch]
-    seconds = sum(x["stages"].get(name, 0.0) for x in timings for name in _COSTS)
+    seconds = sum(cest.cost_seconds(x["stages"]) for x in timings)
     return {
         "epochs": epoch,
         "train_loss": line["loss"],

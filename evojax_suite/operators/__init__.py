@@ -7,6 +7,7 @@ from evojax_suite.operators.selection import (
     crowding_distances,
     highest_scores,
     non_dominated_ranks,
+    tournament,
     truncation,
     uniform_parents,
 )
@@ -19,6 +20,7 @@ __all__ = [
     "highest_scores",
     "laplace_crossover",
     "non_dominated_ranks",
+    "tournament",
     "truncation",
     "uniform_parents",
 ]

@@ -1,4 +1,5 @@
-"""Selection of survivors and parents, where fitness is evosax's: lower is better; of examples."""
+"""Selection of survivors and parents, and of examples. Fitness is evosax's, lower is better, unless
+a function says otherwise."""
 
 from __future__ import annotations
 
@@ -18,6 +19,13 @@ def uniform_parents(key: Array, num_parents: int, num_pairs: int) -> tuple[Array
     """Two index arrays (num_pairs,), uniform over 0..num_parents-1, drawn with replacement."""
     pairs = jax.random.randint(key, (2, num_pairs), 0, num_parents)
     return pairs[0], pairs[1]
+
+
+def tournament(key: Array, fitness: Array, num_chosen: int, size: int) -> Array:
+    """Indices (num_chosen,): each the fittest of `size` drawn with replacement; fitness (P,),
+    higher is better here; as DEAP's `selTournament`."""
+    rivals = jax.random.randint(key, (num_chosen, size), 0, fitness.shape[0])
+    return jnp.take_along_axis(rivals, fitness[rivals].argmax(1)[:, None], 1)[:, 0]
 
 
 def non_dominated_ranks(objectives: Array) -> Array:

@@ -5,7 +5,7 @@ may hold one of: all of them, or a class, so that subsets of balanced classes st
 drawn or exchanged. `Groups` tells which.
 
 Sources: Ryan et al. 2024, CEST, section III-A; the operators are those that DEAP defines
-(`selTournament`, `cxTwoPoint`, `mutUniformInt`), as the paper names DEAP and no operators.
+(`cxTwoPoint`, `mutUniformInt`), as the paper names DEAP and no operators.
 """
 
 from __future__ import annotations
@@ -81,13 +81,6 @@ def sampled(key: Array, weights: Array, groups: Groups) -> Array:
 def random_subset(key: Array, groups: Groups) -> Array:
     """A subset (m,) without repetition, uniform."""
     return ranked(jax.random.uniform(key, groups.group_of.shape), groups)
-
-
-def tournament(key: Array, fitness: Array, num_chosen: int, size: int) -> Array:
-    """Indices (num_chosen,): each the fittest of `size` drawn with replacement; fitness (P,),
-    higher is better."""
-    rivals = jax.random.randint(key, (num_chosen, size), 0, fitness.shape[0])
-    return jnp.take_along_axis(rivals, fitness[rivals].argmax(1)[:, None], 1)[:, 0]
 
 
 def two_point_crossover(

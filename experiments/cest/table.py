@@ -125,12 +125,6 @@ class Trainer:
         return {"lines": lines, "test_accuracy": tests}
 
 
-def seconds_of(line: dict) -> float:
-    """Of an epoch, without compilation and without the validation that only we look at."""
-    stages = line["stage_seconds"]
-    return sum(stages.get(name, 0.0) for name in ("training", "pass", "evolution", "memory"))
-
-
 def main(options: Options) -> None:
     dataset, flipped = parts(options), None
     if options.study == "noise":
@@ -183,7 +177,12 @@ def spread(values, digits: int = 1) -> str:
 
 def table(rows: list[dict], options: Options, equal: int) -> str:
     """Of each rule: at its end, and when the fastest rule of the same seed has ended."""
-    clocks = {(r["rule"], r["seed"]): np.cumsum([seconds_of(x) for x in r["lines"]]) for r in rows}
+    clocks = {
+        (r["rule"], r["seed"]): np.cumsum(
+            [cest.cost_seconds(x["stage_seconds"]) for x in r["lines"]]
+        )
+        for r in rows
+    }
     shortest = {
         seed: min(clock[-1] for (_, own), clock in clocks.items() if own == seed)
         for seed in options.seeds
