@@ -58,7 +58,15 @@ def _terminate_like_interrupt(received: list[int]):
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
     from evojax_suite import __version__, loop
-    from evojax_suite.commands import cest, coreset, devs, ecomp, evaluate, ga_distillation
+    from evojax_suite.commands import (
+        cest,
+        coreset,
+        de_nas,
+        devs,
+        ecomp,
+        evaluate,
+        ga_distillation,
+    )
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
@@ -70,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         "coreset": coreset,
         "cest": cest,
         "ecomp": ecomp,
+        "de-nas": de_nas,
         "evaluate": evaluate,
     }
     commands = Union[  # noqa: UP007

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.export
-import jax.numpy as jnp
 import numpy as np
 
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.results import write_atomically, write_json
+from evojax_suite.stablehlo import export
 from evojax_suite.types import Array, Dataset
 
 Inputs = Literal["unit", "normalized"]
@@ -89,13 +88,10 @@ class CompressedNetwork:
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
         and TPU; `jax.export.deserialize` reads it."""
-        (size,) = jax.export.symbolic_shape("n")
-        images = jax.ShapeDtypeStruct((size, *self.image_shape), jnp.float32)
-        function = jax.jit(
-            lambda images: _logits(self.network, images, self.mean, self.std, self.pooling)
+        return export(
+            lambda images: _logits(self.network, images, self.mean, self.std, self.pooling),
+            self.image_shape,
         )
-        exported = jax.export.export(function, platforms=("cpu", "cuda", "rocm", "tpu"))(images)
-        return bytes(exported.serialize())
 
     def save(self, directory: Path) -> None:
         """Write network.safetensors, network.json and network.stablehlo into `directory`."""

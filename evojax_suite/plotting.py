@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -208,9 +209,11 @@ def accuracy_front(
 
 def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
     """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
-    gradient examples (paper 001, Figs. 2 to 7); runs: metrics of each, by name."""
-    figure = Figure(figsize=(11, 3.5))
-    panels = figure.subplots(1, 3)
+    gradient examples where they were counted (paper 001, Figs. 2 to 7; paper 004, Figs. 7 and 9);
+    runs: metrics of each, by name."""
+    counted = all("gradient_examples" in line for lines in runs.values() for line in lines)
+    figure = Figure(figsize=(11, 3.5) if counted else (7.6, 3.5))
+    panels = figure.subplots(1, 3 if counted else 2)
 
     def values(lines, key):
         return np.array([np.nan if line[key] is None else line[key] for line in lines], float)
@@ -219,12 +222,14 @@ def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
         color, epochs = f"C{index}", values(lines, "generation")
         for panel, kind in zip(panels, ("loss", "accuracy"), strict=False):
             panel.plot(epochs, values(lines, kind), "--", lw=0.9, color=color)
-            panel.plot(epochs, values(lines, f"validation_{kind}"), lw=1.2, color=color)
-        shown = values(lines, "gradient_examples"), values(lines, "validation_accuracy")
-        panels[2].plot(*shown, lw=1.2, color=color, label=name)
+            shown = panel.plot(epochs, values(lines, f"validation_{kind}"), lw=1.2, color=color)
+        shown[0].set_label(name)
+        if counted:
+            seen = values(lines, "gradient_examples"), values(lines, "validation_accuracy")
+            panels[2].plot(*seen, lw=1.2, color=color)
+            panels[2].set(xlabel="gradient examples", ylabel="validation accuracy")
     panels[0].set(xlabel="epoch", ylabel="loss (nats)")
     panels[1].set(xlabel="epoch", ylabel="accuracy")
-    panels[2].set(xlabel="gradient examples", ylabel="validation accuracy")
     for panel in panels:
         panel.grid(alpha=0.3)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
@@ -249,5 +254,40 @@ def resource_curves(path: Path, runs: dict[str, list[dict]]) -> None:
         panel.grid(alpha=0.3)
         panel.set_ylim(bottom=0)
         panel.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    _save(figure, path)
+
+
+def population_movement(path: Path, populations: list[list[dict]], size: str, title: str) -> None:
+    """Error rate and size of each generation's survivors (paper 004, Fig. 6), and their means.
+
+    populations: of each generation, rows with `accuracy` and `size`. title: what size is.
+    """
+    figure = Figure(figsize=(9, 3.6))
+    left, right = figure.subplots(1, 2)
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(populations)))
+    means = []
+    for generation, (rows, color) in enumerate(zip(populations, colors, strict=True)):
+        errors = np.array([np.nan if r["accuracy"] is None else 1 - r["accuracy"] for r in rows])
+        sizes = np.array([row[size] for row in rows], float)
+        named = generation in (0, len(populations) - 1)
+        label = f"generation {generation}" if named else None
+        left.scatter(sizes, errors, s=14, color=color, label=label, lw=0)
+        means.append((np.nanmean(errors), np.nanmin(errors), sizes.mean(), sizes.min()))
+    left.set(xlabel=title, ylabel="error rate (validation)", xscale="log")
+    mean_error, least_error, mean_size, least_size = np.array(means).T
+    generations = np.arange(len(populations))
+    right.plot(generations, mean_error, color="#b2182b", lw=1.2, label="error, mean")
+    right.plot(generations, least_error, "--", color="#b2182b", lw=1, label="error, least")
+    right.set(xlabel="generation", ylabel="error rate (validation)")
+    other = right.twinx()
+    other.plot(generations, mean_size, color="#2166ac", lw=1.2, label=f"{title}, mean")
+    other.plot(generations, least_size, "--", color="#2166ac", lw=1, label=f"{title}, least")
+    other.set(ylabel=title, yscale="log")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    left.legend(frameon=False, fontsize=8)
+    lines = [*right.get_lines(), *other.get_lines()]
+    right.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
     figure.tight_layout()
     _save(figure, path)

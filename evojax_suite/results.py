@@ -10,7 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import flax.traverse_util
+import jax
 import numpy as np
+import safetensors.numpy
+
+from evojax_suite.types import PyTree
 
 
 def plain(value: Any) -> Any:
@@ -123,3 +128,15 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
         raise RunExists(f"{directory} exists and is not a run: choose another --name or --runs-dir")
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, config)
+
+
+def save_variables(path: Path, variables: PyTree) -> None:
+    """flax variables as safetensors, their paths joined by `/`."""
+    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    write_atomically(path, safetensors.numpy.save(arrays))
+
+
+def load_variables(path: Path) -> PyTree:
+    """What `save_variables` wrote."""
+    return flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")

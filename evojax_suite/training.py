@@ -36,9 +36,11 @@ class TrainingConfig:
     batch_size: int | None = None
     """Images per step; None is the full batch."""
     optimizer: Literal["adam", "sgd"] = "adam"
-    """Adam has beta 0.9 and 0.999, epsilon 1e-8; SGD has momentum 0.9."""
+    """Adam has beta 0.9 and 0.999, epsilon 1e-8."""
     learning_rate: float = 1e-3
     """Learning rate, the first one where a schedule is set."""
+    momentum: float = 0.9
+    """Of SGD, in [0, 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """Learning rate over the steps; step divides it by 10 after half of them."""
     weight_decay: float = 0.0
@@ -66,6 +68,8 @@ class TrainingConfig:
         for name in ("weight_decay", "l2_penalty", "shift_pixels", "crop_padding", "mixup_alpha"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         siamese.check_names(self.siamese)
 
 
@@ -90,7 +94,7 @@ def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.Gradient
         case "adam":
             direction = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
         case "sgd":
-            direction = optax.trace(decay=0.9)
+            direction = optax.trace(config.momentum) if config.momentum else optax.identity()
         case _:
             raise ValueError(f"optimizer must be adam or sgd, got {config.optimizer!r}")
 

@@ -18,10 +18,10 @@ import pytest
 from evojax_suite import networks
 from evojax_suite.algorithms import cest
 from evojax_suite.cli import main
-from evojax_suite.commands.cest import load_variables
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import subsets
+from evojax_suite.results import load_variables
 from evojax_suite.training import TrainingConfig, evaluate, judge_each, make_batches, start_fit
 from evojax_suite.types import Split
 

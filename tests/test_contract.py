@@ -10,12 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.algorithms import cest, devs, ecomp, ga_distillation, predator_prey
+from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation, predator_prey
 from evojax_suite.baselines import gradient_matching, probe, strong_random
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.networks.feed_forward import Layer
+from evojax_suite.operators.architectures import Space
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Algorithm, training_data
 
@@ -81,6 +82,14 @@ VARIANTS = {
         training=TrainingConfig(num_epochs=1, batch_size=64, flip=True),
         engine=EngineConfig(members_in_flight=2),
     ),
+    "de_nas": de_nas.Config(
+        population_size=3,
+        num_children=1,
+        num_generations=2,
+        num_best=2,
+        space=Space(3, 4, (1, 3), 2, 3, max_filters=4, max_features=256),
+        training=TrainingConfig(num_epochs=1, batch_size=64, optimizer="sgd"),
+    ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -113,6 +122,9 @@ def case(request) -> Case:
         case "cest":
             data, params = cest.make_data(config, digits), cest.Params()
             algorithm = cest.build(config, 10, shape)
+        case "de_nas":
+            data, params = de_nas.make_data(config, digits), de_nas.Params()
+            algorithm = de_nas.build(config, 10, shape)
         case "predator_prey":
             data, params = cest.make_data(VARIANTS["cest"], digits), predator_prey.Params()
             algorithm = predator_prey.build(config, 10, shape)

@@ -132,13 +132,14 @@ def plain_fit(key, network, images, labels, optimizer, num_epochs):
     [
         ({}, optax.adam(1e-3, 0.9, 0.999, 1e-8)),
         ({"optimizer": "sgd", "learning_rate": 0.05}, optax.sgd(0.05, 0.9)),
+        ({"optimizer": "sgd", "learning_rate": 0.05, "momentum": 0.0}, optax.sgd(0.05)),
         (
             {"weight_decay": 0.1, "learning_rate": 0.01},
             optax.adamw(0.01, 0.9, 0.999, 1e-8, weight_decay=0.1),
         ),
         ({"batch_size": 9}, optax.adam(1e-3)),  # all of the images too
     ],
-    ids=["adam", "sgd", "adamw", "batch_size"],
+    ids=["adam", "sgd", "sgd without momentum", "adamw", "batch_size"],
 )
 def test_full_batch_training_is_a_plain_loop(options, optimizer):
     images = images_of(6)
@@ -710,6 +711,7 @@ def test_memory_is_bounded_by_the_members_in_flight():
             {"siamese": ("blur",)},
             "siamese must name some of color, crop, cutout, flip, scale, rotate, got 'blur'",
         ),
+        ({"momentum": 1.0}, r"momentum must be in [0, 1), got 1.0"),
         ({"mixup_alpha": -0.5}, "mixup_alpha must be >= 0, got -0.5"),
         ({"weight_decay": math.nan}, "weight_decay must be >= 0, got nan"),
     ],

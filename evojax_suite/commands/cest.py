@@ -7,34 +7,28 @@ import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
-import safetensors.numpy
 import tyro
 
 from evojax_suite import loop, networks, plotting, report
 from evojax_suite.algorithms import cest
-from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.data import load, normalize
-from evojax_suite.data.splits import balanced_subset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.resources import recorded
-from evojax_suite.results import open_run, read_lines, write_atomically, write_json
+from evojax_suite.results import (
+    load_variables,
+    open_run,
+    read_lines,
+    save_variables,
+    write_json,
+)
 from evojax_suite.training import evaluate, make_batches
-from evojax_suite.types import Dataset, PyTree, Split
+from evojax_suite.types import Dataset, PyTree
 
 _NARROW = 16
-
-
-def _default_config() -> cest.Config:
-    """The paper's, with a narrow network where there is no accelerator."""
-    config = cest.Config()
-    if jax.default_backend() != "cpu":
-        return config
-    return replace(config, network=NetworkConfig(network="VGG10", width=_NARROW))
 
 
 @dataclass(frozen=True)
@@ -42,36 +36,17 @@ class Options(RunOptions):
     """Train on subsets of hard examples that coevolve with the network (Ryan et al. 2024).
 
     Beside it the same network trains on the whole set, for equally many epochs and, in passing, for
-    equally many gradient examples. Where there is no accelerator the default width is 16 instead of
-    the paper's 256.
+    equally many gradient examples.
     """
 
     num_images: int | None = None
     """Training images, equally many of each class; all by default."""
     baseline: bool = True
     """Train on the whole set as well."""
-    config: tyro.conf.OmitArgPrefixes[cest.Config] = field(default_factory=_default_config)
+    scale: Scale = "auto"
+    """small makes a width that is left at the paper's 256 16; auto is small without accelerator."""
+    config: tyro.conf.OmitArgPrefixes[cest.Config] = field(default_factory=cest.Config)
     params: tyro.conf.OmitArgPrefixes[cest.Params] = field(default_factory=cest.Params)
-
-
-def some_images(dataset: Dataset, num_images: int | None) -> Dataset:
-    """With a fixed part of the training images, balanced."""
-    if num_images is None:
-        return dataset
-    kept = balanced_subset(dataset.train.labels, num_images, dataset.num_classes)
-    return replace(dataset, train=Split(dataset.train.images[kept], dataset.train.labels[kept]))
-
-
-def save_variables(path: Path, variables: PyTree) -> None:
-    """flax variables as safetensors, their paths joined by `/`."""
-    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
-    write_atomically(path, safetensors.numpy.save(arrays))
-
-
-def load_variables(path: Path) -> PyTree:
-    """What `save_variables` wrote."""
-    return flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")
 
 
 def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: Path):
@@ -135,6 +110,9 @@ def run(options: Options) -> None:
     """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
     options.params.check()
     dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
+    if is_small(options.scale) and options.config.network == cest.Config().network:
+        network = replace(options.config.network, width=_NARROW)
+        options = replace(options, config=replace(options.config, network=network))
     config = options.config
     num_epochs = config.training.num_epochs
     network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
@@ -149,7 +127,7 @@ def run(options: Options) -> None:
     )
     console.print(f"settings that differ from the paper's: {shown}")
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
-        console.print(f"no accelerator: a narrow network, width {_NARROW} instead of 256 (--width)")
+        console.print(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
 
     variables, outcome = train(config.selection, num_epochs)
     trained = {config.selection: variables}

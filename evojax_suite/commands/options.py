@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
+import jax
 import numpy as np
 
+from evojax_suite.data.splits import balanced_subset
 from evojax_suite.results import plain
-from evojax_suite.types import Dataset
+from evojax_suite.types import Dataset, Split
+
+Scale = Literal["auto", "paper", "small"]
+"""auto is small on a machine without accelerator."""
+
+
+def is_small(scale: Scale) -> bool:
+    """Whether the paper's sizes are to be reduced."""
+    return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
+
+
+def some_images(dataset: Dataset, num_images: int | None) -> Dataset:
+    """With a fixed part of the training images, balanced; None is all."""
+    if num_images is None:
+        return dataset
+    kept = balanced_subset(dataset.train.labels, num_images, dataset.num_classes)
+    return replace(dataset, train=Split(dataset.train.images[kept], dataset.train.labels[kept]))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import tyro
 
 from evojax_suite import networks, plotting
 from evojax_suite.algorithms import cest
-from evojax_suite.commands.cest import some_images
+from evojax_suite.commands.options import some_images
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import plain, write_atomically

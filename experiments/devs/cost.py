@@ -168,6 +168,7 @@ def study_clustering(options: Options) -> list[dict]:
 
 
 def main(options: Options) -> None:
+    options.output.mkdir(parents=True, exist_ok=True)
     rows = {"images": study_images, "clustering": study_clustering}[options.study](options)
     device = jax.devices()[0].device_kind
     write_json(options.output / f"cost-{options.study}.json", {"device": device, "rows": rows})

@@ -1,0 +1,615 @@
+"""Pei, Chang & Tian 2022, "Neural Architecture Search Based on Differential Evolution for Image
+Classification Problems". Implements its sections 1 to 3 and the final training.
+
+A population of architectures (`operators.architectures`) is judged by short trainings. Each
+generation adds children of differential evolution on lists of units, and the best of parents and
+children by a weighted sum of error rate and size survive. The most accurate and the smallest of the
+last generation are trained at length (`build_final`).
+
+One step judges one candidate, so that a run is interrupted between any two. The candidates of a
+generation, with the key of each one's training, are drawn in its first step; those that come next
+compile and train in other threads meanwhile, which changes no result.
+
+Where the paper is silent or contradicts itself its released program is followed:
+
+- Units are compared by kind: the paper's first rule of differences reads as equality of whole
+  units (`compare="unit"`), and gives the unit where its rules of addition need a mark.
+- Units have no factor F; `Params.differential_weight` below 1 lets each unit of a difference stay
+  with that probability.
+- The base of a child is one of the best five; a child that is already among its generation's is
+  made anew.
+- A random network's filters grow from layer to layer (`Space.growing`).
+- Dropout is 0.5 (PyTorch's default), SGD has no momentum, cropping pads by 4 pixels.
+
+Where we differ, and why:
+
+- Selection sees a validation part of the training set. The program selects by the test set.
+- `Space.max_features` bounds the first dense layer, without which a network has up to 43 billion
+  parameters.
+- A candidate whose training fails (a loss that is not finite, too little memory) comes last.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from evojax_suite.data.transforms import normalize
+from evojax_suite.networks.sequence import PaddedNetwork, SequenceNetwork, for_genome
+from evojax_suite.operators import architectures, selection
+from evojax_suite.operators.architectures import Genome, Space, Unit
+from evojax_suite.training import (
+    Batches,
+    EngineConfig,
+    Evaluation,
+    FitState,
+    TrainingConfig,
+    evaluate,
+    fit_epochs,
+    make_batches,
+    start_fit,
+)
+from evojax_suite.types import Algorithm, Array, Dataset, PyTree
+
+TRAINING = TrainingConfig(
+    num_epochs=10,
+    batch_size=64,
+    optimizer="sgd",
+    learning_rate=0.01,
+    momentum=0.0,
+    crop_padding=4,
+    flip=True,
+)
+"""Table 2."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices; the paper's (Tables 1 and 2)."""
+
+    population_size: int = 20
+    """Architectures that survive a generation."""
+    num_children: int = 10
+    """New architectures of a generation."""
+    num_generations: int = 9
+    """Generations after the first population."""
+    num_best: int = 5
+    """Architectures that a child may be based on, from the best."""
+    compare: Literal["kind", "unit"] = "kind"
+    """What makes two units alike in a difference: their kind, or kernel and filters too."""
+    method: Literal["evolution", "random"] = "evolution"
+    """Where children come from: differential evolution, or the distribution of the first
+    population, to compare with."""
+    survival: Literal["score", "nsga2"] = "score"
+    """Who survives: the weighted sum (the paper's), or the fronts of error and size, the more
+    spread out first (NSGA-II)."""
+    size: Literal["parameters", "multiplications"] = "parameters"
+    """What counts as size; multiplications are those of one image, forward."""
+    num_known: int = 0
+    """Networks like VGG of rising width in the first population, in place of random ones."""
+    final_epochs: int = 200
+    """Epochs of the training of the most accurate and the smallest architecture; 0 is none."""
+
+    dropout: float = 0.5
+    """Probability that an input of the first two dense layers is dropped in training."""
+    normalization: Literal["none", "batch", "instance", "layer"] = "none"
+    """After each convolution."""
+    skip: bool = False
+    """A skip connection around each convolution that keeps the number of filters."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of convolutions and matrix products; parameters stay float32."""
+    programs: Literal["auto", "separate", "padded"] = "auto"
+    """A program for each candidate, or one for all with filters masked; auto is padded where the
+    largest network is small, separate else (experiments/de_nas/README.md)."""
+    workers: int | None = None
+    """Candidates that compile or train at once; None is 2 a device."""
+
+    space: Space = field(default_factory=Space)
+    training: TrainingConfig = TRAINING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        for name, least in (
+            ("population_size", 3),
+            ("num_children", 1),
+            ("num_generations", 0),
+            ("num_known", 0),
+            ("final_epochs", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("num_best", "num_known"):
+            if getattr(self, name) > self.population_size:
+                raise ValueError(
+                    f"{name} must be <= population_size = {self.population_size}, "
+                    f"got {getattr(self, name)}"
+                )
+        if self.num_best < 1:
+            raise ValueError(f"num_best must be >= 1, got {self.num_best}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.training.num_epochs < 1:
+            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be >= 1, got {self.workers}")
+        plain = self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
+        if self.programs == "padded" and not plain:
+            raise ValueError(
+                "programs padded needs normalization none, no skip and compute_dtype float32"
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """Of a whole run."""
+        return self.population_size + self.num_generations * self.num_children
+
+
+@struct.dataclass
+class Params:
+    """Scalars that users sweep."""
+
+    error_weight: float = 0.7
+    """Of the error rate in the score, >= 0."""
+    size_weight: float = 0.3
+    """Of the size in the score, >= 0."""
+    differential_weight: float = 1.0
+    """Probability that a unit of a difference takes part, in [0, 1]."""
+
+    def check(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        for name in ("error_weight", "size_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if not 0 <= self.differential_weight <= 1:
+            raise ValueError(
+                f"differential_weight must be in [0, 1], got {self.differential_weight}"
+            )
+
+
+@struct.dataclass
+class Data:
+    """Training and validation part on the device."""
+
+    images: Array  # (N, H, W, C), uint8 or float in [0, 1]
+    labels: Array  # (N,) int32
+    validation: Batches  # normalised
+    mean: Array  # (C,)
+    std: Array  # (C,)
+
+
+def make_data(config: Config, dataset: Dataset) -> Data:
+    """What a search sees of `dataset`; its test part stays closed."""
+    if dataset.num_classes < 2:
+        raise ValueError(f"a search needs at least 2 classes, got {dataset.num_classes}")
+    mean, std = (jnp.asarray(value, jnp.float32) for value in (dataset.mean, dataset.std))
+    part = dataset.validation
+    return Data(
+        images=jnp.asarray(dataset.train.images),
+        labels=jnp.asarray(dataset.train.labels),
+        validation=make_batches(
+            normalize(jnp.asarray(part.images), mean, std),
+            jnp.asarray(part.labels),
+            config.engine.resolved_evaluation_batch_size(dataset.image_shape),
+        ),
+        mean=mean,
+        std=std,
+    )
+
+
+@struct.dataclass
+class State:
+    """All candidates in the order in which they are made, and who lives."""
+
+    genomes: Genome  # (T, L), END beyond those that were made
+    keys: Array  # (T, 2) uint32, of each one's training
+    accuracy: Array  # (T,) on the validation part, NaN where not judged or failed
+    population: Array  # (P,) int32, candidates from the best to the worst; -1 before the first
+    num_judged: Array  # () int32
+
+
+class Metrics(NamedTuple):
+    """What judging one candidate reports."""
+
+    generation: np.generic  # the step: the candidate's number, from 1
+    search_generation: np.generic  # that it was made in, 0 for the first population
+    accuracy: np.generic  # on the validation part
+    loss: np.generic  # there, in nats
+    num_parameters: np.generic
+    num_multiplications: np.generic  # of one image, forward
+    accuracy_best: np.generic  # of all so far
+    accuracy_mean: np.generic  # of the population, NaN before the first selection
+    parameters_mean: np.generic  # of the population
+    num_failed: np.generic
+    stage_seconds: dict[str, float]  # of the candidate, in its own thread; no part of the result
+
+
+class Found(NamedTuple):
+    """What a search ends with: the population, from the best score to the worst."""
+
+    genomes: Genome  # (P, L)
+    accuracy: Array  # (P,) on the validation part, NaN where a training failed
+    most_accurate: Array  # () its place
+    smallest: Array  # () its place, of those whose training did not fail
+
+
+def scores(accuracy: np.ndarray, sizes: np.ndarray, params: Params) -> np.ndarray:
+    """The weighted sum of error rate and size, each from 0 to 1 over the candidates, lower is
+    better ("Natural selection"). accuracy, sizes: (n,). Infinite where the accuracy is not finite.
+    """
+    usable = np.isfinite(accuracy)
+
+    def scaled(values):
+        if not usable.any():
+            return np.zeros(len(values))
+        low, high = values[usable].min(), values[usable].max()
+        return (values - low) / (high - low) if high > low else np.zeros(len(values))
+
+    errors = 1 - np.asarray(accuracy, np.float64)
+    total = params.error_weight * scaled(errors)
+    total = total + params.size_weight * scaled(np.asarray(sizes, np.float64))
+    return np.where(usable, total, np.inf)
+
+
+def best_first(
+    accuracy: np.ndarray, sizes: np.ndarray, params: Params, survival: str = "score"
+) -> np.ndarray:
+    """Places (n,) of candidates from the best to the worst."""
+    if survival == "score":
+        return np.argsort(scores(accuracy, sizes, params), kind="stable")
+    objectives = jnp.stack([1 - jnp.asarray(accuracy), jnp.log(jnp.asarray(sizes, float))], axis=1)
+    ranks = selection.non_dominated_ranks(objectives)
+    crowding = selection.crowding_distances(objectives, ranks)
+    return np.lexsort((-np.asarray(crowding), np.asarray(ranks)))
+
+
+def known_networks(space: Space, image_shape: tuple[int, int, int], number: int) -> Genome:
+    """`number` networks like VGG: pairs of 3x3 convolutions (or of the kernel of `space` nearest to
+    3), a maximum after each pair, twice the filters in the next; widths from the least to the most.
+    """
+    kernel = min(space.kernels, key=lambda size: abs(size - 3))
+    poolings = architectures.most_poolings(image_shape)
+    genomes = []
+    for width in np.geomspace(space.min_first_filters, space.max_filters, number + 1)[1:]:
+        units: list[Unit] = []
+        for stage in range(poolings + 1):
+            filters = min(space.max_filters, max(1, round(width / 2 ** (poolings - stage))))
+            units += [Unit("convolution", kernel, filters)] * 2
+            units += [Unit("max")] if stage < poolings else []
+        genomes.append(architectures.from_units(tuple(units[: space.max_length]), space.max_length))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
+
+
+class _Judged(NamedTuple):
+    evaluation: Evaluation
+    seconds: dict[str, float]
+
+
+def network_of(config: Config, units: tuple[Unit, ...], num_classes: int) -> SequenceNetwork:
+    """The flax module of one architecture."""
+    return SequenceNetwork(
+        num_classes,
+        units,
+        config.dropout,
+        config.normalization,
+        config.skip,
+        dtype=jnp.dtype(config.compute_dtype),
+    )
+
+
+def padded_size(space: Space, image_shape: tuple[int, int, int]) -> int:
+    """Parameters of the one padded program."""
+    most = PaddedNetwork(2, space, image_shape).most_features
+    return space.max_length * (max(space.kernels) * space.max_filters) ** 2 + most**2 * 5 // 8
+
+
+def judges(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[Genome, Array, Data], _Judged]:
+    """A function that trains and judges one candidate, safe to call from several threads."""
+
+    def program(network, fresh):
+        """Of a key and the data, after `fresh` has made the network's state."""
+
+        def judge(key, genome, data):
+            key_start, key_fit = jax.random.split(key)
+            num_images = len(data.labels)
+            batches = -(-num_images // min(config.training.batch_size or num_images, num_images))
+            fit, _ = fit_epochs(
+                key_fit,
+                network,
+                config.training,
+                config.training.num_epochs * batches,
+                fresh(start_fit(key_start, network, config.training, image_shape), genome),
+                normalize(data.images, data.mean, data.std),
+                jax.nn.one_hot(data.labels, num_classes),
+                num_images,
+                config.training.num_epochs,
+            )
+            return evaluate(network, fit.variables, data.validation)
+
+        return judge
+
+    def run(compiled, key, genome, data, compile_seconds):
+        clock = time.perf_counter()
+        evaluation = jax.device_get(compiled(key, genome, data))
+        seconds = time.perf_counter() - clock
+        return _Judged(evaluation, {"compilation": compile_seconds, "training": seconds})
+
+    def separate(genome, key, data):
+        clock = time.perf_counter()
+        network = network_of(config, architectures.to_units(genome), num_classes)
+        judge = jax.jit(program(network, lambda fit, genome: fit))
+        compiled = judge.lower(key, genome, data).compile()
+        return run(compiled, key, genome, data, time.perf_counter() - clock)
+
+    one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
+
+    def for_one(fit, genome):
+        parameters = for_genome(one, fit.parameters, genome)
+        return replace(fit, parameters=parameters, statistics={"genome": genome._asdict()})
+
+    padded_program = jax.jit(program(one, for_one))
+
+    def padded(genome, key, data):
+        return run(padded_program, key, genome, data, 0.0)
+
+    small = padded_size(config.space, image_shape) <= 4_000_000 and jax.default_backend() == "cpu"
+    plain = config.normalization == "none" and not config.skip and config.compute_dtype == "float32"
+    use_padded = config.programs == "padded" or (config.programs == "auto" and small and plain)
+    return padded if use_padded else separate
+
+
+def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+    """One step judges one candidate. `data` is a Data; the result is a Found.
+
+    Not scannable: candidates are different programs. Raises ValueError where images of
+    `image_shape` (height, width, channels) or the space leave no networks.
+    """
+    if architectures.most_poolings(image_shape) < 1:
+        raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
+    space = config.space
+    space.check(image_shape)
+    size, children = config.population_size, config.num_children
+    judge = judges(config, num_classes, image_shape)
+    workers = config.workers or 2 * jax.local_device_count()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
+    ahead: dict[bytes, Future[_Judged]] = {}
+
+    def candidates(key: Array, number: int) -> Genome:
+        return jax.jit(jax.vmap(lambda key: architectures.random_genome(key, space, image_shape)))(
+            jax.random.split(key, number)
+        )
+
+    def sizes_of(genomes: Genome) -> np.ndarray:
+        return getattr(architectures.costs(genomes, image_shape, num_classes), config.size)
+
+    def init(key: Array, params: Params, data: Data) -> State:
+        del key, params, data
+        total = config.num_candidates
+        empty = jnp.zeros((total, space.max_length), jnp.int32)
+        return State(
+            genomes=Genome(empty, empty, empty),
+            keys=jnp.zeros((total, 2), jnp.uint32),
+            accuracy=jnp.full(total, jnp.nan),
+            population=jnp.full(size, -1, jnp.int32),
+            num_judged=jnp.int32(0),
+        )
+
+    @jax.jit
+    def offspring(key, population, weight):
+        order = jnp.arange(size)
+        return architectures.offspring(
+            key,
+            population,
+            order,
+            children,
+            config.num_best,
+            space,
+            image_shape,
+            config.compare,
+            weight,
+        )
+
+    def draw(key: Array, state: State, params: Params) -> State:
+        """The candidates of the next generation, and the keys of their trainings."""
+        key_genomes, key_training = jax.random.split(key)
+        start = int(state.num_judged)
+        if start == 0:
+            number, made = size, candidates(key_genomes, size)
+            if config.num_known:
+                known = known_networks(space, image_shape, config.num_known)
+                made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
+        elif config.method == "random":
+            number, made = children, candidates(key_genomes, children)
+        else:
+            population = architectures.member(state.genomes, state.population)
+            number, made = (
+                children,
+                offspring(key_genomes, population, params.differential_weight),
+            )
+        features = np.asarray(architectures.num_features(made, image_shape))
+        if features.max() > space.max_features:
+            raise ValueError(
+                f"no random network with at most max_features = {space.max_features} was found, "
+                f"the last one has {features.max()}"
+            )
+        place = slice(start, start + number)
+        keys = jax.random.key_data(jax.random.split(key_training, number))
+        return replace(
+            state,
+            genomes=jax.tree.map(lambda all, new: all.at[place].set(new), state.genomes, made),
+            keys=state.keys.at[place].set(keys),
+        )
+
+    def judged(state: State, data: Data, first: int, end: int) -> _Judged:
+        """Candidate `first`; those after it, before `end`, are begun meanwhile."""
+        genomes, keys = jax.device_get((state.genomes, state.keys))
+        devices = jax.local_devices()
+
+        def request(index):
+            return architectures.member(genomes, index), keys[index]
+
+        def work(index):
+            genome, key_data = request(index)
+            with jax.default_device(devices[index % len(devices)]):
+                try:
+                    return judge(genome, jax.random.wrap_key_data(jnp.asarray(key_data)), data)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    nothing = np.float32(np.nan)  # too large for the memory: failed
+                    return _Judged(Evaluation(nothing, nothing), {})
+
+        names = {}
+        for index in range(first, min(end, first + workers)):
+            genome, key_data = request(index)
+            name = b"".join(leaf.tobytes() for leaf in (*genome, key_data, np.int64(index)))
+            names[index] = name
+            if name not in ahead:
+                ahead[name] = pool.submit(work, index)
+        for name in set(ahead) - set(names.values()):  # of another state
+            ahead.pop(name).cancel()
+        return ahead.pop(names[first]).result()
+
+    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
+        index = int(state.num_judged)
+        generation = 0 if index < size else 1 + (index - size) // children
+        start = 0 if generation == 0 else size + (generation - 1) * children
+        end = size + generation * children
+        if index == start:
+            state = draw(key, state, params)
+        found = judged(state, data, index, end)
+        accuracy = state.accuracy.at[index].set(found.evaluation.accuracy)
+        state = replace(state, accuracy=accuracy, num_judged=state.num_judged + 1)
+        if index + 1 == end:
+            old = [] if generation == 0 else np.asarray(state.population)
+            merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
+            genomes = architectures.member(state.genomes, merged)
+            order = best_first(
+                np.asarray(accuracy)[merged], sizes_of(genomes), params, config.survival
+            )
+            state = replace(state, population=jnp.asarray(merged[order[:size]]))
+        known = np.asarray(accuracy)[: index + 1]
+        alive = np.asarray(state.population)
+        own, everyone = (
+            architectures.costs(architectures.member(state.genomes, who), image_shape, num_classes)
+            for who in (index, alive)
+        )
+        selected = alive[0] >= 0
+        return state, Metrics(
+            generation=np.int32(index + 1),
+            search_generation=np.int32(generation),
+            accuracy=np.float32(found.evaluation.accuracy),
+            loss=np.float32(found.evaluation.cross_entropy),
+            num_parameters=own.parameters[()],
+            num_multiplications=own.multiplications[()],
+            accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
+            accuracy_mean=np.nanmean(np.asarray(accuracy)[alive])
+            if selected
+            else np.float32(np.nan),
+            parameters_mean=everyone.parameters.mean() if selected else np.float64(np.nan),
+            num_failed=np.int32(not np.isfinite(found.evaluation.accuracy)),
+            stage_seconds=found.seconds,
+        )
+
+    def result(state: State, params: Params, data: Data) -> Found:
+        del params, data
+        alive = np.asarray(state.population)
+        alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
+        genomes = architectures.member(state.genomes, alive)
+        accuracy = np.asarray(state.accuracy)[alive]
+        usable = np.isfinite(accuracy)
+        sizes = sizes_of(genomes).astype(float)
+        return Found(
+            genomes=genomes,
+            accuracy=accuracy,
+            most_accurate=np.argmax(np.where(usable, accuracy, -1.0)),
+            smallest=np.argmin(np.where(usable, sizes, np.inf)),
+        )
+
+    def finished(state: State) -> Array:
+        return state.num_judged >= config.num_candidates
+
+    return Algorithm(init, step, result, finished, scannable=False)
+
+
+@struct.dataclass
+class FinalState:
+    """A network in its final training."""
+
+    fit: FitState
+    epoch: Array  # () int32 done
+
+
+class FinalMetrics(NamedTuple):
+    """What one epoch of the final training reports."""
+
+    generation: Array  # the epoch, from 1
+    loss: Array  # of the augmented training images, as training saw them
+    accuracy: Array
+    validation_loss: Array
+    validation_accuracy: Array
+    num_failed: Array  # examples whose loss was NaN or infinite
+
+
+def build_final(
+    config: Config, units: tuple[Unit, ...], num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm:
+    """The final training of one architecture, `final_epochs` long; one step is one epoch.
+
+    `params` is None, `data` a Data; the result is the network's flax variables.
+    """
+    training = replace(config.training, num_epochs=config.final_epochs)
+    network = network_of(config, units, num_classes)
+
+    def init(key: Array, params: None, data: Data) -> FinalState:
+        del params, data
+        return FinalState(start_fit(key, network, training, image_shape), jnp.int32(0))
+
+    def step(
+        key: Array, state: FinalState, params: None, data: Data
+    ) -> tuple[FinalState, FinalMetrics]:
+        del params
+        num_images = len(data.labels)
+        batches = -(-num_images // min(training.batch_size or num_images, num_images))
+        images = normalize(data.images, data.mean, data.std)
+        labels = jax.nn.one_hot(data.labels, num_classes)
+        fit, seen = fit_epochs(
+            key,
+            network,
+            training,
+            training.num_epochs * batches,
+            state.fit,
+            images,
+            labels,
+            num_images,
+            1,
+        )
+        validation = evaluate(network, fit.variables, data.validation)
+        failed = ~jnp.isfinite(seen.losses)
+        metrics = FinalMetrics(
+            generation=state.epoch + 1,
+            loss=jnp.mean(seen.losses, where=~failed),
+            accuracy=seen.correct.mean(),
+            validation_loss=validation.cross_entropy,
+            validation_accuracy=validation.accuracy,
+            num_failed=failed.sum(),
+        )
+        return FinalState(fit=fit, epoch=state.epoch + 1), metrics
+
+    def result(state: FinalState, params: None, data: Data) -> PyTree:
+        del params, data
+        return state.fit.variables
+
+    def finished(state: FinalState) -> Array:
+        return state.epoch >= training.num_epochs
+
+    return Algorithm(init, step, result, finished)

@@ -1,0 +1,317 @@
+"""Search a small network for a dataset of images by differential evolution."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from evojax_suite import loop, plotting, report
+from evojax_suite.algorithms import de_nas
+from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.data import load, normalize
+from evojax_suite.networks.sequence import layers
+from evojax_suite.operators import architectures
+from evojax_suite.operators.architectures import Space, Unit
+from evojax_suite.results import open_run, read_lines, write_json
+from evojax_suite.searched import SearchedNetwork
+from evojax_suite.training import evaluate, make_batches
+from evojax_suite.types import Dataset
+
+_SMALL_SPACE = {"max_filters": 32, "max_features": 1600}
+_SMALL_EPOCHS = 50
+_SMALL_IMAGES = 1000
+
+ROLES = ("most accurate", "smallest")
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    """Search a network that is accurate for its size (Pei, Chang & Tian 2022).
+
+    Candidates are judged on a validation part after a short training; the most accurate and the
+    smallest of the last generation are trained at length and judged on the test part.
+    """
+
+    num_images: int | None = None
+    """Training images, equally many of each class; all by default, 1,000 where small."""
+    scale: Scale = "auto"
+    """What is left at the paper's 256 filters, bound on features, 200 final epochs and all images:
+    32, 1,600, 50 and 1,000 where small, on a machine without accelerator."""
+    config: tyro.conf.OmitArgPrefixes[de_nas.Config] = field(default_factory=de_nas.Config)
+    params: tyro.conf.OmitArgPrefixes[de_nas.Params] = field(default_factory=de_nas.Params)
+
+
+def reduced(options: Options, num_images: int) -> Options:
+    """What the user left at the paper's size, made small; num_images: that there are."""
+    config, space = options.config, options.config.space
+    smaller = {
+        name: value
+        for name, value in _SMALL_SPACE.items()
+        if getattr(space, name) == getattr(Space(), name)
+    }
+    epochs = config.final_epochs
+    config = replace(
+        config,
+        space=replace(space, **smaller),
+        final_epochs=_SMALL_EPOCHS if epochs == de_nas.Config().final_epochs else epochs,
+    )
+    return replace(
+        options, config=config, num_images=options.num_images or min(_SMALL_IMAGES, num_images)
+    )
+
+
+def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> list[dict]:
+    """Every candidate, in the order in which they were made."""
+    number = int(state.num_judged)
+    genomes = architectures.member(state.genomes, np.arange(number))
+    costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes)
+    accuracy = np.asarray(state.accuracy)
+    size, children = config.population_size, config.num_children
+    return [
+        {
+            "candidate": index + 1,
+            "search_generation": 0 if index < size else 1 + (index - size) // children,
+            "accuracy": float(accuracy[index]),
+            "num_parameters": int(costs.parameters[index]),
+            "num_multiplications": int(costs.multiplications[index]),
+            "survived": index in np.asarray(state.population),
+            "units": [
+                unit._asdict()
+                for unit in architectures.to_units(architectures.member(genomes, index))
+            ],
+        }
+        for index in range(number)
+    ]
+
+
+def populations(config: de_nas.Config, rows: list[dict], params: de_nas.Params) -> list[list[dict]]:
+    """The survivors of each generation, from the first population on, told from the history."""
+    size, children, alive, found = config.population_size, config.num_children, [], []
+    for generation in range(config.num_generations + 1):
+        start = 0 if generation == 0 else size + (generation - 1) * children
+        alive = alive + rows[start : size + generation * children]
+        order = de_nas.best_first(
+            np.array([row["accuracy"] for row in alive]),
+            np.array([row[f"num_{config.size}"] for row in alive]),
+            params,
+            config.survival,
+        )
+        alive = [alive[place] for place in order[:size]]
+        found.append(alive)
+    return found
+
+
+def run(options: Options) -> None:
+    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+    options.params.check()
+    dataset = load(options.dataset, options.data_dir)
+    small = is_small(options.scale)
+    if small:
+        options = reduced(options, len(dataset.train))
+    dataset = some_images(dataset, options.num_images)
+    config, params = options.config, options.params
+    shape, num_classes = dataset.image_shape, dataset.num_classes
+    algorithm = de_nas.build(config, num_classes, shape)
+    data = de_nas.make_data(config, dataset)
+    directory = options.directory("de-nas", dataset)
+    open_run(directory, options.settings(), options.resume)
+    beyond = differing(config, de_nas.Config()) | differing(params, de_nas.Params())
+    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
+    console.print(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
+        f"{len(dataset.test):,} test images; run in {directory}"
+    )
+    if small:
+        console.print(
+            f"small: at most {config.space.max_filters} filters and {config.space.max_features:,} "
+            f"features, {config.final_epochs} final epochs, {len(dataset.train):,} images; "
+            "--scale paper for the paper's sizes"
+        )
+    console.print(f"settings that differ from the paper's: {shown}")
+
+    key_search, key_final = jax.random.split(jax.random.key(options.seed))
+    shared = {"checkpoint_seconds": options.checkpoint_seconds}
+    with progress("candidates", config.num_candidates) as on_report:
+        searched = loop.run(
+            algorithm,
+            key_search,
+            params,
+            data,
+            config.num_candidates,
+            directory,
+            on_report=on_report,
+            **shared,
+        )
+    found = algorithm.result(searched.state, params, data)
+    rows = history(config, searched.state, dataset)
+    write_json(directory / "history.json", rows)
+
+    places = {"most accurate": int(found.most_accurate), "smallest": int(found.smallest)}
+    units = {
+        role: architectures.to_units(architectures.member(found.genomes, place))
+        for role, place in places.items()
+    }
+    outcomes: dict[str, loop.Outcome] = {}
+    trained: dict[str, SearchedNetwork] = {}
+    for number, (role, own) in enumerate(units.items() if config.final_epochs else ()):
+        if role == "smallest" and own == units["most accurate"]:
+            trained[role] = trained["most accurate"]
+            continue
+        final = de_nas.build_final(config, own, num_classes, shape)
+        with progress(role, config.final_epochs) as on_report:
+            outcomes[role] = loop.run(
+                final,
+                jax.random.fold_in(key_final, number),
+                None,
+                data,
+                config.final_epochs,
+                directory / "training" / role.replace(" ", "_"),
+                on_report=on_report,
+                **shared,
+            )
+        trained[role] = SearchedNetwork(
+            network=de_nas.network_of(config, own, num_classes),
+            variables=jax.device_get(final.result(outcomes[role].state, None, data)),
+            image_shape=shape,
+            mean=dataset.mean,
+            std=dataset.std,
+            class_names=dataset.class_names,
+            dataset=dataset.name,
+        )
+
+    # Selection is over: only here is the test part opened.
+    test = make_batches(
+        jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std)),
+        jnp.asarray(dataset.test.labels),
+        config.engine.resolved_evaluation_batch_size(shape),
+    )
+    judge = jax.jit(evaluate, static_argnums=0)
+    tests = {
+        role: float(judge(own.network, own.variables, test).accuracy)
+        for role, own in trained.items()
+    }
+    for role, own in trained.items():
+        own.save(directory if role == "most accurate" else directory / "smallest")
+
+    sizes = [row["num_parameters"] for row in rows]
+    models = {}
+    for role, place in places.items():
+        costs = architectures.costs(architectures.member(found.genomes, place), shape, num_classes)
+        models[role] = {
+            "test_accuracy": tests.get(role),
+            "search_accuracy": float(found.accuracy[place]),
+            "num_parameters": int(costs.parameters),
+            "num_multiplications": int(costs.multiplications),
+        }
+    seconds = searched.seconds + sum(outcome.seconds for outcome in outcomes.values())
+    write_json(
+        directory / "summary.json",
+        {
+            "system": "de_nas",
+            "dataset": dataset.name,
+            **models["most accurate"],
+            "smallest": models["smallest"],
+            "num_evaluated": len(rows),
+            "num_failed": searched.num_failed,
+            "num_parameters_largest": max(sizes),
+            "seconds": seconds,
+            "search_seconds": searched.seconds,
+            "candidates_per_hour": 3600 * len(rows) / searched.seconds,
+            "compile_seconds": searched.stage_seconds.get("compilation", 0.0)
+            + sum(outcome.compile_seconds for outcome in outcomes.values()),
+            "seed": options.seed,
+            "options": beyond,
+        },
+    )
+    _present(directory, options, dataset, rows, units, models, searched, outcomes, shown)
+
+
+def _layer_rows(units: tuple[Unit, ...], dataset: Dataset) -> list[list[str]]:
+    rows = layers(units, dataset.image_shape, dataset.num_classes)
+    return [
+        [layer.name, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}"] for layer in rows
+    ]
+
+
+def _present(
+    directory: Path,
+    options: Options,
+    dataset: Dataset,
+    rows: list[dict],
+    units: dict[str, tuple[Unit, ...]],
+    models: dict[str, dict],
+    searched: loop.Outcome,
+    outcomes: dict[str, loop.Outcome],
+    shown: str,
+) -> None:
+    """Figures, report and the closing lines on the terminal."""
+    config = options.config
+    movement = directory / "figures" / "search.png"
+    plotting.population_movement(
+        movement, populations(config, rows, options.params), f"num_{config.size}", config.size
+    )
+    figures = [(movement, "Error and size of the population, by generation")]
+    if outcomes:
+        curves = directory / "figures" / "training.png"
+        plotting.training_curves(
+            curves,
+            {
+                role: read_lines(directory / "training" / role.replace(" ", "_") / "metrics.jsonl")
+                for role in outcomes
+            },
+        )
+        figures.append((curves, "Final trainings: loss and accuracy by epoch"))
+
+    def percent(value):
+        return "not trained" if value is None else f"{100 * value:.2f}"
+
+    results = [
+        [
+            role,
+            percent(model["search_accuracy"]),
+            percent(model["test_accuracy"]),
+            f"{model['num_parameters']:,}",
+            f"{model['num_multiplications']:,}",
+        ]
+        for role, model in models.items()
+    ]
+    header = [
+        "",
+        f"validation after {config.training.num_epochs} epochs (%)",
+        f"test after {config.final_epochs} epochs (%)",
+        "parameters",
+        "multiplications",
+    ]
+    best, smallest = models["most accurate"], models["smallest"]
+    hourly = 3600 * len(rows) / searched.seconds
+    lead = (
+        f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters "
+        f"and classifies {percent(best['test_accuracy'])}% of the {len(dataset.test):,} test "
+        f"images of {dataset.name}, the smallest {smallest['num_parameters']:,} and "
+        f"{percent(smallest['test_accuracy'])}%; {hourly:,.0f} candidates an hour"
+    )
+    tables = [("Result", header, results)]
+    for role, own in units.items():
+        if role == "smallest" and own == units["most accurate"]:
+            continue
+        heading = f"Layers of the {role}"
+        tables.append((heading, ["", "outputs", "parameters"], _layer_rows(own, dataset)))
+    report.write(
+        directory / "report.html",
+        f"{dataset.name}, networks found by differential evolution",
+        lead + ".",
+        [*tables, ("The run", ["", ""], [["unlike the paper", shown]])],
+        figures,
+        shlex.join(["evojax-suite", *sys.argv[1:]]),
+        options.settings(),
+    )
+    console.print(lead)
+    console.print(f"report: {directory / 'report.html'}")

@@ -1,0 +1,350 @@
+"""Genomes of convolutional networks, and differential evolution on them; paper 004.
+
+A genome is the list of units before the dense layers (the paper's part 1): convolutions with their
+kernel and filters, and 2x2 poolings. It lives in arrays of one fixed length L, so that a population
+is a genome with a leading axis and every operator maps over it. Poolings are as many as leave maps
+of 2x2 pixels (`most_poolings`), the first unit is a convolution, and nothing follows the end.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_suite.types import Array
+
+KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
+
+_MOST_ATTEMPTS = 200
+
+
+class Genome(NamedTuple):
+    """Units by position, of one network or, with leading axes, of many."""
+
+    kinds: Array  # (..., L) int32: CONVOLUTION, MAX_POOLING, AVERAGE_POOLING, END after the last
+    kernels: Array  # (..., L) int32, 0 but for convolutions
+    filters: Array  # (..., L) int32, 0 but for convolutions
+
+
+def member(genomes: Genome, index) -> Genome:
+    """One network, or some, of a genome with a leading axis."""
+    return Genome(*(leaf[index] for leaf in genomes))
+
+
+class Unit(NamedTuple):
+    """One unit, in a form that can be hashed and printed."""
+
+    kind: Literal["convolution", "max", "average"]
+    kernel: int = 0
+    filters: int = 0
+
+
+_NAMES = {CONVOLUTION: "convolution", MAX_POOLING: "max", AVERAGE_POOLING: "average"}
+
+
+@dataclass(frozen=True)
+class Space:
+    """The networks that a search considers; the paper's (Table 1), its program's for filters."""
+
+    min_length: int = 7
+    """Least units of a random network."""
+    max_length: int = 15
+    """Most units."""
+    kernels: tuple[int, ...] = (1, 3, 5, 7)
+    """Sizes of convolutions, odd."""
+    min_first_filters: int = 5
+    """Least filters of a random network's first convolution."""
+    max_first_filters: int = 12
+    """Most filters of a random network's first convolution."""
+    max_filters: int = 256
+    """Most filters of any other."""
+    growing: bool = True
+    """A random network's later convolutions have at least as many filters as the one before; if
+    not, at least min_first_filters."""
+    convolution_rate: float = 0.5
+    """Probability that a unit after the first is a convolution, while it could be a pooling."""
+    max_pooling_rate: float = 0.8
+    """Probability that a pooling takes the maximum; the average otherwise."""
+    max_features: int = 32_768
+    """Most inputs of the first dense layer, which has half as many units: a network without pooling
+    on 32x32 images could have 262,144, and 43 billion parameters."""
+
+    def __post_init__(self):
+        if self.min_length < 1:
+            raise ValueError(f"min_length must be >= 1, got {self.min_length}")
+        if self.max_length < self.min_length:
+            raise ValueError(f"max_length must be >= {self.min_length}, got {self.max_length}")
+        if not self.kernels:
+            raise ValueError("kernels must name at least one size, got none")
+        for kernel in self.kernels:
+            if kernel < 1 or kernel % 2 == 0:
+                raise ValueError(f"kernels must be odd and >= 1, got {kernel}")
+        for low, high in (
+            ("min_first_filters", "max_first_filters"),
+            ("max_first_filters", "max_filters"),
+        ):
+            if not 1 <= getattr(self, low) <= getattr(self, high):
+                raise ValueError(
+                    f"{low} must be in 1..{high} = {getattr(self, high)}, got {getattr(self, low)}"
+                )
+        for name in ("convolution_rate", "max_pooling_rate"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
+
+    def check(self, image_shape: tuple[int, int, int]) -> None:
+        """Raise ValueError where no random network for such images need exist."""
+        least = num_features_after(image_shape, most_poolings(image_shape)) * self.max_filters
+        if self.max_features < least:
+            raise ValueError(
+                f"max_features must be >= {least} for images of {image_shape} and max_filters "
+                f"{self.max_filters}, got {self.max_features}"
+            )
+        if self.max_length <= most_poolings(image_shape):
+            raise ValueError(
+                f"max_length must be > {most_poolings(image_shape)}, the poolings that images of "
+                f"{image_shape} take, got {self.max_length}"
+            )
+
+
+def most_poolings(image_shape: tuple[int, ...]) -> int:
+    """2x2 poolings that leave at least 2x2 pixels of images (H, W, C): four for 32x32."""
+    side, count = min(image_shape[:2]), 0
+    while side // 2 >= 2:
+        side, count = side // 2, count + 1
+    return count
+
+
+def num_features_after(image_shape: tuple[int, ...], poolings):
+    """Pixels of a map after so many poolings (an integer, or an array of them)."""
+    return (image_shape[0] >> poolings) * (image_shape[1] >> poolings)
+
+
+def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Array:
+    """Inputs (...) of the first dense layer, int32."""
+    poolings = (genome.kinds > CONVOLUTION).sum(-1)
+    return num_features_after(image_shape, poolings) * last_filters(genome)
+
+
+def last_filters(genome: Genome) -> Array:
+    """Filters (...) of the last convolution."""
+    last = jnp.where(genome.kinds == CONVOLUTION, jnp.arange(genome.kinds.shape[-1]), 0).max(-1)
+    return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
+
+
+def _until(key: Array, make, accept) -> Genome:
+    """`make(key, last)` with new keys until `accept` takes it; the last attempt's as it is."""
+
+    def again(carry):
+        attempt, genome = carry
+        return (attempt < _MOST_ATTEMPTS) & ~accept(genome)
+
+    def attempt(carry):
+        number = carry[0]
+        return number + 1, make(jax.random.fold_in(key, number), number == _MOST_ATTEMPTS - 1)
+
+    return jax.lax.while_loop(again, attempt, attempt((jnp.int32(0), None)))[1]
+
+
+def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
+    """A random network ("Initialization"); drawn anew while it has too many features, which a
+    caller checks where they may be many (`num_features`): the attempts are limited."""
+    poolings = most_poolings(image_shape)
+
+    def make(key, last):
+        del last
+        key_length, key_units = jax.random.split(key)
+        length = jax.random.randint(key_length, (), space.min_length, space.max_length + 1)
+
+        def unit(carry, inputs):
+            before, left = carry
+            place, key = inputs
+            key_kind, key_pooling, key_kernel, key_filters = jax.random.split(key, 4)
+            first, ended = place == 0, place >= length
+            chosen = jax.random.uniform(key_kind) < space.convolution_rate
+            is_convolution = first | (left == 0) | chosen
+            takes_maximum = jax.random.uniform(key_pooling) < space.max_pooling_rate
+            least = before if space.growing else space.min_first_filters
+            filters = jax.random.randint(
+                key_filters,
+                (),
+                jnp.where(first, space.min_first_filters, least),
+                jnp.where(first, space.max_first_filters, space.max_filters) + 1,
+            )
+            kernel = jax.random.choice(key_kernel, jnp.array(space.kernels, jnp.int32))
+            pooling = jnp.where(takes_maximum, MAX_POOLING, AVERAGE_POOLING)
+            kind = jnp.where(ended, END, jnp.where(is_convolution, CONVOLUTION, pooling))
+            is_convolution = kind == CONVOLUTION
+            carry = jnp.where(is_convolution, filters, before), left - (kind > CONVOLUTION)
+            return carry, (
+                kind.astype(jnp.int32),
+                jnp.where(is_convolution, kernel, 0),
+                jnp.where(is_convolution, filters, 0),
+            )
+
+        keys = jax.random.split(key_units, space.max_length)
+        start = jnp.int32(0), jnp.int32(poolings)
+        return Genome(*jax.lax.scan(unit, start, (jnp.arange(space.max_length), keys))[1])
+
+    return _until(key, make, lambda found: num_features(found, image_shape) <= space.max_features)
+
+
+def difference(first: Genome, second: Genome, compare: Literal["kind", "unit"] = "kind") -> Genome:
+    """`first` - `second` position by position ("Mutation", Fig. 3): KEEP where they are alike, the
+    first one's unit where not, the other's where one has ended. What is compared is the kind, or
+    the whole unit."""
+    same = first.kinds == second.kinds
+    if compare == "unit":
+        same &= (first.kernels == second.kernels) & (first.filters == second.filters)
+    same &= first.kinds != END
+    taken = jax.tree.map(
+        lambda own, others: jnp.where(first.kinds == END, others, own), first, second
+    )
+    return Genome(
+        jnp.where(same, KEEP, taken.kinds),
+        jnp.where(same, 0, taken.kernels),
+        jnp.where(same, 0, taken.filters),
+    )
+
+
+def add(base: Genome, change: Genome, image_shape: tuple[int, ...]) -> Genome:
+    """`base` + a difference (Fig. 4): the difference's unit where it has one, the base's where it
+    says KEEP or has ended. Poolings beyond `most_poolings` are dropped, and gaps closed."""
+    own = change.kinds <= END
+    kinds, kernels, filters = jax.tree.map(
+        lambda before, new: jnp.where(own, before, new), base, change
+    )
+    is_pooling = kinds > CONVOLUTION
+    excess = is_pooling & (jnp.cumsum(is_pooling, -1) > most_poolings(image_shape))
+    order = jnp.argsort(excess | (kinds == END), axis=-1, stable=True)
+    kinds = jnp.where(excess, END, kinds)
+    return Genome(*(
+        jnp.take_along_axis(jnp.where(kinds == END, 0, array), order, -1)
+        for array in (kinds, kernels, filters)
+    ))  # fmt: skip
+
+
+def weakened(key: Array, change: Genome, weight: float | Array) -> Genome:
+    """A difference of which each unit stays with probability `weight`, and is KEEP otherwise: what
+    the factor F of differential evolution can be on units (1 in the paper)."""
+    stays = (change.kinds <= END) | (jax.random.uniform(key, change.kinds.shape) < weight)
+    return Genome(
+        jnp.where(stays, change.kinds, KEEP),
+        jnp.where(stays, change.kernels, 0),
+        jnp.where(stays, change.filters, 0),
+    )
+
+
+def same_as_any(genome: Genome, others: Genome) -> Array:
+    """Whether a genome is one of `others` (N, L), in all units."""
+    equal = [jnp.all(own == all, -1) for own, all in zip(genome, others, strict=True)]
+    return (equal[0] & equal[1] & equal[2]).any()
+
+
+def offspring(
+    key: Array,
+    population: Genome,
+    order: Array,
+    num_children: int,
+    num_best: int,
+    space: Space,
+    image_shape: tuple[int, ...],
+    compare: Literal["kind", "unit"] = "kind",
+    weight: float | Array = 1.0,
+) -> Genome:
+    """New genomes (num_children, L): one of the best + (one - another), "Mutation", Fig. 2.
+
+    population: (P, L), P >= 3. order: (P,) its indices from the best to the worst; the base is one
+    of the first `num_best`, the others are any two more. A child that was already made in this
+    call, or has too many features, is made anew from other parents; after many attempts it is its
+    base.
+    """
+    size = len(order)
+
+    def child(key, last):
+        key_base, key_others, key_weight = jax.random.split(key, 3)
+        base = order[jax.random.randint(key_base, (), 0, num_best)]
+        lots = jax.random.uniform(key_others, (size,)).at[base].set(-1.0)
+        others = jax.lax.top_k(lots, 2)[1]
+        first, second = (member(population, index) for index in others)
+        change = difference(first, second, compare)
+        change = weakened(key_weight, change, jnp.where(last, 0.0, weight))
+        return add(member(population, base), change, image_shape)
+
+    def one(made, inputs):
+        place, key = inputs
+
+        def accept(genome):
+            fits = num_features(genome, image_shape) <= space.max_features
+            return fits & ~same_as_any(genome, made)
+
+        genome = _until(key, child, accept)
+        return jax.tree.map(lambda all, new: all.at[place].set(new), made, genome), None
+
+    nothing = jax.tree.map(
+        lambda leaf: jnp.full((num_children, leaf.shape[1]), -1, leaf.dtype), population
+    )
+    keys = jax.random.split(key, num_children)
+    return jax.lax.scan(one, nothing, (jnp.arange(num_children), keys))[0]
+
+
+class Costs(NamedTuple):
+    """What networks take, int64, on the host."""
+
+    parameters: np.ndarray  # (...)
+    multiplications: np.ndarray  # (...) of one image, forward
+
+
+def dense_units(features, num_classes: int) -> list:
+    """Inputs of the dense layers and outputs of the last (part 2): half, then a quarter of the
+    features, at least 10, in whole numbers. features: an integer or an array of them."""
+    if isinstance(features, int):
+        return [features, max(10, features // 2), max(10, features // 4), num_classes]
+    numbers = jnp if isinstance(features, jax.Array) else np
+    halves = [numbers.maximum(10, features // part) for part in (2, 4)]
+    return [features, *halves, num_classes]
+
+
+def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -> Costs:
+    """Parameters and multiplications of genomes (..., L), without building the networks."""
+    kinds, kernels, filters = (np.asarray(array, np.int64) for array in genome)
+    height, width, channels = image_shape
+    parameters = np.zeros(kinds.shape[:-1], np.int64)
+    multiplications = parameters.copy()
+    inputs, poolings = parameters + channels, parameters.copy()
+    for place in range(kinds.shape[-1]):
+        is_convolution = kinds[..., place] == CONVOLUTION
+        kernel, outputs = kernels[..., place] ** 2, filters[..., place]
+        weights = np.where(is_convolution, kernel * inputs * outputs, 0)
+        parameters += weights + np.where(is_convolution, outputs, 0)
+        multiplications += weights * num_features_after((height, width), poolings)
+        inputs = np.where(is_convolution, outputs, inputs)
+        poolings = poolings + (kinds[..., place] > CONVOLUTION)
+    units = dense_units(num_features_after((height, width), poolings) * inputs, num_classes)
+    for before, after in itertools.pairwise(units):
+        parameters += (before + 1) * after
+        multiplications += before * after
+    return Costs(parameters, multiplications)
+
+
+def to_units(genome: Genome) -> tuple[Unit, ...]:
+    """The units of one genome (L,)."""
+    return tuple(
+        Unit(_NAMES[int(kind)], int(kernel), int(filters))
+        for kind, kernel, filters in zip(*map(np.asarray, genome), strict=True)
+        if kind > END
+    )
+
+
+def from_units(units: tuple[Unit, ...], length: int) -> Genome:
+    """The genome (length,) of a list of units."""
+    if len(units) > length:
+        raise ValueError(f"a genome has at most {length} units, got {len(units)}")
+    numbers = {name: kind for kind, name in _NAMES.items()}
+    rows = [(numbers[unit.kind], unit.kernel, unit.filters) for unit in units]
+    rows += [(END, 0, 0)] * (length - len(rows))
+    return Genome(*(jnp.array(column, jnp.int32) for column in zip(*rows, strict=True)))

@@ -1,0 +1,215 @@
+"""Fig. 6 and Table 3 of paper 004 at a size for two cores, random search at equal budget beside it.
+
+    python experiments/de_nas/table.py                  # five seeds of both
+    python experiments/de_nas/table.py --seeds 0 --methods evolution
+    python experiments/de_nas/table.py --methods nsga2 known batch
+
+A search makes 110 candidates, as in the paper; its most accurate and its smallest survivor train at
+length and are judged on the test part. Searches are written as they come; the same command goes on
+after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from evojax_suite import plotting
+from evojax_suite.algorithms import de_nas
+from evojax_suite.commands.de_nas import history, populations
+from evojax_suite.commands.options import some_images
+from evojax_suite.data import load, normalize
+from evojax_suite.operators import architectures
+from evojax_suite.operators.architectures import Space
+from evojax_suite.results import plain, write_atomically
+from evojax_suite.training import evaluate, make_batches
+from evojax_suite.types import Dataset, Split
+
+METHODS = {
+    "evolution": {},
+    "random": {"method": "random"},
+    "compare units": {"compare": "unit"},
+    "nsga2": {"survival": "nsga2"},
+    "known": {"num_known": 4},
+    "batch": {"normalization": "batch"},
+    "skip": {"skip": True},
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    methods: tuple[str, ...] = ("evolution", "random")
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    dataset: str = "fashion_mnist"
+    data_dir: Path | None = None
+    num_images: int = 1000
+    """Training images, balanced."""
+    num_validation_images: int = 1000
+    max_filters: int = 32
+    max_features: int = 1600
+    num_epochs: int = 10
+    final_epochs: int = 50
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    output: Path = Path("experiments/de_nas/search.json")
+
+
+def parts(options: Options) -> Dataset:
+    dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
+    part, most = dataset.validation, options.num_validation_images
+    return replace(dataset, validation=Split(part.images[:most], part.labels[:most]))
+
+
+def base(options: Options) -> de_nas.Config:
+    return de_nas.Config(
+        space=Space(max_filters=options.max_filters, max_features=options.max_features),
+        training=replace(
+            de_nas.TRAINING,
+            num_epochs=options.num_epochs,
+            learning_rate=options.learning_rate,
+            momentum=options.momentum,
+        ),
+        final_epochs=options.final_epochs,
+    )
+
+
+def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
+    """One search and its final trainings."""
+    shape, classes = dataset.image_shape, dataset.num_classes
+    params = de_nas.Params()
+    algorithm = de_nas.build(config, classes, shape)
+    data = de_nas.make_data(config, dataset)
+    key_init, key_steps, key_final = jax.random.split(jax.random.key(seed), 3)
+    start = time.perf_counter()
+    state = algorithm.init(key_init, params, data)
+    for step in range(config.num_candidates):
+        key = jax.random.fold_in(key_steps, step)
+        state, _ = algorithm.step(key, state, params, data)
+    seconds = time.perf_counter() - start
+    found = algorithm.result(state, params, data)
+    images = jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std))
+    batch_size = config.engine.resolved_evaluation_batch_size(shape)
+    test = make_batches(images, jnp.asarray(dataset.test.labels), batch_size)
+    models, start = {}, time.perf_counter()
+    for role in ("most_accurate", "smallest"):
+        place = int(getattr(found, role))
+        genome = architectures.member(found.genomes, place)
+        units = architectures.to_units(genome)
+        network = de_nas.network_of(config, units, classes)
+        key_start, key_fit = jax.random.split(jax.random.fold_in(key_final, place))
+        final = de_nas.build_final(config, units, classes, shape)
+        trained = jax.jit(final.init)(key_start, None, data)
+        step, curve = jax.jit(final.step), []
+        for epoch in range(config.final_epochs):
+            key = jax.random.fold_in(key_fit, epoch)
+            trained, metrics = step(key, trained, None, data)
+            curve.append(plain(metrics._asdict()))
+        accuracy = jax.jit(evaluate, static_argnums=0)(network, trained.fit.variables, test)
+        models[role] = {
+            "test_accuracy": float(accuracy.accuracy),
+            "search_accuracy": float(found.accuracy[place]),
+            "num_parameters": int(architectures.costs(genome, shape, classes).parameters),
+            "units": [unit._asdict() for unit in units],
+            "curve": curve,
+        }
+    return {
+        "history": history(config, state, dataset),
+        "seconds": seconds,
+        "final_seconds": time.perf_counter() - start,
+        **models,
+    }
+
+
+def main(options: Options) -> None:
+    dataset = parts(options)
+    about = plain(options) | {"device": jax.devices()[0].device_kind}
+    for name in ("methods", "seeds", "data_dir", "output"):
+        del about[name]
+    rows = []
+    if options.output.exists():
+        before = json.loads(options.output.read_text())
+        if before["about"] == about:
+            rows = before["rows"]
+    done = {(row["method"], row["seed"]) for row in rows}
+    for seed in options.seeds:
+        for method in options.methods:
+            if (method, seed) in done:
+                continue
+            config = replace(base(options), **METHODS[method])
+            row = {"method": method, "seed": seed, **searched(config, dataset, seed)}
+            rows.append(plain(row))
+            write_atomically(options.output, json.dumps({"about": about, "rows": rows}) + "\n")
+            best = row["most_accurate"]
+            print(
+                f"{method}, seed {seed}: {best['test_accuracy']:.4f} with "
+                f"{best['num_parameters']:,}, search {row['seconds']:.0f} s, "
+                f"final {row['final_seconds']:.0f} s",
+                flush=True,
+            )
+    print(table(rows, options))
+    shown = [row for row in rows if row["method"] == "evolution"]
+    if shown:
+        config, folder = base(options), options.output.parent
+        lines = populations(config, shown[0]["history"], de_nas.Params())
+        plotting.population_movement(folder / "figure-6.png", lines, "num_parameters", "parameters")
+        plotting.training_curves(
+            folder / "figure-7-9.png",
+            {
+                role.replace("_", " "): shown[0][role]["curve"]
+                for role in ("most_accurate", "smallest")
+            },
+        )
+
+
+def table(rows: list[dict], options: Options) -> str:
+    def spread(values, form="{:.1f}"):
+        return f"{form.format(np.mean(values))} ± {form.format(np.std(values))}"
+
+    lines = [
+        "| search | seeds | best score | model 1: validation in the search | test "
+        "| parameters | model 2: test | parameters | search, s | final, s |",
+        "|---" * 10 + "|",
+    ]
+    config = base(options)
+    for method in dict.fromkeys(row["method"] for row in rows):
+        mine = [row for row in rows if row["method"] == method]
+        first, second = ([row[role] for row in mine] for role in ("most_accurate", "smallest"))
+        cells = [
+            method,
+            str(len(mine)),
+            spread([score(config, row["history"]) for row in mine], "{:.3f}"),
+            spread([100 * model["search_accuracy"] for model in first]),
+            spread([100 * model["test_accuracy"] for model in first]),
+            spread([model["num_parameters"] for model in first], "{:,.0f}"),
+            spread([100 * model["test_accuracy"] for model in second]),
+            spread([model["num_parameters"] for model in second], "{:,.0f}"),
+            spread([row["seconds"] for row in mine], "{:.0f}"),
+            spread([row["final_seconds"] for row in mine], "{:.0f}"),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def score(config: de_nas.Config, rows: list[dict]) -> float:
+    """The paper's score of the best survivor, on the scale of the first population, which random
+    search and evolution share where the seed is the same."""
+    first = rows[: config.population_size]
+    errors = 1 - np.array([row["accuracy"] for row in first], float)
+    sizes = np.array([row["num_parameters"] for row in first], float)
+    return min(
+        0.7 * (1 - row["accuracy"] - errors.min()) / np.ptp(errors)
+        + 0.3 * (row["num_parameters"] - sizes.min()) / np.ptp(sizes)
+        for row in rows
+        if row["accuracy"] is not None
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -1,0 +1,319 @@
+"""DE-NAS: scores and survival against plain computations, the search, its runs by command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from evojax_suite import searched
+from evojax_suite.algorithms import de_nas
+from evojax_suite.cli import main
+from evojax_suite.data import load
+from evojax_suite.networks.sequence import SequenceNetwork
+from evojax_suite.operators import architectures
+from evojax_suite.operators.architectures import Space
+from evojax_suite.training import TrainingConfig, evaluate, fit_epochs, start_fit
+from evojax_suite.types import Split
+
+DIGITS = load("digits")
+SPACE = Space(
+    min_length=3, max_length=5, kernels=(1, 3), min_first_filters=2, max_first_filters=3,
+    max_filters=4, max_features=256,
+)  # fmt: skip
+CONFIG = de_nas.Config(
+    population_size=4,
+    num_children=2,
+    num_generations=2,
+    num_best=2,
+    final_epochs=2,
+    space=SPACE,
+    training=replace(de_nas.TRAINING, num_epochs=1, crop_padding=1, flip=False),
+)
+PARAMS = de_nas.Params()
+
+
+def small_digits():
+    part = DIGITS.train
+    return replace(DIGITS, train=Split(part.images[:200], part.labels[:200]))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return de_nas.make_data(CONFIG, small_digits())
+
+
+def search(config, data, seed=0):
+    algorithm = de_nas.build(config, 10, DIGITS.image_shape)
+    state, lines = algorithm.init(jax.random.key(seed), PARAMS, data), []
+    while not bool(algorithm.finished(state)):
+        key = jax.random.fold_in(jax.random.key(seed), len(lines))
+        state, metrics = algorithm.step(key, state, PARAMS, data)
+        lines.append(metrics)
+    return algorithm, state, lines
+
+
+@pytest.fixture(scope="module")
+def found(data):
+    return search(CONFIG, data)
+
+
+def test_scores_by_hand():
+    accuracy, sizes = np.array([0.9, 0.5, 0.7]), np.array([1000, 200, 600])
+    expected = [0.7 * 0 + 0.3 * 1, 0.7 * 1 + 0.3 * 0, 0.7 * 0.5 + 0.3 * 0.5]
+    np.testing.assert_allclose(de_nas.scores(accuracy, sizes, PARAMS), expected)
+    assert de_nas.best_first(accuracy, sizes, PARAMS).tolist() == [0, 2, 1]
+    heavy = PARAMS.replace(error_weight=0.1, size_weight=0.9)
+    assert de_nas.best_first(accuracy, sizes, heavy).tolist() == [1, 2, 0]
+
+
+def test_a_failed_candidate_is_last_and_shifts_no_other_score():
+    accuracy, sizes = np.array([0.9, np.nan, 0.5, 0.7]), np.array([1000, 1, 200, 600])
+    found = de_nas.scores(accuracy, sizes, PARAMS)
+    kept = de_nas.scores(accuracy[[0, 2, 3]], sizes[[0, 2, 3]], PARAMS)
+    np.testing.assert_allclose(found[[0, 2, 3]], kept)
+    assert found[1] == np.inf
+    for survival in ("score", "nsga2"):
+        assert de_nas.best_first(accuracy, sizes, PARAMS, survival)[-1] == 1
+
+
+def test_equal_candidates_have_equal_scores():
+    assert de_nas.scores(np.full(3, 0.5), np.full(3, 10), PARAMS).tolist() == [0, 0, 0]
+
+
+def test_nsga2_keeps_the_front_first():
+    accuracy = np.array([0.9, 0.6, 0.8, 0.85, 0.5])
+    sizes = np.array([900, 100, 950, 500, 300])  # 2 and 4 are dominated
+    order = de_nas.best_first(accuracy, sizes, PARAMS, "nsga2")
+    assert set(order[:3]) == {0, 1, 3}
+
+
+def test_the_population_is_the_best_of_all_that_lived(found):
+    _, state, lines = found
+    assert len(lines) == CONFIG.num_candidates == 8
+    accuracy = np.asarray(state.accuracy)
+    sizes = architectures.costs(state.genomes, DIGITS.image_shape, 10).parameters
+    alive = np.arange(4)
+    for children in ((4, 5), (6, 7)):
+        alive = alive[de_nas.best_first(accuracy[alive], sizes[alive], PARAMS)]
+        alive = np.concatenate([alive[:4], children])
+    alive = alive[de_nas.best_first(accuracy[alive], sizes[alive], PARAMS)]
+    assert np.asarray(state.population).tolist() == alive[:4].tolist()
+    assert [line.search_generation for line in lines] == [0, 0, 0, 0, 1, 1, 2, 2]
+    np.testing.assert_array_equal([line.num_parameters for line in lines], sizes)
+    np.testing.assert_allclose([line.accuracy for line in lines], accuracy)
+
+
+def test_children_come_from_the_population(found):
+    """Every unit of a child is a unit of one who lived, at the same place or before."""
+    _, state, _ = found
+    parents = [architectures.to_units(architectures.member(state.genomes, i)) for i in range(4)]
+    known = {unit for units in parents for unit in units}
+    for index in (4, 5):
+        assert set(architectures.to_units(architectures.member(state.genomes, index))) <= known
+
+
+def test_a_candidate_is_judged_as_a_plain_program_judges_it(found, data):
+    _, state, _ = found
+    index = 5
+    genome = architectures.member(state.genomes, index)
+    key_start, key_fit = jax.random.split(
+        jax.random.wrap_key_data(jnp.asarray(np.asarray(state.keys)[index]))
+    )
+    separate = replace(CONFIG, programs="separate")
+    judge = de_nas.judges(separate, 10, DIGITS.image_shape)
+    accuracy = judge(genome, jax.random.wrap_key_data(state.keys[index]), data).evaluation.accuracy
+    network = SequenceNetwork(10, architectures.to_units(genome))
+    images = (np.asarray(data.images, np.float32) / 255 if data.images.dtype == np.uint8
+              else np.asarray(data.images))  # fmt: skip
+    images = (images - np.asarray(data.mean)) / np.asarray(data.std)
+    fit, _ = fit_epochs(
+        key_fit, network, CONFIG.training, 4,
+        start_fit(key_start, network, CONFIG.training, DIGITS.image_shape),
+        jnp.asarray(images), jax.nn.one_hot(data.labels, 10), 200, 1,
+    )  # fmt: skip
+    expected = evaluate(network, fit.variables, data.validation).accuracy
+    np.testing.assert_allclose(accuracy, expected, atol=0.02)
+
+
+def test_both_kinds_of_programs_learn_alike(data):
+    """The same architectures, other draws: their accuracies agree in the mean."""
+    config = replace(
+        CONFIG,
+        population_size=3,
+        num_generations=0,
+        dropout=0.0,
+        space=Space(3, 3, (3,), 8, 8, max_filters=8, max_features=512),
+        training=TrainingConfig(num_epochs=10, batch_size=32, learning_rate=5e-3),
+    )
+    means = {}
+    for programs in ("separate", "padded"):
+        _, state, _ = search(replace(config, programs=programs), data)
+        means[programs] = np.asarray(state.accuracy).mean()
+    assert min(means.values()) > 0.3  # they learn; chance is 0.1
+    assert abs(means["separate"] - means["padded"]) < 0.15
+
+
+def test_the_look_ahead_changes_nothing(found, data):
+    _, state, _ = found
+    _, alone, _ = search(replace(CONFIG, workers=1), data)
+    jax.tree.map(np.testing.assert_array_equal, state, alone)
+
+
+def test_random_search_and_known_networks(data):
+    config = replace(CONFIG, method="random", num_known=2, num_generations=1)
+    _, state, _ = search(config, data)
+    first = [architectures.to_units(architectures.member(state.genomes, i)) for i in range(6)]
+    assert [unit.kind for unit in first[0][:3]] == ["convolution", "convolution", "max"]
+    assert first[1][0].filters >= first[0][0].filters
+    for units in first[2:]:  # as drawn: filters grow
+        filters = [unit.filters for unit in units if unit.kind == "convolution"]
+        assert filters == sorted(filters)
+
+
+def test_the_result_names_the_most_accurate_and_the_smallest(found, data):
+    algorithm, state, _ = found
+    result = algorithm.result(state, PARAMS, data)
+    sizes = architectures.costs(result.genomes, DIGITS.image_shape, 10).parameters
+    assert result.accuracy[result.most_accurate] == result.accuracy.max()
+    assert sizes[result.smallest] == sizes.min()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"population_size": 2}, "population_size must be >= 3, got 2"),
+        ({"num_best": 5}, "num_best must be <= population_size = 4, got 5"),
+        ({"num_known": 5}, "num_known must be <= population_size = 4, got 5"),
+        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
+        ({"workers": 0}, "workers must be >= 1, got 0"),
+        ({"programs": "padded", "skip": True}, "programs padded needs"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(changes, says):
+    with pytest.raises(ValueError, match=says):
+        replace(CONFIG, **changes)
+
+
+def test_images_too_small_and_one_class_are_refused():
+    with pytest.raises(ValueError, match="images must be at least 4x4"):
+        de_nas.build(CONFIG, 10, (3, 8, 1))
+    with pytest.raises(ValueError, match="at least 2 classes, got 1"):
+        de_nas.make_data(CONFIG, replace(DIGITS, class_names=("zero",)))
+    with pytest.raises(ValueError, match=r"differential_weight must be in \[0, 1\], got 2"):
+        de_nas.Params(differential_weight=2).check()
+
+
+def test_a_bound_that_no_network_keeps_is_refused(data):
+    space = replace(SPACE, max_features=16, convolution_rate=1.0)  # 64 without pooling
+    with pytest.raises(ValueError, match="no random network with at most max_features = 16"):
+        search(replace(CONFIG, space=space), data)
+
+
+RUN = [
+    "de-nas", "--num-images", "200", "--population-size", "4", "--num-children", "2",
+    "--num-generations", "2", "--num-best", "2", "--min-length", "3", "--max-length", "5",
+    "--kernels", "1", "3", "--min-first-filters", "2", "--max-first-filters", "3",
+    "--max-filters", "4", "--max-features", "256", "--num-epochs", "2", "--final-epochs", "3",
+    "--checkpoint-seconds", "0", "--name", "run",
+]  # fmt: skip
+DETERMINISTIC = (
+    "architecture.json", "network.safetensors", "smallest/architecture.json", "history.json",
+    "metrics.jsonl", "training/most_accurate/metrics.jsonl",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("de-nas")
+    assert main([*RUN, "--runs-dir", str(runs)]) == 0
+    return runs / "run"
+
+
+def test_a_run_leaves_what_its_user_needs(finished):
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["system"] == "de_nas"
+    assert summary["num_evaluated"] == 8
+    assert {"test_accuracy", "num_parameters", "seconds", "candidates_per_hour"} <= summary.keys()
+    rows = json.loads((finished / "history.json").read_text())
+    assert len(rows) == 8
+    assert sum(row["survived"] for row in rows) == 4
+    assert summary["num_parameters_largest"] == max(row["num_parameters"] for row in rows)
+    best = max((row for row in rows if row["survived"]), key=lambda row: row["accuracy"])
+    assert summary["search_accuracy"] == pytest.approx(best["accuracy"])
+    network = searched.load(finished)
+    assert [unit._asdict() for unit in network.network.units] == best["units"]
+    assert network.num_parameters == summary["num_parameters"] == best["num_parameters"]
+    logits = network.logits(DIGITS.test.images)
+    accuracy = (logits.argmax(1) == DIGITS.test.labels).mean()
+    assert accuracy == pytest.approx(summary["test_accuracy"], abs=1e-6)
+    program = jax.export.deserialize((finished / "network.stablehlo").read_bytes())
+    images = np.asarray(DIGITS.test.images[:7], np.float32)
+    images = images / (255 if DIGITS.test.images.dtype == np.uint8 else 1)
+    np.testing.assert_allclose(program.call(images), logits[:7], rtol=1e-3, atol=1e-4)
+    table = json.loads((finished / "architecture.json").read_text())["layers"]
+    assert sum(layer["parameters"] for layer in table) == network.num_parameters
+    assert searched.load(finished / "smallest").num_parameters <= network.num_parameters
+    page = (finished / "report.html").read_text()
+    assert "Layers of the most accurate" in page
+    assert page.count('<img src="data:image/png;base64,') == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "lines"),
+    [("metrics.jsonl", 2), ("metrics.jsonl", 6), ("training/most_accurate/metrics.jsonl", 1)],
+    ids=["first population", "children", "final training"],
+)
+def test_killed_and_resumed_it_ends_with_the_same_architecture(finished, tmp_path, file, lines):
+    path = tmp_path / "run" / file
+    process = subprocess.Popen(
+        [sys.executable, "-m", "evojax_suite", *RUN, "--runs-dir", str(tmp_path)],
+        env=os.environ,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < lines:
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline, "the run did not come that far"
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (tmp_path / "run/summary.json").exists()
+    assert main([*RUN, "--runs-dir", str(tmp_path), "--resume"]) == 0
+    for name in DETERMINISTIC:
+        assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-filters", "4"], "max_first_filters must be in 1..max_filters = 4, got 12"),
+        (["--kernels", "2"], "kernels must be odd and >= 1, got 2"),
+        (["--error-weight", "-1"], "error_weight must be >= 0, got -1.0"),
+        (["--max-features", "100"], "max_features must be >= 128 for images of (8, 8, 1)"),
+        (["--num-images", "9999"], "9999"),
+        (["--network", "ConvNet"], "--network"),
+    ],
+)
+def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, capsys):
+    assert main(["de-nas", "--runs-dir", str(tmp_path / "runs"), *arguments]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert says in said[0]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_file_that_describes_no_network_is_refused(finished, tmp_path):
+    (tmp_path / "architecture.json").write_text('{"units": []}')
+    with pytest.raises(ValueError, match="does not describe a searched network"):
+        searched.load(tmp_path)
