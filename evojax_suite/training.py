@@ -155,7 +155,12 @@ def start_fit(
     key: Array, network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
 ) -> FitState:
     """A freshly initialised network for images (H, W, C), with the state of its optimizer."""
-    statistics = dict(network.init(key, jnp.zeros((1, *image_shape))))
+    return start_fit_from(network.init(key, jnp.zeros((1, *image_shape))), config)
+
+
+def start_fit_from(variables: PyTree, config: TrainingConfig) -> FitState:
+    """A network with these flax variables, with the state of its optimizer."""
+    statistics = dict(variables)
     parameters = statistics.pop("params")
     return FitState(parameters, statistics, _optimizer(config, 1).init(parameters))
 

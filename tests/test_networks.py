@@ -444,6 +444,19 @@ def test_convolutions_agree(setting):
         assert_close(results[name], results["native"], atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("images", "size"),
+    [((50, 16, 16, 5), 3), ((2, 6, 5, 4), 5), ((2, 6, 6, 2), 5), ((2, 2, 3, 4), 7)],
+    ids=["many pixels", "large kernel", "few channels", "kernel beyond the map"],
+)
+def test_ways_to_the_kernel_gradient_agree(images, size):
+    setting = {"images": images, "size": size, "filters": 3, "padding": size // 2, "stride": 1}
+    arrays = draw_arrays(setting | {"seed": 0})
+    results = [jax.jit(value_and_gradients(name, setting))(*arrays) for name in CONVOLUTIONS]
+    for result in results:
+        assert_close(result, results[0], atol=2e-3, rtol=1e-3)
+
+
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(convolutions(), st.integers(2, 3))
 def test_convolutions_agree_under_vmap(setting, members):
@@ -605,6 +618,28 @@ def test_pooling_drops_odd_rows_and_columns(name, reduce, shape):
             window = images[:, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]
             expected[:, y, x] = reduce(window, axis=(1, 2))
     np.testing.assert_allclose(pool(name, images), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "reduce"), [("average", jnp.mean), ("max", jnp.max)])
+@pytest.mark.parametrize("shape", [(4, 6), (5, 7)])
+def test_pooling_has_the_gradient_of_its_definition(name, reduce, shape):
+    images = jax.random.normal(jax.random.key(0), (2, *shape, 3))
+    gradient = jax.random.normal(jax.random.key(1), (2, shape[0] // 2, shape[1] // 2, 3))
+
+    def plain(images):
+        height, width = shape[0] // 2, shape[1] // 2
+        windows = images[:, : 2 * height, : 2 * width].reshape(2, height, 2, width, 2, 3)
+        return reduce(windows, axis=(2, 4))
+
+    expected = jax.vjp(plain, images)[1](gradient)[0]
+    found = jax.vjp(lambda images: pool(name, images), images)[1](gradient)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_the_first_of_equal_pixels_takes_the_gradient():
+    """As in PyTorch."""
+    found = jax.grad(lambda images: pool("max", images).sum())(jnp.zeros((1, 2, 2, 1)))
+    assert found[0, :, :, 0].tolist() == [[1, 0], [0, 0]]
 
 
 @pytest.mark.parametrize("shape", [(1, 4), (4, 1)])

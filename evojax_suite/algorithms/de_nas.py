@@ -43,7 +43,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite.data.transforms import normalize
-from evojax_suite.networks.sequence import PaddedNetwork, SequenceNetwork, for_genome
+from evojax_suite.networks.sequence import PaddedNetwork, SequenceNetwork, for_genome, fresh
 from evojax_suite.operators import architectures, selection
 from evojax_suite.operators.architectures import Genome, Space, Unit
 from evojax_suite.training import (
@@ -55,9 +55,12 @@ from evojax_suite.training import (
     evaluate,
     fit_epochs,
     make_batches,
-    start_fit,
+    start_fit_from,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, PyTree
+
+# On the CPU 3, the default, makes these programs up to twice as slow: experiments/de_nas/README.md.
+_COMPILER_OPTIONS = {"xla_backend_optimization_level": 2}
 
 TRAINING = TrainingConfig(
     num_epochs=10,
@@ -315,8 +318,8 @@ def judges(
 ) -> Callable[[Genome, Array, Data], _Judged]:
     """A function that trains and judges one candidate, safe to call from several threads."""
 
-    def program(network, fresh):
-        """Of a key and the data, after `fresh` has made the network's state."""
+    def program(network, start):
+        """Of a key, a genome and the data; `start` makes the network's variables."""
 
         def judge(key, genome, data):
             key_start, key_fit = jax.random.split(key)
@@ -327,7 +330,7 @@ def judges(
                 network,
                 config.training,
                 config.training.num_epochs * batches,
-                fresh(start_fit(key_start, network, config.training, image_shape), genome),
+                start_fit_from(start(key_start, genome), config.training),
                 normalize(data.images, data.mean, data.std),
                 jax.nn.one_hot(data.labels, num_classes),
                 num_images,
@@ -346,17 +349,17 @@ def judges(
     def separate(genome, key, data):
         clock = time.perf_counter()
         network = network_of(config, architectures.to_units(genome), num_classes)
-        judge = jax.jit(program(network, lambda fit, genome: fit))
-        compiled = judge.lower(key, genome, data).compile()
+        judge = jax.jit(program(network, lambda key, _: fresh(key, network, image_shape)))
+        compiled = judge.lower(key, genome, data).compile(_COMPILER_OPTIONS)
         return run(compiled, key, genome, data, time.perf_counter() - clock)
 
     one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
 
-    def for_one(fit, genome):
-        parameters = for_genome(one, fit.parameters, genome)
-        return replace(fit, parameters=parameters, statistics={"genome": genome._asdict()})
+    def start(key, genome):
+        parameters = one.init(key, jnp.zeros((1, *image_shape)))["params"]
+        return {"params": for_genome(one, parameters, genome), "genome": genome._asdict()}
 
-    padded_program = jax.jit(program(one, for_one))
+    padded_program = jax.jit(program(one, start), compiler_options=_COMPILER_OPTIONS)
 
     def padded(genome, key, data):
         return run(padded_program, key, genome, data, 0.0)
@@ -572,7 +575,8 @@ def build_final(
 
     def init(key: Array, params: None, data: Data) -> FinalState:
         del params, data
-        return FinalState(start_fit(key, network, training, image_shape), jnp.int32(0))
+        variables = fresh(key, network, image_shape)
+        return FinalState(start_fit_from(variables, training), jnp.int32(0))
 
     def step(
         key: Array, state: FinalState, params: None, data: Data

@@ -9,7 +9,7 @@ on the platform and on whether members run one after the other or batched. The m
 `default_convolution` are in experiments/benchmarks/README.md.
 
 native          XLA's convolution and its automatic gradient.
-split_gradient  XLA's convolution; the kernel gradient is one matrix product a kernel position. On
+split_gradient  XLA's convolution; the kernel gradient is a matrix product a kernel position. On
                 the CPU XLA runs the automatic kernel gradient, a convolution with permuted
                 dimensions, on a slow path inside loops (jax issue 12868); this avoids it.
 patches         Patches and one matrix product: `vmap` over members turns it into a batched
@@ -19,7 +19,7 @@ patches         Patches and one matrix product: `vmap` over members turns it int
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, reduce
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -52,6 +52,11 @@ def convolve(
     """2D cross-correlation. images (N, H, W, C), kernel (K, K, C, F) -> (N, H', W', F)."""
     if lowering not in CONVOLUTIONS:
         raise ValueError(f"convolution must be one of {', '.join(CONVOLUTIONS)}, got {lowering!r}")
+    size = kernel.shape[0]
+    unseen = min(padding, size - 1 - padding) - max(images.shape[1:3]) + 1
+    if unseen > 0 and stride == 1:  # the kernel's border only ever meets the padding
+        kernel = kernel[unseen : size - unseen, unseen : size - unseen]
+        padding -= unseen
     if lowering == "patches":
         return _patches(images, kernel, padding, stride)
     if lowering == "split_gradient" and stride == 1:
@@ -97,11 +102,32 @@ def _split_gradient_backward(padding, residuals, gradient):
     images, kernel = residuals
     size, channels, filters = kernel.shape[0], images.shape[-1], kernel.shape[-1]
     flat = gradient.reshape(-1, filters)
-    views = _shifted(images, size, padding)
-    if channels < 4:  # thin products waste the matrix unit: one wide one instead
-        columns = jnp.concatenate(views, axis=-1)
+    _, height, width, _ = gradient.shape
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+    def row(first):
+        """Of a row of the kernel, as one product: thin ones waste the matrix unit."""
+        rows = lax.dynamic_slice_in_dim(padded, first, height, 1)
+        columns = jnp.concatenate([rows[:, :, j : j + width] for j in range(size)], axis=-1)
+        return columns.reshape(-1, size * channels).T @ flat
+
+    def position(place):
+        view = lax.dynamic_slice(padded, (0, *place, 0), (*gradient.shape[:3], channels))
+        return view.reshape(-1, channels).T @ flat
+
+    # A loop over a kernel's positions compiles in a fraction of the time of all written out, and is
+    # faster where each is much work; experiments/benchmarks/README.md.
+    looped = size > 3 or flat.shape[0] > 12_000
+    if channels < 4 and size > 3:
+        kernel_gradient = lax.map(row, jnp.arange(size))
+    elif channels < 4:
+        columns = jnp.concatenate(_shifted(images, size, padding), axis=-1)
         kernel_gradient = columns.reshape(-1, size * size * channels).T @ flat
+    elif looped:
+        first = jnp.arange(size)
+        kernel_gradient = lax.map(position, (jnp.repeat(first, size), jnp.tile(first, size)))
     else:
+        views = _shifted(images, size, padding)
         kernel_gradient = jnp.stack([view.reshape(-1, channels).T @ flat for view in views])
     # The input gradient is the full correlation with the flipped kernel, less the padding.
     rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
@@ -237,14 +263,74 @@ def pool(name: str, images: jax.Array, size: int = 2) -> jax.Array:
             f"a {size}x{size} pooling does not fit a feature map of "
             f"{images.shape[1]}x{images.shape[2]}: use a smaller depth or larger images"
         )
-    # Strided slices keep the gradient elementwise; XLA's window gradients are slower on the CPU.
-    views = [images[:, i:height:size, j:width:size] for i in range(size) for j in range(size)]
     match name:
         case "average":
-            return sum(views[1:], views[0]) * (1 / size**2)
+            return _average_pool(images, size)
         case "max":
-            return jnp.stack(views).max(0)
+            return _max_pool(images, size)
     raise ValueError(f"pooling must be average or max, got {name!r}")
+
+
+# Strided slices, and gradients written out: XLA's window gradients and those of stacked slices take
+# ten times as long on the CPU.
+
+
+def _corners(images, size):
+    """The size*size strided views that the windows consist of, row by row."""
+    height, width = images.shape[1] // size * size, images.shape[2] // size * size
+    return [images[:, i:height:size, j:width:size] for i in range(size) for j in range(size)]
+
+
+def _interleaved(views, size, shape):
+    """The images of that shape whose `_corners` are `views`, 0 in rows and columns beyond."""
+    rows = [
+        jnp.stack(views[i * size : (i + 1) * size], 3).reshape(
+            *views[0].shape[:2], -1, views[0].shape[3]
+        )
+        for i in range(size)
+    ]
+    images = jnp.stack(rows, 2).reshape(shape[0], -1, *rows[0].shape[2:])
+    missing = shape[1] - images.shape[1], shape[2] - images.shape[2]
+    return jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _average_pool(images, size):
+    views = _corners(images, size)
+    return sum(views[1:], views[0]) * (1 / size**2)
+
+
+def _average_pool_forward(images, size):
+    return _average_pool(images, size), images.shape
+
+
+def _average_pool_backward(size, shape, gradient):
+    return (_interleaved([gradient * (1 / size**2)] * size**2, size, shape),)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _max_pool(images, size):
+    return reduce(jnp.maximum, _corners(images, size))
+
+
+def _max_pool_forward(images, size):
+    pooled = _max_pool(images, size)
+    return pooled, (images, pooled)
+
+
+def _max_pool_backward(size, residuals, gradient):
+    """To the first of equal pixels, as in PyTorch."""
+    images, pooled = residuals
+    taken, gradients = jnp.zeros(pooled.shape, bool), []
+    for view in _corners(images, size):
+        largest = (view == pooled) & ~taken
+        gradients.append(jnp.where(largest, gradient, 0))
+        taken |= largest
+    return (_interleaved(gradients, size, images.shape),)
+
+
+_average_pool.defvjp(_average_pool_forward, _average_pool_backward)
+_max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
 def activate(name: str, inputs: jax.Array) -> jax.Array:

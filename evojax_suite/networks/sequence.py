@@ -14,6 +14,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from evojax_suite.networks.layers import (
     Conv,
@@ -82,6 +83,38 @@ class SequenceNetwork(nn.Module):
             if index < 2:
                 features = nn.relu(features)
         return features.astype(jnp.float32)
+
+
+def fresh(key: Array, network: SequenceNetwork, image_shape: tuple[int, ...]) -> PyTree:
+    """Variables as `network.init` draws them, U(-1, 1) / sqrt(fan_in), from one draw for all: one a
+    layer takes longer to compile than the training."""
+    variables = jax.eval_shape(network.init, key, jnp.zeros((1, *image_shape)))
+    layers = variables["params"]
+    drawn = {name for name, layer in layers.items() if "kernel" in layer}
+    shapes = jax.tree.leaves([layers[name] for name in sorted(drawn)])
+    numbers = iter(
+        jnp.split(
+            jax.random.uniform(key, (sum(leaf.size for leaf in shapes),), minval=-1, maxval=1),
+            np.cumsum([leaf.size for leaf in shapes])[:-1],
+        )
+    )
+    parameters = {}
+    for name in sorted(layers):
+        if name in drawn:
+            bound = np.prod(layers[name]["kernel"].shape[:-1]) ** -0.5
+            parameters[name] = jax.tree.map(
+                lambda leaf, bound=bound: next(numbers).reshape(leaf.shape) * bound, layers[name]
+            )
+        else:  # of a normalisation
+            parameters[name] = {
+                kind: jnp.full(leaf.shape, float(kind == "scale"))
+                for kind, leaf in layers[name].items()
+            }
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")),
+        {name: value for name, value in variables.items() if name != "params"},
+    )
+    return {"params": parameters, **statistics}
 
 
 class Layer(NamedTuple):
@@ -211,9 +244,29 @@ class PaddedNetwork(nn.Module):
 
         row, column = jnp.arange(height)[:, None], jnp.arange(width)
 
+        @jax.custom_vjp
+        def chosen(number, features, kernel):
+            return jax.lax.switch(number, branches, features, kernel)
+
+        def forward(number, features, kernel):
+            return chosen(number, features, kernel), (number, features, kernel)
+
+        def backward(residuals, gradient):
+            """With the inputs alone kept: automatic differentiation keeps what each branch needs
+            for every unit, zeros for all but one."""
+            number, features, kernel = residuals
+
+            def gradients_of(branch):
+                return lambda features, kernel: jax.vjp(branch, features, kernel)[1](gradient)
+
+            own = [gradients_of(branch) for branch in branches]
+            return None, *jax.lax.switch(number, own, features, kernel)
+
+        chosen.defvjp(forward, backward)
+
         def unit(features, inputs):
             number, kind, kernel, bias, own, level = inputs
-            features = jax.lax.switch(number, branches, features, kernel)
+            features = chosen(number, features, kernel)
             inside = (row < height >> level) & (column < width >> level)
             changed = nn.relu(features + bias)
             changed = jnp.where(inside[:, :, None] & own, changed, 0)
