@@ -7,8 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from scipy import stats
 
-from evojax_suite.networks.sequence import PaddedNetwork, SequenceNetwork, for_genome, unpadded
+from evojax_suite.networks.sequence import (
+    PaddedNetwork,
+    SequenceNetwork,
+    for_genome,
+    fresh,
+    unpadded,
+)
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space, Unit
 from evojax_suite.training import TrainingConfig, fit_epochs, start_fit
@@ -91,6 +98,24 @@ def test_fresh_weights_have_pytorchs_spread(train_padded):
             assert np.abs(values).max() <= bound
         if layer["kernel"].size > 50:
             assert np.abs(layer["kernel"]).max() > 0.8 * bound
+
+
+@pytest.mark.parametrize("initialization", ["pytorch", "kaiming"])
+def test_one_draw_is_as_the_layers_own(initialization):
+    units = (Unit("convolution", 3, 30), Unit("max"), Unit("convolution", 5, 20))
+    network = SequenceNetwork(3, units, normalization="batch")
+    found = fresh(jax.random.key(0), network, (8, 8, 2), initialization)
+    expected = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 2)))
+    assert jax.tree.map(jnp.shape, found) == jax.tree.map(jnp.shape, expected)
+    for name, layer in found["params"].items():
+        if "kernel" not in layer:
+            jax.tree.map(np.testing.assert_array_equal, layer, expected["params"][name])
+            continue
+        fan_in = np.prod(layer["kernel"].shape[:-1])
+        scale = {"pytorch": 1, "kaiming": 6**0.5}[initialization] * fan_in**-0.5
+        assert stats.kstest(np.ravel(layer["kernel"]) / scale, "uniform", (-1, 2)).pvalue > 1e-3
+        assert (np.abs(layer["bias"]) > 0).all() == (initialization == "pytorch")
+    jax.tree.map(np.testing.assert_array_equal, found["batch_stats"], expected["batch_stats"])
 
 
 def test_a_network_is_the_one_that_pytorch_would_build():

@@ -43,7 +43,13 @@ import numpy as np
 from flax import struct
 
 from evojax_suite.data.transforms import normalize
-from evojax_suite.networks.sequence import PaddedNetwork, SequenceNetwork, for_genome, fresh
+from evojax_suite.networks.sequence import (
+    Initialization,
+    PaddedNetwork,
+    SequenceNetwork,
+    for_genome,
+    fresh,
+)
 from evojax_suite.operators import architectures, selection
 from evojax_suite.operators.architectures import Genome, Space, Unit
 from evojax_suite.training import (
@@ -105,6 +111,8 @@ class Config:
     """Probability that an input of the first two dense layers is dropped in training."""
     normalization: Literal["none", "batch", "instance", "layer"] = "none"
     """After each convolution."""
+    initialization: Initialization = "pytorch"
+    """Of the weights; kaiming (He et al. 2015) lets deep networks learn in few steps."""
     skip: bool = False
     """A skip connection around each convolution that keeps the number of filters."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -228,8 +236,8 @@ class Metrics(NamedTuple):
     num_parameters: np.generic
     num_multiplications: np.generic  # of one image, forward
     accuracy_best: np.generic  # of all so far
-    accuracy_mean: np.generic  # of the population, NaN before the first selection
-    parameters_mean: np.generic  # of the population
+    population_accuracy: np.generic  # mean, NaN before the first selection
+    population_parameters: np.generic  # mean
     num_failed: np.generic
     stage_seconds: dict[str, float]  # of the candidate, in its own thread; no part of the result
 
@@ -349,17 +357,20 @@ def judges(
     def separate(genome, key, data):
         clock = time.perf_counter()
         network = network_of(config, architectures.to_units(genome), num_classes)
-        judge = jax.jit(program(network, lambda key, _: fresh(key, network, image_shape)))
+        judge = jax.jit(
+            program(network, lambda key, _: fresh(key, network, image_shape, config.initialization))
+        )
         compiled = judge.lower(key, genome, data).compile(_COMPILER_OPTIONS)
         return run(compiled, key, genome, data, time.perf_counter() - clock)
 
     one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
 
-    def start(key, genome):
+    def start_padded(key, genome):
         parameters = one.init(key, jnp.zeros((1, *image_shape)))["params"]
-        return {"params": for_genome(one, parameters, genome), "genome": genome._asdict()}
+        parameters = for_genome(one, parameters, genome, config.initialization)
+        return {"params": parameters, "genome": genome._asdict()}
 
-    padded_program = jax.jit(program(one, start), compiler_options=_COMPILER_OPTIONS)
+    padded_program = jax.jit(program(one, start_padded), compiler_options=_COMPILER_OPTIONS)
 
     def padded(genome, key, data):
         return run(padded_program, key, genome, data, 0.0)
@@ -515,10 +526,10 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             num_parameters=own.parameters[()],
             num_multiplications=own.multiplications[()],
             accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
-            accuracy_mean=np.nanmean(np.asarray(accuracy)[alive])
+            population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
             if selected
             else np.float32(np.nan),
-            parameters_mean=everyone.parameters.mean() if selected else np.float64(np.nan),
+            population_parameters=everyone.parameters.mean() if selected else np.float64(np.nan),
             num_failed=np.int32(not np.isfinite(found.evaluation.accuracy)),
             stage_seconds=found.seconds,
         )
@@ -575,7 +586,7 @@ def build_final(
 
     def init(key: Array, params: None, data: Data) -> FinalState:
         del params, data
-        variables = fresh(key, network, image_shape)
+        variables = fresh(key, network, image_shape, config.initialization)
         return FinalState(start_fit_from(variables, training), jnp.int32(0))
 
     def step(

@@ -16,20 +16,25 @@ from evojax_suite import loop, plotting, report
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
 from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.smaller_sets import fitted_to
 from evojax_suite.data import load, normalize
 from evojax_suite.networks.sequence import layers
 from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space, Unit
+from evojax_suite.operators.architectures import Unit
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.searched import SearchedNetwork
 from evojax_suite.training import evaluate, make_batches
 from evojax_suite.types import Dataset
 
-_SMALL_SPACE = {"max_filters": 32, "max_features": 1600}
-_SMALL_EPOCHS = 50
+_SMALL_SPACE = {"max_filters": 32, "max_features": 512}
+_SMALL = {
+    "num_generations": 5,
+    "final_epochs": 50,
+    "dropout": 0.2,
+    "initialization": "kaiming",
+}
+_SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
-
-ROLES = ("most accurate", "smallest")
 
 
 @dataclass(frozen=True)
@@ -43,29 +48,31 @@ class Options(RunOptions):
     num_images: int | None = None
     """Training images, equally many of each class; all by default, 1,000 where small."""
     scale: Scale = "auto"
-    """What is left at the paper's 256 filters, bound on features, 200 final epochs and all images:
-    32, 1,600, 50 and 1,000 where small, on a machine without accelerator."""
+    """small makes what is left at the paper's setting small, and lets networks learn in the few
+    steps that remain; the run says what it sets. auto is small without accelerator."""
     config: tyro.conf.OmitArgPrefixes[de_nas.Config] = field(default_factory=de_nas.Config)
     params: tyro.conf.OmitArgPrefixes[de_nas.Params] = field(default_factory=de_nas.Params)
 
 
 def reduced(options: Options, num_images: int) -> Options:
     """What the user left at the paper's size, made small; num_images: that there are."""
-    config, space = options.config, options.config.space
-    smaller = {
-        name: value
-        for name, value in _SMALL_SPACE.items()
-        if getattr(space, name) == getattr(Space(), name)
-    }
-    epochs = config.final_epochs
+
+    def left(value, default, smaller):
+        kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
+        return replace(value, **kept)
+
+    default = de_nas.Config()
+    config = options.config
+    training = config.training
+    if training.optimizer == "sgd" and training.learning_rate == default.training.learning_rate:
+        training = replace(training, **_SMALL_TRAINING)
     config = replace(
-        config,
-        space=replace(space, **smaller),
-        final_epochs=_SMALL_EPOCHS if epochs == de_nas.Config().final_epochs else epochs,
+        left(config, default, _SMALL),
+        space=left(config.space, default.space, _SMALL_SPACE),
+        training=training,
     )
-    return replace(
-        options, config=config, num_images=options.num_images or min(_SMALL_IMAGES, num_images)
-    )
+    number = options.num_images or min(_SMALL_IMAGES, num_images)
+    return replace(options, config=config, num_images=number)
 
 
 def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> list[dict]:
@@ -117,6 +124,8 @@ def run(options: Options) -> None:
     if small:
         options = reduced(options, len(dataset.train))
     dataset = some_images(dataset, options.num_images)
+    training = fitted_to(options.config.training, dataset)
+    options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
     shape, num_classes = dataset.image_shape, dataset.num_classes
     algorithm = de_nas.build(config, num_classes, shape)
@@ -131,9 +140,8 @@ def run(options: Options) -> None:
     )
     if small:
         console.print(
-            f"small: at most {config.space.max_filters} filters and {config.space.max_features:,} "
-            f"features, {config.final_epochs} final epochs, {len(dataset.train):,} images; "
-            "--scale paper for the paper's sizes"
+            f"small: {len(dataset.train):,} images, {config.num_candidates} candidates; --scale "
+            "paper for the paper's sizes"
         )
     console.print(f"settings that differ from the paper's: {shown}")
 

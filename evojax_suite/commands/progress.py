@@ -31,6 +31,8 @@ _SHOWN = {
     "accuracy": "accuracy",
     "matching_loss": "matching loss",
     "validation_accuracy": "validation accuracy",
+    "accuracy_best": "best",
+    "num_parameters": "parameters",
 }
 
 
@@ -52,13 +54,16 @@ def _describe(report: Report, members_per_step: int) -> str:
 def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
     """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
     if not console.is_terminal:
-        last = 0.0
+        last, first = 0.0, None
 
         def plain(report: Report) -> None:
-            nonlocal last
-            if time.monotonic() - last >= 15 or report.step == report.num_steps:
-                last = time.monotonic()
-                left = (report.num_steps - report.step) * report.seconds_per_step
+            nonlocal last, first
+            now = time.monotonic()
+            first = first or (report.step - 1, now - report.seconds_per_step)
+            if now - last >= 15 or report.step == report.num_steps:
+                last = now
+                pace = (now - first[1]) / (report.step - first[0])
+                left = (report.num_steps - report.step) * pace
                 console.print(
                     f"{title} {report.step}/{report.num_steps}: "
                     f"{_describe(report, members_per_step)}, {left:.0f} s left"

@@ -43,16 +43,17 @@ def chosen(
 
 
 def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
-    """`training` without flips where the classes are digits, and with shifts of at most 5/32 of an
-    image, which is what the paper's 5 pixels are of its images.
+    """`training` without flips where the classes are digits, with shifts of at most 5/32 of an
+    image and crops padded by at most 4/32, what the papers' 5 and 4 pixels are of their images.
     """
     digits = dataset.class_names == tuple("0123456789")
-    most = round(min(dataset.image_shape[:2]) * 5 / 32)
+    side = min(dataset.image_shape[:2])
     return replace(
         training,
         flip=training.flip and not digits,
         siamese=tuple(name for name in training.siamese if not (digits and name == "flip")),
-        shift_pixels=min(training.shift_pixels, most),
+        shift_pixels=min(training.shift_pixels, round(side * 5 / 32)),
+        crop_padding=min(training.crop_padding, round(side * 4 / 32)),
     )
 
 

@@ -9,7 +9,7 @@ network of that genome computes, and compiles once for all of them.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -85,9 +85,23 @@ class SequenceNetwork(nn.Module):
         return features.astype(jnp.float32)
 
 
-def fresh(key: Array, network: SequenceNetwork, image_shape: tuple[int, ...]) -> PyTree:
-    """Variables as `network.init` draws them, U(-1, 1) / sqrt(fan_in), from one draw for all: one a
-    layer takes longer to compile than the training."""
+Initialization = Literal["pytorch", "kaiming"]
+
+
+def _scales(initialization: Initialization) -> tuple[float, float]:
+    """Of weights and biases in U(-scale, scale) / sqrt(fan_in): PyTorch's default, or He et al.
+    2015, which keeps the variance through ReLUs."""
+    return {"pytorch": (1.0, 1.0), "kaiming": (6**0.5, 0.0)}[initialization]
+
+
+def fresh(
+    key: Array,
+    network: SequenceNetwork,
+    image_shape: tuple[int, ...],
+    initialization: Initialization = "pytorch",
+) -> PyTree:
+    """Variables as `network.init` draws them, or Kaiming's, from one draw for all: one a layer
+    takes longer to compile than the training."""
     variables = jax.eval_shape(network.init, key, jnp.zeros((1, *image_shape)))
     layers = variables["params"]
     drawn = {name for name, layer in layers.items() if "kernel" in layer}
@@ -99,12 +113,14 @@ def fresh(key: Array, network: SequenceNetwork, image_shape: tuple[int, ...]) ->
         )
     )
     parameters = {}
+    scales = dict(zip(("kernel", "bias"), _scales(initialization), strict=True))
     for name in sorted(layers):
         if name in drawn:
             bound = np.prod(layers[name]["kernel"].shape[:-1]) ** -0.5
-            parameters[name] = jax.tree.map(
-                lambda leaf, bound=bound: next(numbers).reshape(leaf.shape) * bound, layers[name]
-            )
+            parameters[name] = {
+                kind: next(numbers).reshape(leaf.shape) * (bound * scales[kind])
+                for kind, leaf in sorted(layers[name].items())
+            }
         else:  # of a normalisation
             parameters[name] = {
                 kind: jnp.full(leaf.shape, float(kind == "scale"))
@@ -303,21 +319,27 @@ def _unit_uniform(key: Array, shape: tuple[int, ...]) -> Array:
     return jax.random.uniform(key, shape, jnp.float32, -1, 1)
 
 
-def for_genome(network: PaddedNetwork, parameters: PyTree, genome: Genome) -> PyTree:
-    """Freshly initialised parameters as those of a fresh network of this genome: U(-1, 1) /
-    sqrt(fan_in) with the fan-in of the genome's own, PyTorch's initialisation."""
+def for_genome(
+    network: PaddedNetwork,
+    parameters: PyTree,
+    genome: Genome,
+    initialization: Initialization = "pytorch",
+) -> PyTree:
+    """Freshly initialised parameters as those of a fresh network of this genome, with the fan-in of
+    its own layers."""
     is_convolution = genome.kinds == CONVOLUTION
     last = jax.lax.cummax(jnp.where(is_convolution, jnp.arange(len(genome.kinds)), 0))
     inputs = jnp.roll(genome.filters[last], 1).at[0].set(network.image_shape[2])
     bounds = jnp.maximum(genome.kernels**2 * inputs, 1) ** -0.5
+    weight, bias = _scales(initialization)
     parameters = dict(parameters)
-    parameters["first"] *= bounds[0]
-    parameters["kernels"] *= bounds[1:, None, None, None, None]
-    parameters["biases"] *= bounds[:, None]
+    parameters["first"] *= bounds[0] * weight
+    parameters["kernels"] *= bounds[1:, None, None, None, None] * weight
+    parameters["biases"] *= bounds[:, None] * bias
     sizes = dense_units(num_features(genome, network.image_shape), network.num_classes)
     for index, size in enumerate(sizes[:-1]):
-        parameters[f"dense_{index}"] *= size**-0.5
-        parameters[f"dense_bias_{index}"] *= size**-0.5
+        parameters[f"dense_{index}"] *= size**-0.5 * weight
+        parameters[f"dense_bias_{index}"] *= size**-0.5 * bias
     return parameters
 
 

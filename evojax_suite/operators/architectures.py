@@ -160,10 +160,10 @@ def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Gen
         key_length, key_units = jax.random.split(key)
         length = jax.random.randint(key_length, (), space.min_length, space.max_length + 1)
 
-        def unit(carry, inputs):
+        def unit(carry, place):
             before, left = carry
-            place, key = inputs
-            key_kind, key_pooling, key_kernel, key_filters = jax.random.split(key, 4)
+            keys = jax.random.split(jax.random.fold_in(key_units, place), 4)
+            key_kind, key_pooling, key_kernel, key_filters = keys
             first, ended = place == 0, place >= length
             chosen = jax.random.uniform(key_kind) < space.convolution_rate
             is_convolution = first | (left == 0) | chosen
@@ -186,9 +186,8 @@ def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Gen
                 jnp.where(is_convolution, filters, 0),
             )
 
-        keys = jax.random.split(key_units, space.max_length)
         start = jnp.int32(0), jnp.int32(poolings)
-        return Genome(*jax.lax.scan(unit, start, (jnp.arange(space.max_length), keys))[1])
+        return Genome(*jax.lax.scan(unit, start, jnp.arange(space.max_length))[1])
 
     return _until(key, make, lambda found: num_features(found, image_shape) <= space.max_features)
 
