@@ -28,17 +28,17 @@ CONFIG = predator_prey.Config(
 )
 PARAMS = predator_prey.Params()
 DATA = cest.make_data(cest.Config(network=NETWORK, fraction=0.25), DATASET)
+ALGORITHM = predator_prey.build(CONFIG, 10, DATASET.image_shape)
+INIT, STEP = jax.jit(ALGORITHM.init), jax.jit(ALGORITHM.step)
+REPRODUCE = jax.jit(predator_prey.reproduce, static_argnums=3)
 
 
 @pytest.fixture(scope="module")
 def states():
-    algorithm = predator_prey.build(CONFIG, 10, DATASET.image_shape)
-    step = jax.jit(algorithm.step)
-    state = jax.jit(algorithm.init)(jax.random.key(0), PARAMS, DATA)
-    found = [(state, None)]
+    found = [(INIT(jax.random.key(0), PARAMS, DATA), None)]
     for generation in range(3):
         key = jax.random.fold_in(jax.random.key(1), generation)
-        found.append(step(key, found[-1][0], PARAMS, DATA))
+        found.append(STEP(key, found[-1][0], PARAMS, DATA))
     return found
 
 
@@ -78,31 +78,28 @@ def test_predators_have_their_own_weights_and_statistics(states):
 
 def reproduced(rates, seed=0, fitness=(0.1, 0.7, 0.2, 0.0)):
     """Of predators whose values are all their number, times a pattern for the deviation."""
-    algorithm = predator_prey.build(CONFIG, 10, DATASET.image_shape)
-    predators = algorithm.init(jax.random.key(0), PARAMS, DATA).predators
+    predators = INIT(jax.random.key(0), PARAMS, DATA).predators
 
     def numbered(leaf):
         number = jnp.arange(4.0).reshape(-1, *[1] * (leaf.ndim - 1))
         return jnp.broadcast_to(number, leaf.shape).astype(leaf.dtype)
 
     predators = jax.tree.map(numbered, predators)
-    return predator_prey.reproduce(
-        jax.random.key(seed), predators, jnp.array(fitness), CONFIG, rates
-    )
+    return REPRODUCE(jax.random.key(seed), predators, jnp.array(fitness), CONFIG, rates)
 
 
 def test_elites_stay_and_children_take_each_layer_whole_from_a_parent():
     rates = replace(PARAMS, crossover_rate=1.0, mutation_rate=0.0)
     firsts, mixed = [], 0
     for seed in range(60):
-        after = reproduced(rates, seed)
+        after = jax.device_get(reproduced(rates, seed))
         layers = {}
         for kind in (after.parameters, after.statistics["batch_stats"]):
             for layer, parts in kind.items():
                 for leaf in parts.values():
                     values = leaf.reshape(4, -1)
                     assert (np.ptp(values, axis=1) == 0).all()
-                    layers.setdefault(layer, []).append(np.asarray(values[:, 0]))
+                    layers.setdefault(layer, []).append(values[:, 0])
         for columns in layers.values():  # kernel, bias and statistics together
             assert all(np.array_equal(columns[0], column) for column in columns)
         origins = np.stack([columns[0] for columns in layers.values()])
@@ -116,10 +113,9 @@ def test_elites_stay_and_children_take_each_layer_whole_from_a_parent():
 
 
 def test_mutation_is_noise_in_proportion_to_the_layer():
-    algorithm = predator_prey.build(CONFIG, 10, DATASET.image_shape)
-    predators = algorithm.init(jax.random.key(0), PARAMS, DATA).predators
+    predators = INIT(jax.random.key(0), PARAMS, DATA).predators
     rates = replace(PARAMS, mutation_rate=1.0, mutation_scale=0.05)
-    after = predator_prey.reproduce(jax.random.key(1), predators, jnp.ones(4), CONFIG, rates)
+    after = REPRODUCE(jax.random.key(1), predators, jnp.ones(4), CONFIG, rates)
     kernel, changed = (
         predators.parameters["Dense_0"]["kernel"],
         after.parameters["Dense_0"]["kernel"],
@@ -131,15 +127,13 @@ def test_mutation_is_noise_in_proportion_to_the_layer():
 
 
 def test_a_failed_predator_is_counted_and_leaves_no_children():
-    algorithm = predator_prey.build(CONFIG, 10, DATASET.image_shape)
-    state = algorithm.init(jax.random.key(0), PARAMS, DATA)
+    state = INIT(jax.random.key(0), PARAMS, DATA)
     broken = jax.tree.map(lambda leaf: leaf.at[2].set(jnp.nan), state.predators.parameters)
     state = replace(state, predators=replace(state.predators, parameters=broken))
-    step = jax.jit(algorithm.step)
-    state, metrics = step(jax.random.key(1), state, PARAMS, DATA)
+    state, metrics = STEP(jax.random.key(1), state, PARAMS, DATA)
     assert int(metrics.num_failed) == 1
     assert float(state.fitness[2]) == 0
-    state, metrics = step(jax.random.key(2), state, PARAMS, DATA)
+    state, metrics = STEP(jax.random.key(2), state, PARAMS, DATA)
     assert int(metrics.num_failed) == 0
 
 

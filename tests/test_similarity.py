@@ -15,6 +15,7 @@ from sklearn.metrics import pairwise_distances
 from evojax_suite.operators import similarity
 
 EPSILON = np.finfo(np.float64).eps
+JOINT = jax.jit(similarity.joint_probabilities)
 
 
 def points(kind: str, seed: int = 0, n: int = 100) -> np.ndarray:
@@ -67,7 +68,7 @@ def scikit_learn(distances: np.ndarray, perplexity: float = 30.0) -> np.ndarray:
 def test_joint_probabilities_are_scikit_learns(kind):
     for seed in range(3):
         distances = exact_distances(points(kind, seed))
-        ours = np.asarray(similarity.joint_probabilities(distances, 30.0).probabilities)
+        ours = np.asarray(JOINT(distances, 30.0).probabilities)
         theirs = scikit_learn(distances)
         np.testing.assert_allclose(ours, theirs, atol=3e-5 * theirs.max())
         np.testing.assert_allclose(ours.sum(), 1, rtol=1e-5)
@@ -79,7 +80,7 @@ def test_the_loss_is_the_released_programs(kind):
     parent, child = points("relu", 1), points(kind, 2)
     p, q = (_joint_probabilities(exact_distances(v), 30.0, verbose=0) for v in (parent, child))
     expected = 2 * np.dot(p, np.log(np.maximum(p, EPSILON) / q))
-    joint = [similarity.joint_probabilities(exact_distances(v), 30.0) for v in (parent, child)]
+    joint = [JOINT(exact_distances(v), 30.0) for v in (parent, child)]
     loss = similarity.divergence(*(one.probabilities for one in joint))
     np.testing.assert_allclose(loss, expected, rtol=1e-3, atol=1e-5)
 
@@ -96,7 +97,7 @@ def test_each_point_has_the_perplexity(seed, n, part, spread):
     values = np.exp(spread * random.normal(size=(40, 6)))[:n].astype(np.float32)
     perplexity = 1 + part * (n - 2)
     distances = exact_distances(values)
-    found = similarity.joint_probabilities(distances, perplexity).log_precisions
+    found = np.asarray(JOINT(distances, perplexity).log_precisions)
     for i in range(n):
         others = np.delete(distances[:, i].astype(np.float64), i)
         scaled = (others - others.min()) / ((others - others.min()).sum() / (n - 1))
@@ -108,9 +109,9 @@ def test_each_point_has_the_perplexity(seed, n, part, spread):
 
 def test_where_the_search_starts_changes_nothing():
     distances = exact_distances(points("relu"))
-    plain = similarity.joint_probabilities(distances, 30.0)
+    plain = JOINT(distances, 30.0)
     for start in (plain.log_precisions, jnp.full(100, -15.0), jnp.full(100, 69.0)):
-        warm = similarity.joint_probabilities(distances, 30.0, start)
+        warm = JOINT(distances, 30.0, start)
         np.testing.assert_allclose(warm.probabilities, plain.probabilities, atol=1e-8)
 
 
@@ -140,8 +141,7 @@ def test_student_t_is_the_released_programs():
 
 def test_a_representation_diverges_from_itself_by_nothing_and_from_others_by_more():
     one, other = (
-        similarity.joint_probabilities(exact_distances(points(kind)), 30.0).probabilities
-        for kind in ("normal", "skewed")
+        JOINT(exact_distances(points(kind)), 30.0).probabilities for kind in ("normal", "skewed")
     )
     assert abs(float(similarity.divergence(one, one))) < 1e-6
     assert float(similarity.divergence(one, other)) > 0.01
@@ -150,7 +150,7 @@ def test_a_representation_diverges_from_itself_by_nothing_and_from_others_by_mor
 def test_distances_that_are_not_finite_give_nan():
     distances = exact_distances(points("normal"))
     distances[2, 5] = distances[5, 2] = np.nan
-    joint = similarity.joint_probabilities(distances, 30.0).probabilities
+    joint = JOINT(distances, 30.0).probabilities
     assert not np.isfinite(similarity.divergence(joint, joint))
 
 
@@ -177,7 +177,7 @@ def test_centred_kernel_alignment_against_its_definition():
 
 def test_layers_map():
     distances = np.stack([exact_distances(points("relu", seed)) for seed in range(3)])
-    mapped = jax.vmap(lambda d: similarity.joint_probabilities(d, 30.0).probabilities)(distances)
+    mapped = jax.vmap(lambda d: JOINT(d, 30.0).probabilities)(distances)
     for index in range(3):
-        single = similarity.joint_probabilities(distances[index], 30.0).probabilities
+        single = JOINT(distances[index], 30.0).probabilities
         np.testing.assert_allclose(mapped[index], single, atol=1e-8)
