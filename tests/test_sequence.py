@@ -31,6 +31,7 @@ SPACE = Space(
 )
 SHAPE = (9, 8, 2)
 PADDED = PaddedNetwork(3, SPACE, SHAPE, dropout=0.0)
+random_genome = jax.jit(lambda key: architectures.random_genome(key, SPACE, SHAPE))
 TRAINING = TrainingConfig(num_epochs=3, batch_size=8, optimizer="sgd", learning_rate=0.05)
 
 
@@ -57,7 +58,7 @@ def train_padded():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_masked_training_is_training_of_the_network_itself(train_padded, seed):
-    genome = architectures.random_genome(jax.random.key(seed), SPACE, SHAPE)
+    genome = random_genome(jax.random.key(seed))
     start, fit, losses = train_padded(genome)
     own = SequenceNetwork(3, architectures.to_units(genome), dropout=0.0)
     images, labels = examples()
@@ -85,12 +86,12 @@ def test_masked_training_is_training_of_the_network_itself(train_padded, seed):
 
 def test_one_compilation_serves_all_genomes(train_padded):
     for seed in range(10, 13):
-        train_padded(architectures.random_genome(jax.random.key(seed), SPACE, SHAPE))
+        train_padded(random_genome(jax.random.key(seed)))
     assert train_padded._cache_size() == 1
 
 
 def test_fresh_weights_have_pytorchs_spread(train_padded):
-    genome = architectures.random_genome(jax.random.key(5), SPACE, SHAPE)
+    genome = random_genome(jax.random.key(5))
     start, _, _ = train_padded(genome)
     for layer in unpadded(PADDED, start.parameters, genome).values():
         bound = np.prod(layer["kernel"].shape[:-1]) ** -0.5
