@@ -59,7 +59,9 @@ def _log_precisions(distances: Array, perplexity: float | Array, start: Array) -
         high = jnp.where(error > 0, high, log_precision)
         slope = precision * precision * (second - first * first)
         proposed = log_precision + error / jnp.maximum(slope, 1e-6)
-        inside = (proposed >= low) & (proposed <= high)
+        # The error's sign, computed twice, may differ where it is rounding: no bracket then.
+        settled = jnp.abs(error) <= _TOLERANCE
+        inside = settled | ((proposed >= low) & (proposed <= high))
         log_precision = jnp.where(inside, proposed, (low + high) / 2)
         return index + 1, log_precision, low, high, jnp.abs(error).max()
 
