@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -73,28 +74,32 @@ def is_valid(genome: Genome, space: Space, image_shape) -> bool:
     )
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(space=spaces(), image_shape=shapes, seed=st.integers(0, 2**31))
 def test_every_genome_that_is_made_is_valid(space, image_shape, seed):
-    space = Space(**{**space.__dict__, "max_features": 10**6})
-    key_first, key_children = jax.random.split(jax.random.key(seed))
-    make = jax.vmap(lambda key: architectures.random_genome(key, space, image_shape))
-    population = make(jax.random.split(key_first, 6))
-    for index in range(6):
+    space = replace(space, max_features=10**6)
+
+    @jax.jit
+    def made(key):
+        key_first, key_children = jax.random.split(key)
+        make = jax.vmap(lambda key: architectures.random_genome(key, space, image_shape))
+        population = make(jax.random.split(key_first, 30))
+        order = jnp.arange(30)
+        return population, architectures.offspring(
+            key_children, population, order, 20, 3, space, image_shape
+        )
+
+    population, children = jax.device_get(made(jax.random.key(seed)))
+    for index in range(30):
         genome = architectures.member(population, index)
         assert is_valid(genome, space, image_shape)
-        filters = np.asarray(genome.filters)[np.asarray(genome.kinds) == CONVOLUTION]
+        filters = genome.filters[genome.kinds == CONVOLUTION]
         assert space.min_first_filters <= filters[0] <= space.max_first_filters
         if space.growing:
             assert (np.diff(filters) >= 0).all()
-        length = (np.asarray(genome.kinds) != END).sum()
-        assert space.min_length <= length <= space.max_length
-    children = architectures.offspring(
-        key_children, population, jnp.arange(6), 8, 3, space, image_shape
-    )
-    for index in range(8):
-        genome = architectures.member(children, index)
-        assert is_valid(genome, space, image_shape)
+        assert space.min_length <= (genome.kinds != END).sum() <= space.max_length
+    for index in range(20):
+        assert is_valid(architectures.member(children, index), space, image_shape)
 
 
 @pytest.mark.parametrize(
@@ -118,19 +123,36 @@ def test_the_layer_table_is_that_of_figure_8():
     assert rows[20] == ("dense", (10,), 9_650)
 
 
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**31), image_shape=shapes, num_classes=st.integers(2, 11))
-def test_sizes_are_those_of_the_built_network(seed, image_shape, num_classes):
-    space = Space(max_filters=20, max_features=10**6)
-    genome = architectures.random_genome(jax.random.key(seed), space, image_shape)
-    network = SequenceNetwork(num_classes, architectures.to_units(genome))
+@st.composite
+def built(draw):
+    """Units that fit the images of a shape, and the shape."""
+    image_shape = draw(shapes)
+    units = [
+        draw(convolutions),
+        *draw(st.lists(convolutions | st.sampled_from((M, A)), max_size=9)),
+    ]
+    poolings = architectures.most_poolings(image_shape)
+    while sum(unit.kind != "convolution" for unit in units) > poolings:
+        units.remove(next(unit for unit in units if unit.kind != "convolution"))
+    return tuple(units), image_shape
+
+
+convolutions = st.builds(c, st.sampled_from((1, 3, 5, 7)), st.integers(1, 20))
+
+
+@settings(max_examples=40, deadline=None)
+@given(drawn=built(), num_classes=st.integers(2, 11))
+def test_sizes_are_those_of_the_built_network(drawn, num_classes):
+    units, image_shape = drawn
+    genome = architectures.from_units(units, 10)
+    network = SequenceNetwork(num_classes, units)
     variables = jax.eval_shape(
         network.init, jax.random.key(0), jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     )
-    built = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
-    assert architectures.costs(genome, image_shape, num_classes).parameters == built
-    kernels = [leaf for leaf in jax.tree.leaves(variables) if len(leaf.shape) == 2]
-    assert max(leaf.shape[0] for leaf in kernels) == architectures.num_features(genome, image_shape)
+    sizes = sum(np.prod(leaf.shape) for leaf in jax.tree.leaves(variables))
+    assert architectures.costs(genome, image_shape, num_classes).parameters == sizes
+    dense = next(leaf for leaf in jax.tree.leaves(variables) if len(leaf.shape) == 2)
+    assert dense.shape[0] == architectures.num_features(genome, image_shape)
 
 
 def test_multiplications_are_those_that_xla_counts():

@@ -157,25 +157,28 @@ def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Gen
 
     def make(key, last):
         del last
-        key_length, key_units = jax.random.split(key)
-        length = jax.random.randint(key_length, (), space.min_length, space.max_length + 1)
+        # One draw for all units: random bits take long to compile.
+        draws = jax.random.uniform(key, (space.max_length + 1, 4))
 
-        def unit(carry, place):
+        def between(draw, least, most):
+            return least + jnp.floor(draw * (most + 1 - least)).astype(jnp.int32)
+
+        length = between(draws[-1, 0], space.min_length, space.max_length)
+
+        def unit(carry, inputs):
             before, left = carry
-            keys = jax.random.split(jax.random.fold_in(key_units, place), 4)
-            key_kind, key_pooling, key_kernel, key_filters = keys
+            place, (kind_draw, pooling_draw, kernel_draw, filters_draw) = inputs
             first, ended = place == 0, place >= length
-            chosen = jax.random.uniform(key_kind) < space.convolution_rate
-            is_convolution = first | (left == 0) | chosen
-            takes_maximum = jax.random.uniform(key_pooling) < space.max_pooling_rate
+            is_convolution = first | (left == 0) | (kind_draw < space.convolution_rate)
             least = before if space.growing else space.min_first_filters
-            filters = jax.random.randint(
-                key_filters,
-                (),
+            filters = between(
+                filters_draw,
                 jnp.where(first, space.min_first_filters, least),
-                jnp.where(first, space.max_first_filters, space.max_filters) + 1,
+                jnp.where(first, space.max_first_filters, space.max_filters),
             )
-            kernel = jax.random.choice(key_kernel, jnp.array(space.kernels, jnp.int32))
+            kernels = jnp.array(space.kernels, jnp.int32)
+            kernel = kernels[between(kernel_draw, 0, len(kernels) - 1)]
+            takes_maximum = pooling_draw < space.max_pooling_rate
             pooling = jnp.where(takes_maximum, MAX_POOLING, AVERAGE_POOLING)
             kind = jnp.where(ended, END, jnp.where(is_convolution, CONVOLUTION, pooling))
             is_convolution = kind == CONVOLUTION
@@ -187,7 +190,8 @@ def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Gen
             )
 
         start = jnp.int32(0), jnp.int32(poolings)
-        return Genome(*jax.lax.scan(unit, start, jnp.arange(space.max_length))[1])
+        places = jnp.arange(space.max_length)
+        return Genome(*jax.lax.scan(unit, start, (places, tuple(draws[:-1].T)))[1])
 
     return _until(key, make, lambda found: num_features(found, image_shape) <= space.max_features)
 
