@@ -5,16 +5,26 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
+import time
+from importlib.metadata import version
 
 import pytest
+from packaging.version import Version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Compiling takes longer than running here: two thirds of the time at the lowest level.
+# Compiling takes longer than running here: two thirds of the time at the lowest level, half of that
+# with the older way to compile fusions, which later versions do not have.
 _FLAGS = os.environ.get("XLA_FLAGS", "")
 if "xla_backend_optimization_level" not in _FLAGS:
-    os.environ["XLA_FLAGS"] = f"{_FLAGS} --xla_backend_optimization_level=0"
+    _FLAGS += " --xla_backend_optimization_level=0"
+    if Version(version("jaxlib")) < Version("0.11"):
+        _FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    os.environ["XLA_FLAGS"] = _FLAGS
 
 # Many tests compile the same programs: the processes of a session share them, and no session those
 # of another.
@@ -22,7 +32,7 @@ _OWN_CACHE = None
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _OWN_CACHE = tempfile.mkdtemp(prefix="evojax-suite-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def pytest_unconfigure():
@@ -36,3 +46,33 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("data"):
             item.add_marker(pytest.mark.skip(reason="EVOJAX_SUITE_DATA is not set"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_programs_are_dropped():
+    """After each module: a process may hold 65,530 mappings (`vm.max_map_count`), and those of all
+    modules together are more; the next program then ends it with a segmentation fault."""
+    yield
+    import jax
+
+    jax.clear_caches()
+
+
+@pytest.fixture
+def run_until_killed():
+    """A function of a command's arguments, a file and a number of lines: it runs the command in
+    another process and kills that, by SIGKILL, as soon as the file has so many lines."""
+
+    def run(arguments, path, lines):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "evojax_suite", *arguments], stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not path.exists() or path.read_bytes().count(b"\n") < lines:
+            assert process.poll() is None, "the run ended before it was killed"
+            assert time.monotonic() < deadline, "the run did not come that far"
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+
+    return run

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import jax
@@ -349,19 +345,10 @@ def test_a_run_leaves_what_its_user_needs(finished):
     ids=["first epochs", "selected epochs", "baseline", "after equal gradients"],
 )  # fmt: skip
 def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_bytes(
-    finished, tmp_path, file, lines
+    finished, run_until_killed, tmp_path, file, lines
 ):
     arguments = [*TINY, "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evojax_suite", *arguments], stderr=subprocess.DEVNULL
-    )
-    metrics, deadline = tmp_path / "run" / file, time.monotonic() + 120
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    run_until_killed(arguments, tmp_path / "run" / file, lines)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert main([*arguments, "--resume"]) == 0
     for name in DETERMINISTIC:

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import jax
@@ -256,22 +251,13 @@ def test_a_run_leaves_what_its_user_needs(finished):
     [("metrics.jsonl", 2), ("metrics.jsonl", 6), ("training/most_accurate/metrics.jsonl", 1)],
     ids=["first population", "children", "final training"],
 )
-def test_killed_and_resumed_it_ends_with_the_same_architecture(finished, tmp_path, file, lines):
-    path = tmp_path / "run" / file
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evojax_suite", *RUN, "--runs-dir", str(tmp_path)],
-        env=os.environ,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 120
-    while not path.exists() or path.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline, "the run did not come that far"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def test_killed_and_resumed_it_ends_with_the_same_architecture(
+    finished, run_until_killed, tmp_path, file, lines
+):
+    arguments = [*RUN, "--runs-dir", str(tmp_path)]
+    run_until_killed(arguments, tmp_path / "run" / file, lines)
     assert not (tmp_path / "run/summary.json").exists()
-    assert main([*RUN, "--runs-dir", str(tmp_path), "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 0
     for name in DETERMINISTIC:
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
 

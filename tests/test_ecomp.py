@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 
 import jax
@@ -374,18 +370,9 @@ def test_the_network_comes_back_bit_for_bit_and_without_this_package(finished, t
         np.testing.assert_allclose(exported.call(images), logits[:count], rtol=1e-4, atol=1e-5)
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(finished, tmp_path):
+def test_a_killed_run_goes_on_to_the_same_bytes(finished, run_until_killed, tmp_path):
     arguments = ["ecomp", *TINY, "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "evojax_suite", *arguments], stderr=subprocess.PIPE
-    )
-    metrics, deadline = tmp_path / "run" / "metrics.jsonl", time.monotonic() + 120
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 10:
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    run_until_killed(arguments, tmp_path / "run" / "metrics.jsonl", 10)
     assert not (tmp_path / "run" / "summary.json").exists()
     assert ecomp_main(tmp_path, "--resume") == 0
     for name in DETERMINISTIC:

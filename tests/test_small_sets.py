@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -25,10 +20,6 @@ DEVS = [
 ]  # fmt: skip
 CORESET = ["coreset", "--num-images", "150", "--probe-epochs", "3", "--name", "run", *NETWORK]
 DETERMINISTIC = ("DEvS-30.npz", "DEvS-10.npz", "random-10.npz", "metrics.jsonl")
-
-
-def in_another_process(runs_dir, *more):
-    return [sys.executable, "-m", "evojax_suite", *DEVS, "--runs-dir", str(runs_dir), *more]
 
 
 @pytest.fixture(scope="module")
@@ -80,20 +71,11 @@ def test_devs_leaves_what_its_user_needs(reduced):
 
 
 @pytest.mark.parametrize("lines", [2, 7])
-def test_killed_and_resumed_it_ends_with_the_same_bytes(reduced, tmp_path, lines):
-    metrics = tmp_path / "run/metrics.jsonl"
-    process = subprocess.Popen(
-        in_another_process(tmp_path), env=os.environ, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < lines:
-        assert process.poll() is None, "the run ended before it was killed"
-        assert time.monotonic() < deadline, "the run did not come that far"
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+def test_killed_and_resumed_it_ends_with_the_same_bytes(reduced, run_until_killed, tmp_path, lines):
+    arguments = [*DEVS, "--runs-dir", str(tmp_path)]
+    run_until_killed(arguments, tmp_path / "run/metrics.jsonl", lines)
     assert not (tmp_path / "run/summary.json").exists()
-    assert main([*DEVS, "--runs-dir", str(tmp_path), "--resume"]) == 0
+    assert main([*arguments, "--resume"]) == 0
     for name in DETERMINISTIC:
         assert (tmp_path / "run" / name).read_bytes() == (reduced / name).read_bytes(), name
 
