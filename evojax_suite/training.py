@@ -18,8 +18,8 @@ import optax
 from flax import struct
 
 from evojax_suite.data import siamese
-from evojax_suite.data.transforms import mixup, random_crop, random_flip, random_shift
-from evojax_suite.types import Array, PyTree
+from evojax_suite.data.transforms import mixup, normalize, random_crop, random_flip, random_shift
+from evojax_suite.types import Array, Dataset, PyTree, Split
 
 Result = TypeVar("Result")
 
@@ -71,6 +71,10 @@ class TrainingConfig:
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         siamese.check_names(self.siamese)
+
+    def num_batches(self, num_images: int) -> int:
+        """Steps of an epoch; a batch has at most all images."""
+        return -(-num_images // min(self.batch_size or num_images, num_images))
 
 
 def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.GradientTransformation:
@@ -213,7 +217,7 @@ def fit(
     state = start_fit(key_init, network, config, images.shape[1:])
     num_images = images.shape[0]
     batch_size = min(config.batch_size or num_images, num_images)
-    num_batches = -(-num_images // batch_size)
+    num_batches = config.num_batches(num_images)
     step = partial(
         _fit_step, network=network, config=config, num_steps=config.num_epochs * num_batches
     )
@@ -431,6 +435,13 @@ class EngineConfig:
         if jax.default_backend() != "cpu":
             return 500
         return max(1, 20 * 32 * 32 // (image_shape[0] * image_shape[1]))
+
+
+def batches_of(dataset: Dataset, split: Split, engine: EngineConfig) -> Batches:
+    """A part of `dataset`, normalised, in batches of the engine's size."""
+    images = jnp.asarray(normalize(split.images, dataset.mean, dataset.std))
+    batch_size = engine.resolved_evaluation_batch_size(dataset.image_shape)
+    return make_batches(images, jnp.asarray(split.labels), batch_size)
 
 
 def map_members(function: Callable[..., Result], members: PyTree, members_in_flight: int) -> Result:

@@ -47,10 +47,10 @@ from evojax_suite.training import (
     FitState,
     Presentation,
     TrainingConfig,
+    batches_of,
     evaluate,
     fit_epochs,
     judge_each,
-    make_batches,
     start_fit,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, PyTree
@@ -209,20 +209,18 @@ def subset_size(config: Config, num_images: int) -> int:
 
 def make_data(config: Config, dataset: Dataset) -> Data:
     """The training and validation part of `dataset`; the test part stays closed."""
-    train, validation = dataset.train, dataset.validation
+    train = dataset.train
     groups = subsets.make_groups(
         train.labels,
         subset_size(config, len(train)),
         dataset.num_classes,
         config.balanced and config.selection != "full",
     )
-    batch_size = config.engine.resolved_evaluation_batch_size(dataset.image_shape)
-    images = jnp.asarray(normalize(validation.images, dataset.mean, dataset.std))
     return Data(
         images=jnp.asarray(train.images),
         labels=jnp.asarray(train.labels),
         groups=groups,
-        validation=make_batches(images, jnp.asarray(validation.labels), batch_size),
+        validation=batches_of(dataset, dataset.validation, config.engine),
         mean=jnp.asarray(dataset.mean, jnp.float32),
         std=jnp.asarray(dataset.std, jnp.float32),
     )

@@ -58,9 +58,9 @@ from evojax_suite.training import (
     Evaluation,
     FitState,
     TrainingConfig,
+    batches_of,
     evaluate,
     fit_epochs,
-    make_batches,
     start_fit_from,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, PyTree
@@ -151,8 +151,7 @@ class Config:
             raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be >= 1, got {self.workers}")
-        plain = self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
-        if self.programs == "padded" and not plain:
+        if self.programs == "padded" and not self.can_be_padded:
             raise ValueError(
                 "programs padded needs normalization none, no skip and compute_dtype float32"
             )
@@ -160,7 +159,21 @@ class Config:
     @property
     def num_candidates(self) -> int:
         """Of a whole run."""
-        return self.population_size + self.num_generations * self.num_children
+        return self.candidates_of(self.num_generations)[1]
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether one padded program computes such networks."""
+        return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
+
+    def generation_of(self, candidate: int) -> int:
+        """That a candidate is made in, 0 for the first population; candidates count from 0."""
+        return max(0, 1 + (candidate - self.population_size) // self.num_children)
+
+    def candidates_of(self, generation: int) -> tuple[int, int]:
+        """The first candidate that is made in a generation, and the one after its last."""
+        end = self.population_size + generation * self.num_children
+        return (end - self.num_children if generation else 0), end
 
 
 @struct.dataclass
@@ -200,18 +213,12 @@ def make_data(config: Config, dataset: Dataset) -> Data:
     """What a search sees of `dataset`; its test part stays closed."""
     if dataset.num_classes < 2:
         raise ValueError(f"a search needs at least 2 classes, got {dataset.num_classes}")
-    mean, std = (jnp.asarray(value, jnp.float32) for value in (dataset.mean, dataset.std))
-    part = dataset.validation
     return Data(
         images=jnp.asarray(dataset.train.images),
         labels=jnp.asarray(dataset.train.labels),
-        validation=make_batches(
-            normalize(jnp.asarray(part.images), mean, std),
-            jnp.asarray(part.labels),
-            config.engine.resolved_evaluation_batch_size(dataset.image_shape),
-        ),
-        mean=mean,
-        std=std,
+        validation=batches_of(dataset, dataset.validation, config.engine),
+        mean=jnp.asarray(dataset.mean, jnp.float32),
+        std=jnp.asarray(dataset.std, jnp.float32),
     )
 
 
@@ -332,12 +339,11 @@ def judges(
         def judge(key, genome, data):
             key_start, key_fit = jax.random.split(key)
             num_images = len(data.labels)
-            batches = -(-num_images // min(config.training.batch_size or num_images, num_images))
             fit, _ = fit_epochs(
                 key_fit,
                 network,
                 config.training,
-                config.training.num_epochs * batches,
+                config.training.num_epochs * config.training.num_batches(num_images),
                 start_fit_from(start(key_start, genome), config.training),
                 normalize(data.images, data.mean, data.std),
                 jax.nn.one_hot(data.labels, num_classes),
@@ -376,8 +382,8 @@ def judges(
         return run(padded_program, key, genome, data, 0.0)
 
     small = padded_size(config.space, image_shape) <= 4_000_000 and jax.default_backend() == "cpu"
-    plain = config.normalization == "none" and not config.skip and config.compute_dtype == "float32"
-    use_padded = config.programs == "padded" or (config.programs == "auto" and small and plain)
+    fits = small and config.can_be_padded
+    use_padded = config.programs == "padded" or (config.programs == "auto" and fits)
     return padded if use_padded else separate
 
 
@@ -397,10 +403,10 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
     ahead: dict[bytes, Future[_Judged]] = {}
 
-    def candidates(key: Array, number: int) -> Genome:
-        return jax.jit(jax.vmap(lambda key: architectures.random_genome(key, space, image_shape)))(
-            jax.random.split(key, number)
-        )
+    @jax.jit
+    @jax.vmap
+    def random_genomes(key: Array) -> Genome:
+        return architectures.random_genome(key, space, image_shape)
 
     def sizes_of(genomes: Genome) -> np.ndarray:
         return getattr(architectures.costs(genomes, image_shape, num_classes), config.size)
@@ -436,19 +442,15 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         """The candidates of the next generation, and the keys of their trainings."""
         key_genomes, key_training = jax.random.split(key)
         start = int(state.num_judged)
-        if start == 0:
-            number, made = size, candidates(key_genomes, size)
-            if config.num_known:
-                known = known_networks(space, image_shape, config.num_known)
-                made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
-        elif config.method == "random":
-            number, made = children, candidates(key_genomes, children)
-        else:
+        number = children if start else size
+        if start and config.method == "evolution":
             population = architectures.member(state.genomes, state.population)
-            number, made = (
-                children,
-                offspring(key_genomes, population, params.differential_weight),
-            )
+            made = offspring(key_genomes, population, params.differential_weight)
+        else:
+            made = random_genomes(jax.random.split(key_genomes, number))
+        if config.num_known and not start:
+            known = known_networks(space, image_shape, config.num_known)
+            made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
         features = np.asarray(architectures.num_features(made, image_shape))
         if features.max() > space.max_features:
             raise ValueError(
@@ -495,9 +497,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
     def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         index = int(state.num_judged)
-        generation = 0 if index < size else 1 + (index - size) // children
-        start = 0 if generation == 0 else size + (generation - 1) * children
-        end = size + generation * children
+        generation = config.generation_of(index)
+        start, end = config.candidates_of(generation)
         if index == start:
             state = draw(key, state, params)
         found = judged(state, data, index, end)
@@ -594,14 +595,13 @@ def build_final(
     ) -> tuple[FinalState, FinalMetrics]:
         del params
         num_images = len(data.labels)
-        batches = -(-num_images // min(training.batch_size or num_images, num_images))
         images = normalize(data.images, data.mean, data.std)
         labels = jax.nn.one_hot(data.labels, num_classes)
         fit, seen = fit_epochs(
             key,
             network,
             training,
-            training.num_epochs * batches,
+            training.num_epochs * training.num_batches(num_images),
             state.fit,
             images,
             labels,

@@ -261,7 +261,7 @@ class _Plan(NamedTuple):
 
 
 def _plan(config: Config, num_samples: int, first: bool) -> _Plan:
-    batches = -(-num_samples // (config.feature_training.batch_size or num_samples))
+    batches = config.feature_training.num_batches(num_samples)
     epochs = max(config.feature_training.num_epochs, -(-config.min_training_steps // batches))
     if config.feature_network == "first" and not first:
         epochs = 0

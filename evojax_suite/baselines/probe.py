@@ -91,12 +91,11 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     def step(key: Array, state: State, params: None, data: TrainingData) -> tuple[State, Metrics]:
         del params
         num_images = len(data.labels)
-        batches = -(-num_images // min(config.training.batch_size or num_images, num_images))
         fit, seen = fit_epochs(
             key,
             network,
             config.training,
-            config.training.num_epochs * batches,
+            config.training.num_epochs * config.training.num_batches(num_images),
             state.fit,
             normalize(data.images, data.mean, data.std),
             jax.nn.one_hot(data.labels, num_classes),

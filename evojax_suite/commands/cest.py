@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import tyro
 
 from evojax_suite import loop, networks, plotting, report
 from evojax_suite.algorithms import cest
 from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
 from evojax_suite.commands.progress import console, progress
-from evojax_suite.data import load, normalize
+from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.resources import recorded
 from evojax_suite.results import (
@@ -25,7 +24,7 @@ from evojax_suite.results import (
     save_variables,
     write_json,
 )
-from evojax_suite.training import evaluate, make_batches
+from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset, PyTree
 
 _NARROW = 16
@@ -151,11 +150,7 @@ def run(options: Options) -> None:
     save_variables(directory / "network.safetensors", variables)
 
     # Selection is over: only here is the test part opened.
-    test = make_batches(
-        jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std)),
-        jnp.asarray(dataset.test.labels),
-        config.engine.resolved_evaluation_batch_size(dataset.image_shape),
-    )
+    test = batches_of(dataset, dataset.test, config.engine)
     judge = jax.jit(lambda variables: evaluate(network, variables, test))
     for name, row in rows.items():
         found = judge(trained[name])

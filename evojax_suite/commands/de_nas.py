@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -17,13 +16,13 @@ from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import fitted_to
-from evojax_suite.data import load, normalize
+from evojax_suite.data import load
 from evojax_suite.networks.sequence import layers
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Unit
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.searched import SearchedNetwork
-from evojax_suite.training import evaluate, make_batches
+from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 
 _SMALL_SPACE = {"max_filters": 32, "max_features": 512}
@@ -81,15 +80,15 @@ def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> lis
     genomes = architectures.member(state.genomes, np.arange(number))
     costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes)
     accuracy = np.asarray(state.accuracy)
-    size, children = config.population_size, config.num_children
+    survivors = set(np.asarray(state.population).tolist())
     return [
         {
             "candidate": index + 1,
-            "search_generation": 0 if index < size else 1 + (index - size) // children,
+            "search_generation": config.generation_of(index),
             "accuracy": float(accuracy[index]),
             "num_parameters": int(costs.parameters[index]),
             "num_multiplications": int(costs.multiplications[index]),
-            "survived": index in np.asarray(state.population),
+            "survived": index in survivors,
             "units": [
                 unit._asdict()
                 for unit in architectures.to_units(architectures.member(genomes, index))
@@ -101,17 +100,17 @@ def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> lis
 
 def populations(config: de_nas.Config, rows: list[dict], params: de_nas.Params) -> list[list[dict]]:
     """The survivors of each generation, from the first population on, told from the history."""
-    size, children, alive, found = config.population_size, config.num_children, [], []
+    alive, found = [], []
     for generation in range(config.num_generations + 1):
-        start = 0 if generation == 0 else size + (generation - 1) * children
-        alive = alive + rows[start : size + generation * children]
+        start, end = config.candidates_of(generation)
+        alive = alive + rows[start:end]
         order = de_nas.best_first(
             np.array([row["accuracy"] for row in alive]),
             np.array([row[f"num_{config.size}"] for row in alive]),
             params,
             config.survival,
         )
-        alive = [alive[place] for place in order[:size]]
+        alive = [alive[place] for place in order[: config.population_size]]
         found.append(alive)
     return found
 
@@ -196,11 +195,7 @@ def run(options: Options) -> None:
         )
 
     # Selection is over: only here is the test part opened.
-    test = make_batches(
-        jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std)),
-        jnp.asarray(dataset.test.labels),
-        config.engine.resolved_evaluation_batch_size(shape),
-    )
+    test = batches_of(dataset, dataset.test, config.engine)
     judge = jax.jit(evaluate, static_argnums=0)
     tests = {
         role: float(judge(own.network, own.variables, test).accuracy)

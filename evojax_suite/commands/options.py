@@ -22,12 +22,17 @@ def is_small(scale: Scale) -> bool:
     return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
 
 
-def some_images(dataset: Dataset, num_images: int | None) -> Dataset:
-    """With a fixed part of the training images, balanced; None is all."""
-    if num_images is None:
-        return dataset
-    kept = balanced_subset(dataset.train.labels, num_images, dataset.num_classes)
-    return replace(dataset, train=Split(dataset.train.images[kept], dataset.train.labels[kept]))
+def some_images(
+    dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
+) -> Dataset:
+    """With a fixed part of the training images, balanced, and the first validation images; None is
+    all."""
+    train, part = dataset.train, dataset.validation
+    if num_images is not None:
+        kept = balanced_subset(train.labels, num_images, dataset.num_classes)
+        train = Split(train.images[kept], train.labels[kept])
+    most = slice(num_validation_images)
+    return replace(dataset, train=train, validation=Split(part.images[most], part.labels[most]))
 
 
 @dataclass(frozen=True)

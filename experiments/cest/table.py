@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 from evojax_suite import networks, plotting
 from evojax_suite.algorithms import cest
 from evojax_suite.commands.options import some_images
-from evojax_suite.data import load, normalize
+from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import plain, write_atomically
-from evojax_suite.training import TrainingConfig, evaluate, make_batches
+from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
 STUDIES = {
@@ -75,11 +74,8 @@ class Options:
 
 
 def parts(options: Options) -> Dataset:
-    dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
-    validation = Split(*(array[: options.num_validation_images] for array in (
-        dataset.validation.images, dataset.validation.labels
-    )))  # fmt: skip
-    return replace(dataset, validation=validation)
+    dataset = load(options.dataset, options.data_dir)
+    return some_images(dataset, options.num_images, options.num_validation_images)
 
 
 def with_flipped_labels(dataset: Dataset, share: float) -> tuple[Dataset, np.ndarray]:
@@ -100,9 +96,7 @@ class Trainer:
         self.algorithm = cest.build(config, dataset.num_classes, dataset.image_shape, timed=True)
         self.data = cest.make_data(config, dataset)
         network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
-        batch_size = config.engine.resolved_evaluation_batch_size(dataset.image_shape)
-        images = jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std))
-        test = make_batches(images, jnp.asarray(dataset.test.labels), batch_size)
+        test = batches_of(dataset, dataset.test, config.engine)
         self.judge = jax.jit(lambda variables: evaluate(network, variables, test))
 
     def run(self, seed: int, stops: tuple[int, ...], flipped: np.ndarray | None) -> dict:

@@ -32,7 +32,7 @@ from evojax_suite.commands.options import some_images
 from evojax_suite.data import load, normalize
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
-from evojax_suite.types import Dataset, Split
+from evojax_suite.types import Dataset
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,8 @@ class Options:
 
 def parts(options: Options) -> Dataset:
     number = None if options.dataset == "digits" else options.num_images
-    dataset = some_images(load(options.dataset, options.data_dir), number)
-    most = options.num_validation_images
-    part = dataset.validation
-    return replace(dataset, validation=Split(part.images[:most], part.labels[:most]))
+    dataset = load(options.dataset, options.data_dir)
+    return some_images(dataset, number, options.num_validation_images)
 
 
 def torch_network(units, channels: int, side: tuple[int, int], num_classes: int, dropout: float):
@@ -128,10 +126,6 @@ def main(options: Options) -> None:
         num_generations=0,
         workers=options.workers,
     )
-    keys = jax.random.split(jax.random.key(options.seed), options.candidates)
-    make = jax.vmap(lambda key: architectures.random_genome(key, config.space, shape))
-    population = jax.jit(make)(keys)
-    costs = architectures.costs(population, shape, classes)
     found: dict = {
         "about": {
             **{name: value for name, value in vars(options).items() if name != "output"},
@@ -140,8 +134,6 @@ def main(options: Options) -> None:
             "machine": platform.processor() or platform.machine(),
             "cores": os.cpu_count(),
             "device": jax.devices()[0].device_kind,
-            "parameters": costs.parameters.tolist(),
-            "multiplications": costs.multiplications.tolist(),
         },
         "seconds": {},
         "accuracy": {},
@@ -162,9 +154,11 @@ def main(options: Options) -> None:
         seconds = time.perf_counter() - clock
         found["seconds"][programs] = {"all": seconds, **stages}
         found["accuracy"][programs] = np.asarray(state.accuracy)[: options.candidates].tolist()
-        if programs == options.programs[0]:
-            population = jax.tree.map(lambda leaf: leaf[: options.candidates], state.genomes)
+        # The same for all programs: they come from the key of the first step.
+        population = architectures.member(state.genomes, slice(options.candidates))
         print(programs, found["seconds"][programs], flush=True)
+    costs = architectures.costs(population, shape, classes)
+    found["about"] |= {name: sizes.tolist() for name, sizes in costs._asdict().items()}
     if options.torch:
         device = "cuda" if torch.cuda.is_available() else "cpu"
 

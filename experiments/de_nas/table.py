@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -25,12 +24,12 @@ from evojax_suite import plotting
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.de_nas import history, populations
 from evojax_suite.commands.options import some_images
-from evojax_suite.data import load, normalize
+from evojax_suite.data import load
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
 from evojax_suite.results import plain, write_atomically
-from evojax_suite.training import evaluate, make_batches
-from evojax_suite.types import Dataset, Split
+from evojax_suite.training import batches_of, evaluate
+from evojax_suite.types import Dataset
 
 METHODS = {
     "evolution": {},
@@ -62,9 +61,8 @@ class Options:
 
 
 def parts(options: Options) -> Dataset:
-    dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
-    part, most = dataset.validation, options.num_validation_images
-    return replace(dataset, validation=Split(part.images[:most], part.labels[:most]))
+    dataset = load(options.dataset, options.data_dir)
+    return some_images(dataset, options.num_images, options.num_validation_images)
 
 
 def base(options: Options) -> de_nas.Config:
@@ -94,9 +92,7 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
         state, _ = algorithm.step(key, state, params, data)
     seconds = time.perf_counter() - start
     found = algorithm.result(state, params, data)
-    images = jnp.asarray(normalize(dataset.test.images, dataset.mean, dataset.std))
-    batch_size = config.engine.resolved_evaluation_batch_size(shape)
-    test = make_batches(images, jnp.asarray(dataset.test.labels), batch_size)
+    test = batches_of(dataset, dataset.test, config.engine)
     models, start = {}, time.perf_counter()
     for role in ("most_accurate", "smallest"):
         place = int(getattr(found, role))
