@@ -65,8 +65,11 @@ from evojax_suite.training import (
 )
 from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 
-# On the CPU 3, the default, makes these programs up to twice as slow: experiments/de_nas/README.md.
-_COMPILER_OPTIONS = {"xla_backend_optimization_level": 2}
+# On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
+# compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
+_COMPILER_OPTIONS: dict[str, bool | str | int | float] = {"xla_backend_optimization_level": 2}
+if jax.__version_info__ < (0, 11):
+    _COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 TRAINING = TrainingConfig(
     num_epochs=10,
