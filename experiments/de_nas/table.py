@@ -52,11 +52,10 @@ class Options:
     """Training images, balanced."""
     num_validation_images: int = 1000
     max_filters: int = 32
-    max_features: int = 1600
+    max_features: int = 512
+    num_generations: int = 5
     num_epochs: int = 10
     final_epochs: int = 50
-    learning_rate: float = 0.01
-    momentum: float = 0.0
     output: Path = Path("experiments/de_nas/search.json")
 
 
@@ -66,14 +65,18 @@ def parts(options: Options) -> Dataset:
 
 
 def base(options: Options) -> de_nas.Config:
+    """The recipe of the command's small scale: the paper's learns nothing in so few steps."""
     return de_nas.Config(
+        num_generations=options.num_generations,
         space=Space(max_filters=options.max_filters, max_features=options.max_features),
         training=replace(
             de_nas.TRAINING,
             num_epochs=options.num_epochs,
-            learning_rate=options.learning_rate,
-            momentum=options.momentum,
+            optimizer="adam",
+            learning_rate=2e-3,
         ),
+        dropout=0.2,
+        initialization="kaiming",
         final_epochs=options.final_epochs,
     )
 

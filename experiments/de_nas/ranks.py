@@ -1,0 +1,138 @@
+"""What ten epochs say of a full training (paper 004): rank correlation over random architectures.
+
+    python experiments/de_nas/ranks.py
+
+Each architecture trains for ten epochs and, anew, for 200, by the paper's recipe and by that of the
+command's small scale, constant or with a cosine over its epochs; accuracies are of the validation
+part. Written as they come (`ranks.json`); the same command goes on after an interruption.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import jax
+import numpy as np
+import tyro
+from scipy import stats
+
+from evojax_suite.algorithms import de_nas
+from evojax_suite.commands.options import some_images
+from evojax_suite.data import load, normalize
+from evojax_suite.networks.sequence import fresh
+from evojax_suite.operators import architectures
+from evojax_suite.operators.architectures import Space
+from evojax_suite.results import plain, write_atomically
+from evojax_suite.training import evaluate, fit_epochs, start_fit_from
+
+ADAM = replace(de_nas.TRAINING, optimizer="adam", learning_rate=2e-3)
+RECIPES = {
+    "paper": {},
+    "Adam": {"training": ADAM, "dropout": 0.2, "initialization": "kaiming"},
+    "Adam, cosine": {
+        "training": replace(ADAM, schedule="cosine"),
+        "dropout": 0.2,
+        "initialization": "kaiming",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    recipes: tuple[str, ...] = tuple(RECIPES)
+    candidates: int = 15
+    """Random architectures."""
+    dataset: str = "digits"
+    data_dir: Path | None = None
+    num_images: int | None = None
+    """Training images, balanced; all by default."""
+    num_validation_images: int = 1000
+    max_filters: int = 32
+    max_features: int = 512
+    few_epochs: int = 10
+    full_epochs: int = 200
+    output: Path = Path("experiments/de_nas/ranks.json")
+
+
+def main(options: Options) -> None:
+    dataset = load(options.dataset, options.data_dir)
+    dataset = some_images(dataset, options.num_images, options.num_validation_images)
+    shape, classes = dataset.image_shape, dataset.num_classes
+    space = Space(max_filters=options.max_filters, max_features=options.max_features)
+    make = jax.jit(jax.vmap(lambda key: architectures.random_genome(key, space, shape)))
+    population = make(jax.random.split(jax.random.key(0), options.candidates))
+    about = plain(options) | {"device": jax.devices()[0].device_kind}
+    for name in ("recipes", "candidates", "data_dir", "output"):
+        del about[name]
+    rows = []
+    if options.output.exists():
+        before = json.loads(options.output.read_text())
+        if before["about"] == about:
+            rows = before["rows"]
+    done = {(row["recipe"], row["candidate"]) for row in rows}
+    for candidate in range(options.candidates):
+        genome = architectures.member(population, candidate)
+        for recipe in options.recipes:
+            if (recipe, candidate) in done:
+                continue
+            config = replace(de_nas.Config(space=space), **RECIPES[recipe])
+            network = de_nas.network_of(config, architectures.to_units(genome), classes)
+            data = de_nas.make_data(config, dataset)
+
+            def judge(key, data, num_epochs, network=network, config=config):
+                key_start, key_fit = jax.random.split(key)
+                number = len(data.labels)
+                start = fresh(key_start, network, shape, config.initialization)
+                fit, _ = fit_epochs(
+                    key_fit,
+                    network,
+                    config.training,
+                    num_epochs * config.training.num_batches(number),
+                    start_fit_from(start, config.training),
+                    normalize(data.images, data.mean, data.std),
+                    jax.nn.one_hot(data.labels, classes),
+                    number,
+                    num_epochs,
+                )
+                return evaluate(network, fit.variables, data.validation).accuracy
+
+            judged = jax.jit(judge, compiler_options=de_nas.COMPILER_OPTIONS)
+            row = {"recipe": recipe, "candidate": candidate}
+            for seed, (name, epochs) in enumerate(
+                (("few", options.few_epochs), ("full", options.full_epochs))
+            ):
+                clock = time.perf_counter()
+                key = jax.random.fold_in(jax.random.key(candidate), seed)
+                row[name] = float(judged(key, data, epochs))
+                row[f"{name}_seconds"] = time.perf_counter() - clock
+            rows.append(row)
+            write_atomically(options.output, json.dumps({"about": about, "rows": rows}) + "\n")
+            print(f"{candidate}, {recipe}: {row['few']:.4f}, {row['full']:.4f}", flush=True)
+    print(table(rows))
+
+
+def table(rows: list[dict]) -> str:
+    """Of each recipe: its accuracies, and how far the few epochs order as the full training does."""
+    lines = [
+        "| recipe | architectures | few epochs | full training | Spearman | Kendall |",
+        "|---" * 6 + "|",
+    ]
+    for recipe in dict.fromkeys(row["recipe"] for row in rows):
+        mine = [row for row in rows if row["recipe"] == recipe]
+        few, full = (np.array([row[name] for row in mine]) for name in ("few", "full"))
+        cells = [
+            recipe,
+            str(len(mine)),
+            *(f"{100 * x.mean():.1f} ± {100 * x.std():.1f}" for x in (few, full)),
+            f"{stats.spearmanr(few, full).statistic:.2f}",
+            f"{stats.kendalltau(few, full).statistic:.2f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
