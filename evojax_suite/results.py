@@ -90,6 +90,36 @@ def read_lines(path: Path) -> list[dict]:
     return lines
 
 
+class Rows:
+    """The rows of a study in one JSON file, written as they come: a study that was interrupted
+    goes on, another one begins anew."""
+
+    def __init__(self, path: Path, options: Any, *without: str):
+        """options: what the study is of, a dataclass, but for the fields named in `without`, which
+        may change while it is the same study."""
+        self.path = path
+        self.about = plain(options) | {"device": jax.devices()[0].device_kind}
+        for name in without:
+            del self.about[name]
+        before = json.loads(path.read_text()) if path.exists() else {}
+        self.rows: list[dict] = before["rows"] if before.get("about") == self.about else []
+
+    def __iter__(self):
+        return iter(self.rows)
+
+    def add(self, row: dict) -> None:
+        """Keep a row, as it will be read again, and write the file."""
+        self.rows.append(json.loads(json.dumps(plain(row))))
+        content = {"about": self.about, "rows": self.rows}
+        write_atomically(self.path, json.dumps(content) + "\n")
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """`mean ± standard deviation` over runs, for a table."""
+    values = np.asarray(list(values), float)
+    return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
+
+
 def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
     flat = {}
     for name, value in settings.items():

@@ -12,7 +12,7 @@ import pytest
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.data import DataError
 from evojax_suite.distilled import DistilledDataset, accuracies_on_test
-from evojax_suite.results import RunExists, open_run, read_lines, write_atomically
+from evojax_suite.results import Rows, RunExists, open_run, read_lines, spread, write_atomically
 
 
 @pytest.fixture
@@ -111,3 +111,21 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path):
     (tmp_path / "thesis.tex").write_text("mine")
     with pytest.raises(RunExists, match="is not a run"):
         open_run(tmp_path, {"seed": 1}, resume=False, may_grow="num_generations")
+
+
+def test_a_study_goes_on_and_another_one_begins_anew(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        width: int = 4
+        seeds: tuple[int, ...] = (0,)
+
+    path = tmp_path / "study.json"
+    rows = Rows(path, Options(), "seeds")
+    rows.add({"seed": 0, "accuracy": np.float32(0.5), "epochs": {10: (1, float("nan"))}})
+    assert list(rows) == [{"seed": 0, "accuracy": 0.5, "epochs": {"10": [1, None]}}]
+    again = Rows(path, Options(seeds=(0, 1)), "seeds")
+    assert list(again) == list(rows)
+    again.add({"seed": 1})
+    assert [row["seed"] for row in Rows(path, Options(), "seeds")] == [0, 1]
+    assert list(Rows(path, Options(width=8), "seeds")) == []
+    assert spread([1000, 3000], 0) == "2,000 ± 1,000"

@@ -25,9 +25,8 @@ from evojax_suite.searched import SearchedNetwork
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 
-_SMALL_SPACE = {"max_filters": 32, "max_features": 512}
+_SMALL_SPACE = {"max_filters": 16, "max_features": 256}
 _SMALL = {
-    "num_generations": 5,
     "final_epochs": 50,
     "dropout": 0.2,
     "initialization": "kaiming",

@@ -10,13 +10,11 @@ dataset in --data-dir or EVOJAX_SUITE_DATA. Let nothing else run: times are comp
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
@@ -26,7 +24,7 @@ from evojax_suite.algorithms.predator_prey import Params
 from evojax_suite.commands.options import some_images
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.results import Rows, plain, spread
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 
 # Changes of Config, and Params.
@@ -68,15 +66,7 @@ def main(options: Options) -> None:
     test = batches_of(dataset, dataset.test, base.engine)
     judge = jax.jit(lambda variables: evaluate(network, variables, test))
 
-    path = options.output / "general.json"
-    about = plain(options) | {"device": jax.devices()[0].device_kind}
-    for name in ("seeds", "data_dir", "output"):
-        del about[name]
-    rows = []
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before["about"] == about:
-            rows = before["rows"]
+    rows = Rows(options.output / "general.json", options, "seeds", "data_dir", "output")
     done = {(row["variant"], row["seed"]) for row in rows}
     for variant, (changes, params) in VARIANTS.items():
         algorithm = predator_prey.build(
@@ -97,19 +87,14 @@ def main(options: Options) -> None:
             seconds = time.perf_counter() - clock
             accuracy = float(judge(algorithm.result(state, params, data)).accuracy)
             row = {"variant": variant, "seed": seed, "test_accuracy": accuracy}
-            rows.append(row | {"seconds": seconds, "lines": lines})
-            write_atomically(path, json.dumps({"about": about, "rows": rows}) + "\n")
+            rows.add(row | {"seconds": seconds, "lines": lines})
             print(f"{variant}, seed {seed}: {accuracy:.4f}, {seconds:.0f} s", flush=True)
     print(table(rows))
     first = {row["variant"]: row["lines"] for row in rows if row["seed"] == options.seeds[0]}
     figure(options.output / "general.png", first)
 
 
-def spread(values, digits: int = 1) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
-
-
-def table(rows: list[dict]) -> str:
+def table(rows: Rows) -> str:
     """Each variant at its end."""
     lines = [
         "| | test accuracy, best predator | validation: best | mean of the predators | predators "

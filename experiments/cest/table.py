@@ -10,7 +10,6 @@ Needs the dataset in --data-dir or EVOJAX_SUITE_DATA. Let nothing else run: time
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +23,7 @@ from evojax_suite.algorithms import cest
 from evojax_suite.commands.options import some_images
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.results import Rows, plain, spread
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
@@ -128,14 +127,7 @@ def main(options: Options) -> None:
         training=TrainingConfig(num_epochs=options.num_epochs, batch_size=64),
     )
     path = options.output / f"{options.study}.json"
-    about = plain(options) | {"device": jax.devices()[0].device_kind}
-    for name in ("seeds", "data_dir", "output"):
-        del about[name]
-    rows = []
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before["about"] == about:
-            rows = before["rows"]
+    rows = Rows(path, options, "seeds", "data_dir", "output")
     done = {(row["rule"], row["seed"]) for row in rows}
     equal = cest.epochs_of_equal_gradients(base, len(dataset.train))
     trainers: dict[str, Trainer] = {}
@@ -147,10 +139,8 @@ def main(options: Options) -> None:
                 trainers[rule] = Trainer(replace(base, **changes), dataset)
             stops = (equal, options.num_epochs) if rule == "full" else (options.num_epochs,)
             found = trainers[rule].run(seed, stops, flipped)
-            rows.append({"rule": rule, "seed": seed, **found})
-            write_atomically(path, json.dumps({"about": about, "rows": rows}) + "\n")
+            rows.add({"rule": rule, "seed": seed, **found})
             print(f"{rule}, seed {seed}: {found['test_accuracy']}", flush=True)
-    rows = json.loads(json.dumps(rows))  # keys as a file has them
     print(table(rows, options, equal))
     if options.study == "rules":
         first = {row["rule"]: row["lines"] for row in rows if row["seed"] == options.seeds[0]}
@@ -165,11 +155,7 @@ def main(options: Options) -> None:
             )
 
 
-def spread(values, digits: int = 1) -> str:
-    return f"{np.mean(values):.{digits}f} ± {np.std(values):.{digits}f}"
-
-
-def table(rows: list[dict], options: Options, equal: int) -> str:
+def table(rows: Rows, options: Options, equal: int) -> str:
     """Of each rule: at its end, and when the fastest rule of the same seed has ended."""
     clocks = {
         (r["rule"], r["seed"]): np.cumsum(

@@ -9,7 +9,6 @@ part. Written as they come (`ranks.json`); the same command goes on after an int
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +24,7 @@ from evojax_suite.data import load, normalize
 from evojax_suite.networks.sequence import fresh
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.results import Rows, spread
 from evojax_suite.training import evaluate, fit_epochs, start_fit_from
 
 ADAM = replace(de_nas.TRAINING, optimizer="adam", learning_rate=2e-3)
@@ -64,14 +63,7 @@ def main(options: Options) -> None:
     space = Space(max_filters=options.max_filters, max_features=options.max_features)
     make = jax.jit(jax.vmap(lambda key: architectures.random_genome(key, space, shape)))
     population = make(jax.random.split(jax.random.key(0), options.candidates))
-    about = plain(options) | {"device": jax.devices()[0].device_kind}
-    for name in ("recipes", "candidates", "data_dir", "output"):
-        del about[name]
-    rows = []
-    if options.output.exists():
-        before = json.loads(options.output.read_text())
-        if before["about"] == about:
-            rows = before["rows"]
+    rows = Rows(options.output, options, "recipes", "candidates", "data_dir", "output")
     done = {(row["recipe"], row["candidate"]) for row in rows}
     for candidate in range(options.candidates):
         genome = architectures.member(population, candidate)
@@ -108,14 +100,13 @@ def main(options: Options) -> None:
                 key = jax.random.fold_in(jax.random.key(candidate), seed)
                 row[name] = float(judged(key, data, epochs))
                 row[f"{name}_seconds"] = time.perf_counter() - clock
-            rows.append(row)
-            write_atomically(options.output, json.dumps({"about": about, "rows": rows}) + "\n")
+            rows.add(row)
             print(f"{candidate}, {recipe}: {row['few']:.4f}, {row['full']:.4f}", flush=True)
     print(table(rows))
 
 
-def table(rows: list[dict]) -> str:
-    """Of each recipe: its accuracies, and how far the few epochs order as the full training does."""
+def table(rows: Rows) -> str:
+    """Of each recipe: its accuracies, and how alike few epochs and a full training order."""
     lines = [
         "| recipe | architectures | few epochs | full training | Spearman | Kendall |",
         "|---" * 6 + "|",
@@ -126,7 +117,7 @@ def table(rows: list[dict]) -> str:
         cells = [
             recipe,
             str(len(mine)),
-            *(f"{100 * x.mean():.1f} ± {100 * x.std():.1f}" for x in (few, full)),
+            *(spread(100 * x) for x in (few, full)),
             f"{stats.spearmanr(few, full).statistic:.2f}",
             f"{stats.kendalltau(few, full).statistic:.2f}",
         ]

@@ -11,7 +11,6 @@ after an interruption.
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +26,7 @@ from evojax_suite.commands.options import some_images
 from evojax_suite.data import load
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.results import Rows, plain, spread
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 
@@ -128,14 +127,7 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
 
 def main(options: Options) -> None:
     dataset = parts(options)
-    about = plain(options) | {"device": jax.devices()[0].device_kind}
-    for name in ("methods", "seeds", "data_dir", "output"):
-        del about[name]
-    rows = []
-    if options.output.exists():
-        before = json.loads(options.output.read_text())
-        if before["about"] == about:
-            rows = before["rows"]
+    rows = Rows(options.output, options, "methods", "seeds", "data_dir", "output")
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in options.seeds:
         for method in options.methods:
@@ -143,8 +135,7 @@ def main(options: Options) -> None:
                 continue
             config = replace(base(options), **METHODS[method])
             row = {"method": method, "seed": seed, **searched(config, dataset, seed)}
-            rows.append(plain(row))
-            write_atomically(options.output, json.dumps({"about": about, "rows": rows}) + "\n")
+            rows.add(row)
             best = row["most_accurate"]
             print(
                 f"{method}, seed {seed}: {best['test_accuracy']:.4f} with "
@@ -152,7 +143,7 @@ def main(options: Options) -> None:
                 f"final {row['final_seconds']:.0f} s",
                 flush=True,
             )
-    print(table(rows, options))
+    print(table(rows, base(options)))
     shown = [row for row in rows if row["method"] == "evolution"]
     if shown:
         config, folder = base(options), options.output.parent
@@ -167,30 +158,26 @@ def main(options: Options) -> None:
         )
 
 
-def table(rows: list[dict], options: Options) -> str:
-    def spread(values, form="{:.1f}"):
-        return f"{form.format(np.mean(values))} ± {form.format(np.std(values))}"
-
+def table(rows: Rows, config: de_nas.Config) -> str:
     lines = [
         "| search | seeds | best score | model 1: validation in the search | test "
         "| parameters | model 2: test | parameters | search, s | final, s |",
         "|---" * 10 + "|",
     ]
-    config = base(options)
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
         first, second = ([row[role] for row in mine] for role in ("most_accurate", "smallest"))
         cells = [
             method,
             str(len(mine)),
-            spread([score(config, row["history"]) for row in mine], "{:.3f}"),
+            spread([score(config, row["history"]) for row in mine], 3),
             spread([100 * model["search_accuracy"] for model in first]),
             spread([100 * model["test_accuracy"] for model in first]),
-            spread([model["num_parameters"] for model in first], "{:,.0f}"),
+            spread([model["num_parameters"] for model in first], 0),
             spread([100 * model["test_accuracy"] for model in second]),
-            spread([model["num_parameters"] for model in second], "{:,.0f}"),
-            spread([row["seconds"] for row in mine], "{:.0f}"),
-            spread([row["final_seconds"] for row in mine], "{:.0f}"),
+            spread([model["num_parameters"] for model in second], 0),
+            spread([row["seconds"] for row in mine], 0),
+            spread([row["final_seconds"] for row in mine], 0),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
