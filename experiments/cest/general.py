@@ -5,7 +5,7 @@
 Four predators train on a quarter of the images in each generation, so 30 generations compute as
 many gradients as one network on all images in 30 epochs (`table.py`, rule `full`). Runs are
 written as they come (`general.json`); the same command goes on after an interruption. Needs the
-dataset in --data-dir or EVOJAX_SUITE_DATA. Let nothing else run: times are compared.
+dataset in --data-dir or EVOJAX_SUITE_DATA.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ def table(rows: Rows) -> str:
     """Each variant at its end."""
     lines = [
         "| | test accuracy, best predator | validation: best | mean of the predators | predators "
-        "that misclassify a prey | an example of the whole set | seconds |",
-        "|---" * 7 + "|",
+        "that misclassify a prey | an example of the whole set |",
+        "|---" * 6 + "|",
     ]
     for variant in VARIANTS:
         mine = [row for row in rows if row["variant"] == variant]
@@ -110,7 +110,6 @@ def table(rows: Rows) -> str:
             spread([100 * x["validation_accuracy_mean"] for x in last]),
             spread([x["prey_fitness_mean"] for x in last], 2),
             spread([x["wrong_mean"] for x in last], 2),
-            spread([row["seconds"] for row in mine], 0),
         ]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)

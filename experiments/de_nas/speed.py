@@ -43,7 +43,7 @@ class Options:
     """Training images, balanced; all of digits."""
     num_validation_images: int = 1000
     max_filters: int = 32
-    max_features: int = 1600
+    max_features: int = 512
     min_length: int = 7
     max_length: int = 15
     num_epochs: int = 10
