@@ -101,7 +101,7 @@ def table(rows: Rows) -> str:
         "that misclassify a prey | an example of the whole set |",
         "|---" * 6 + "|",
     ]
-    for variant in VARIANTS:
+    for variant in dict.fromkeys(row["variant"] for row in rows):
         mine = [row for row in rows if row["variant"] == variant]
         last = [row["lines"][-1] for row in mine]
         cells = [
