@@ -97,6 +97,7 @@ class Rows:
     def __init__(self, path: Path, options: Any, *without: str):
         """options: what the study is of, a dataclass, but for the fields named in `without`, which
         may change while it is the same study."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.about = plain(options) | {"device": jax.devices()[0].device_kind}
         for name in without:

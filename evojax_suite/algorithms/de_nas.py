@@ -67,9 +67,9 @@ from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 
 # On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
 # compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
-COMPILER_OPTIONS: dict[str, bool | str | int | float] = {"xla_backend_optimization_level": 2}
+_COMPILER_OPTIONS: dict[str, bool | str | int | float] = {"xla_backend_optimization_level": 2}
 if jax.__version_info__ < (0, 11):
-    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    _COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 TRAINING = TrainingConfig(
     num_epochs=10,
@@ -369,7 +369,7 @@ def judges(
         judge = jax.jit(
             program(network, lambda key, _: fresh(key, network, image_shape, config.initialization))
         )
-        compiled = judge.lower(key, genome, data).compile(COMPILER_OPTIONS)
+        compiled = judge.lower(key, genome, data).compile(_COMPILER_OPTIONS)
         return run(compiled, key, genome, data, time.perf_counter() - clock)
 
     one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
@@ -379,7 +379,7 @@ def judges(
         parameters = for_genome(one, parameters, genome, config.initialization)
         return {"params": parameters, "genome": genome._asdict()}
 
-    padded_program = jax.jit(program(one, start_padded), compiler_options=COMPILER_OPTIONS)
+    padded_program = jax.jit(program(one, start_padded), compiler_options=_COMPILER_OPTIONS)
 
     def padded(genome, key, data):
         return run(padded_program, key, genome, data, 0.0)

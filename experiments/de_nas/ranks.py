@@ -9,7 +9,7 @@ part. Written as they come (`ranks.json`); the same command goes on after an int
 
 from __future__ import annotations
 
-import time
+import itertools
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,12 +20,10 @@ from scipy import stats
 
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import some_images
-from evojax_suite.data import load, normalize
-from evojax_suite.networks.sequence import fresh
+from evojax_suite.data import load
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
 from evojax_suite.results import Rows, spread
-from evojax_suite.training import evaluate, fit_epochs, start_fit_from
 
 ADAM = replace(de_nas.TRAINING, optimizer="adam", learning_rate=2e-3)
 RECIPES = {
@@ -65,43 +63,29 @@ def main(options: Options) -> None:
     population = make(jax.random.split(jax.random.key(0), options.candidates))
     rows = Rows(options.output, options, "recipes", "candidates", "data_dir", "output")
     done = {(row["recipe"], row["candidate"]) for row in rows}
-    for candidate in range(options.candidates):
+    configs = {
+        recipe: replace(de_nas.Config(space=space, programs="separate"), **RECIPES[recipe])
+        for recipe in options.recipes
+    }
+    data = de_nas.make_data(configs[options.recipes[0]], dataset)  # the same for all
+    for candidate, (recipe, config) in itertools.product(
+        range(options.candidates), configs.items()
+    ):
+        if (recipe, candidate) in done:
+            continue
         genome = architectures.member(population, candidate)
-        for recipe in options.recipes:
-            if (recipe, candidate) in done:
-                continue
-            config = replace(de_nas.Config(space=space), **RECIPES[recipe])
-            network = de_nas.network_of(config, architectures.to_units(genome), classes)
-            data = de_nas.make_data(config, dataset)
-
-            def judge(key, data, num_epochs, network=network, config=config):
-                key_start, key_fit = jax.random.split(key)
-                number = len(data.labels)
-                start = fresh(key_start, network, shape, config.initialization)
-                fit, _ = fit_epochs(
-                    key_fit,
-                    network,
-                    config.training,
-                    num_epochs * config.training.num_batches(number),
-                    start_fit_from(start, config.training),
-                    normalize(data.images, data.mean, data.std),
-                    jax.nn.one_hot(data.labels, classes),
-                    number,
-                    num_epochs,
-                )
-                return evaluate(network, fit.variables, data.validation).accuracy
-
-            judged = jax.jit(judge, compiler_options=de_nas.COMPILER_OPTIONS)
-            row = {"recipe": recipe, "candidate": candidate}
-            for seed, (name, epochs) in enumerate(
-                (("few", options.few_epochs), ("full", options.full_epochs))
-            ):
-                clock = time.perf_counter()
-                key = jax.random.fold_in(jax.random.key(candidate), seed)
-                row[name] = float(judged(key, data, epochs))
-                row[f"{name}_seconds"] = time.perf_counter() - clock
-            rows.add(row)
-            print(f"{candidate}, {recipe}: {row['few']:.4f}, {row['full']:.4f}", flush=True)
+        row = {"recipe": recipe, "candidate": candidate}
+        for seed, (name, epochs) in enumerate(
+            (("few", options.few_epochs), ("full", options.full_epochs))
+        ):
+            training = replace(config.training, num_epochs=epochs)
+            judge = de_nas.judges(replace(config, training=training), classes, shape)
+            key = jax.random.fold_in(jax.random.key(candidate), seed)
+            judged = judge(genome, key, data)
+            row[name] = float(judged.evaluation.accuracy)
+            row[f"{name}_seconds"] = judged.seconds["training"]
+        rows.add(row)
+        print(f"{candidate}, {recipe}: {row['few']:.4f}, {row['full']:.4f}", flush=True)
     print(table(rows))
 
 
@@ -114,13 +98,10 @@ def table(rows: Rows) -> str:
     for recipe in dict.fromkeys(row["recipe"] for row in rows):
         mine = [row for row in rows if row["recipe"] == recipe]
         few, full = (np.array([row[name] for row in mine]) for name in ("few", "full"))
-        cells = [
-            recipe,
-            str(len(mine)),
-            *(spread(100 * x) for x in (few, full)),
-            f"{stats.spearmanr(few, full).statistic:.2f}",
-            f"{stats.kendalltau(few, full).statistic:.2f}",
-        ]
+        cells = [recipe, str(len(mine)), *(spread(100 * x) for x in (few, full))]
+        for correlation in (stats.spearmanr, stats.kendalltau):
+            defined = np.ptp(few) > 0 and np.ptp(full) > 0
+            cells.append(f"{correlation(few, full).statistic:.2f}" if defined else "all alike")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
