@@ -4,9 +4,9 @@
     python experiments/de_nas/table.py --seeds 0 --methods evolution
     python experiments/de_nas/table.py --methods nsga2 known batch
 
-A search makes 70 candidates; its most accurate and its smallest survivor train at
-length and are judged on the test part. Searches are written as they come; the same command goes on
-after an interruption.
+A search makes 70 candidates; its most accurate and its smallest survivor train at length and are
+judged on the test part. Searches are written as they come; the same command goes on after an
+interruption.
 """
 
 from __future__ import annotations
