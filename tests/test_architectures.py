@@ -102,6 +102,32 @@ def test_every_genome_that_is_made_is_valid(space, image_shape, seed):
         assert is_valid(architectures.member(children, index), space, image_shape)
 
 
+DECODED = Space(min_length=3, max_length=6, max_filters=40)
+
+
+@jax.jit
+def decode(numbers):
+    return architectures.decode(numbers, DECODED, CIFAR)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.floats(0, 1, width=32), min_size=28, max_size=28))
+def test_all_numbers_from_0_to_1_decode_to_a_valid_network(numbers):
+    genome = jax.device_get(decode(jnp.asarray(numbers, jnp.float32).reshape(7, 4)))
+    assert is_valid(genome, DECODED, CIFAR)
+    assert 3 <= (genome.kinds != END).sum() <= 6
+
+
+def test_decoding_by_hand():
+    rows = [[0.9, 0, 0.30, 0.0], [0.6, 0.7, 0, 0], [0.4, 0, 1.0, 1.0], [0.6, 0.9, 0, 0]]
+    numbers = jnp.array([*rows, [0.0] * 4, [0.0] * 4, [0.49, 0, 0, 0]])
+    # 0.49 of 3..6 units is 4; the second convolution has the most of 5..40 filters.
+    assert architectures.to_units(decode(numbers)) == (c(3, 5), M, c(7, 40), A)
+    lowest, highest = (architectures.to_units(decode(jnp.full((7, 4), end))) for end in (0.0, 1.0))
+    assert lowest == (c(1, 5),) * 3
+    assert highest == (c(7, 12), A, A, A, A, c(7, 40))
+
+
 @pytest.mark.parametrize(
     ("units", "parameters"), [(MODEL_1, 16_477_306), (MODEL_2, 7_796_674)], ids=["1", "2"]
 )

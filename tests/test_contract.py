@@ -90,6 +90,17 @@ VARIANTS = {
         space=Space(3, 4, (1, 3), 2, 3, max_filters=4, max_features=256),
         training=TrainingConfig(num_epochs=1, batch_size=64, optimizer="sgd"),
     ),
+    "de_nas_extended": de_nas.Config(
+        population_size=4,
+        num_children=4,
+        num_generations=1,
+        num_best=2,
+        method="evosax",
+        rungs=(1,),
+        survival="nsga2",
+        space=Space(3, 4, (1, 3), 2, 3, max_filters=4, max_features=256),
+        training=TrainingConfig(num_epochs=2, batch_size=64, optimizer="sgd"),
+    ),
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
@@ -122,7 +133,7 @@ def case(request) -> Case:
         case "cest":
             data, params = cest.make_data(config, digits), cest.Params()
             algorithm = cest.build(config, 10, shape)
-        case "de_nas":
+        case "de_nas" | "de_nas_extended":
             data, params = de_nas.make_data(config, digits), de_nas.Params()
             algorithm = de_nas.build(config, 10, shape)
         case "predator_prey":

@@ -82,6 +82,12 @@ def test_a_failed_candidate_is_last_and_shifts_no_other_score():
         assert de_nas.best_first(accuracy, sizes, PARAMS, survival)[-1] == 1
 
 
+def test_scores_on_the_scale_of_the_first():
+    accuracy, sizes = np.array([0.9, 0.5, 0.98, np.nan]), np.array([1000, 200, 1800, 1])
+    expected = [0.3, 0.7, 0.7 * -0.2 + 0.3 * 2, np.inf]
+    np.testing.assert_allclose(de_nas.scores(accuracy, sizes, PARAMS, scale=2), expected)
+
+
 def test_equal_candidates_have_equal_scores():
     assert de_nas.scores(np.full(3, 0.5), np.full(3, 10), PARAMS).tolist() == [0, 0, 0]
 
@@ -127,7 +133,9 @@ def test_a_candidate_is_judged_as_a_plain_program_judges_it(found, data):
     )
     separate = replace(CONFIG, programs="separate")
     judge = de_nas.judges(separate, 10, DIGITS.image_shape)
-    accuracy = judge(genome, jax.random.wrap_key_data(state.keys[index]), data).evaluation.accuracy
+    accuracy = judge(
+        genome, jax.random.wrap_key_data(state.keys[index]), data, np.zeros(0)
+    ).evaluation.accuracy
     network = SequenceNetwork(10, architectures.to_units(genome))
     images = (np.asarray(data.images, np.float32) / 255 if data.images.dtype == np.uint8
               else np.asarray(data.images))  # fmt: skip
@@ -145,6 +153,77 @@ def test_the_look_ahead_changes_nothing(found, data):
     _, state, _ = found
     _, alone, _ = search(replace(CONFIG, workers=1), data)
     jax.tree.map(np.testing.assert_array_equal, state, alone)
+
+
+EVOSAX = replace(CONFIG, method="evosax", num_children=4)
+
+
+def test_an_evosax_algorithm_moves_what_the_candidates_are_decoded_from(data):
+    _, state, _ = search(EVOSAX, data)
+    state = jax.device_get(state)
+    decode = jax.vmap(lambda x: architectures.decode(x, SPACE, DIGITS.image_shape))
+    numbers = jax.scipy.stats.norm.cdf(state.vectors).reshape(12, -1, 4)
+    jax.tree.map(np.testing.assert_array_equal, decode(numbers), state.genomes)
+    _, others, _ = search(replace(CONFIG, num_generations=0), data)
+    first = [architectures.member(genomes, slice(4)) for genomes in (state.genomes, others.genomes)]
+    jax.tree.map(np.testing.assert_array_equal, *first)
+    # Told the first population and its children: each member is the better of the two.
+    sizes = architectures.costs(state.genomes, DIGITS.image_shape, 10).parameters
+    fitness = de_nas.scores(state.accuracy, sizes, PARAMS, scale=4)
+    first, children = np.argsort(fitness[:4], kind="stable"), np.arange(4, 8)
+    better = np.where(fitness[children] <= fitness[first], children, first)
+    np.testing.assert_array_equal(state.strategy.population, state.vectors[better])
+    np.testing.assert_allclose(state.strategy.fitness, fitness[better], rtol=1e-6)
+    assert len(set(map(bytes, state.vectors))) == 12
+
+
+def test_a_distribution_of_evosax_starts_among_the_best(data):
+    config = replace(EVOSAX, strategy="SNES", population_size=6, num_generations=1)
+    _, state, _ = search(config, data)
+    sizes = architectures.costs(state.genomes, DIGITS.image_shape, 10).parameters
+    order = np.argsort(de_nas.scores(np.asarray(state.accuracy), sizes, PARAMS, scale=6)[:6])
+    mean = np.asarray(state.vectors)[order[:4]].mean(0)
+    np.testing.assert_allclose(state.strategy.mean, mean, rtol=1e-5, atol=1e-6)
+
+
+RUNGS = replace(CONFIG, rungs=(1, 3), training=replace(CONFIG.training, num_epochs=4))
+
+
+def test_a_rung_stops_who_does_not_reach_it(found, data):
+    _, state, _ = found
+    genome, key = architectures.member(state.genomes, 5), jax.random.key(7)
+    judge = de_nas.judges(RUNGS, 10, DIGITS.image_shape)
+    whole = judge(genome, key, data, np.full(2, -np.inf, np.float32))
+    assert whole.num_epochs == 4
+    assert np.isfinite(whole.rungs).all()
+    assert whole.rungs[-1] == whole.evaluation.accuracy
+    for bars, epochs in (((2, -np.inf), 1), ((-np.inf, 2), 3), ((whole.rungs[0], 0), 4)):
+        stopped = judge(genome, key, data, np.array(bars, np.float32))
+        assert stopped.num_epochs == epochs
+        reached = RUNGS.rungs.index(epochs) + 1 if epochs < 4 else 3
+        np.testing.assert_array_equal(stopped.rungs[:reached], whole.rungs[:reached])
+        assert np.isnan(stopped.rungs[reached:]).all()
+        assert stopped.evaluation.accuracy == whole.rungs[reached - 1]
+
+
+def test_children_train_on_only_with_the_better_half_of_the_survivors(data):
+    _, state, lines = search(RUNGS, data)
+    rungs, epochs = np.asarray(state.rungs), np.asarray(state.num_epochs)
+    assert (epochs[:4] == 4).all()
+    assert [line.num_epochs for line in lines] == epochs.tolist()
+    accuracy = np.asarray(state.accuracy)
+    sizes = architectures.costs(state.genomes, DIGITS.image_shape, 10).parameters
+    alive = np.arange(4)
+    for children in ((4, 5), (6, 7)):
+        alive = alive[de_nas.best_first(accuracy[alive], sizes[alive], PARAMS)][:4]
+        for child in children:
+            expected = 4
+            for rung, end in reversed(list(enumerate(RUNGS.rungs))):
+                reached = np.sort(rungs[alive, rung][np.isfinite(rungs[alive, rung])])
+                if rungs[child, rung] < reached[(len(reached) - 1) // 2]:
+                    expected = end
+            assert epochs[child] == expected
+        alive = np.concatenate([alive, children])
 
 
 def test_random_search_and_known_networks(data):
@@ -175,6 +254,9 @@ def test_the_result_names_the_most_accurate_and_the_smallest(found, data):
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),
         ({"workers": 0}, "workers must be >= 1, got 0"),
         ({"programs": "padded", "skip": True}, "programs padded needs"),
+        ({"rungs": (1,)}, r"rungs must rise within 1..0, below the 1 epochs, got \(1,\)"),
+        ({"method": "evosax", "num_known": 1}, "evosax takes no known networks, got 1"),
+        ({"method": "evosax", "num_children": 5}, "num_children must be <= population_size = 4"),
     ],
 )
 def test_a_wrong_configuration_is_refused(changes, says):
@@ -187,6 +269,8 @@ def test_images_too_small_and_one_class_are_refused():
         de_nas.build(CONFIG, 10, (3, 8, 1))
     with pytest.raises(ValueError, match="at least 2 classes, got 1"):
         de_nas.make_data(CONFIG, replace(DIGITS, class_names=("zero",)))
+    with pytest.raises(ValueError, match="DifferentialEvolution with a population of 2"):
+        de_nas.build(replace(CONFIG, method="evosax"), 10, DIGITS.image_shape)
     with pytest.raises(ValueError, match=r"differential_weight must be in \[0, 1\], got 2"):
         de_nas.Params(differential_weight=2).check()
 
@@ -269,6 +353,9 @@ def test_killed_and_resumed_it_ends_with_the_same_architecture(
         (["--kernels", "2"], "kernels must be odd and >= 1, got 2"),
         (["--error-weight", "-1"], "error_weight must be >= 0, got -1.0"),
         (["--max-features", "60"], "max_features must be >= 64 for images of (8, 8, 1)"),
+        (["--max-filters", "32", "--max-features", "100"], "max_features must be >= 128"),
+        (["--rungs", "5", "2"], "rungs must rise within 1..9, below the 10 epochs, got (5, 2)"),
+        (["--method", "evosax", "--strategy", "DifferentialEvolutio"], "(did you mean"),
         (["--num-images", "9999"], "9999"),
         (["--network", "ConvNet"], "--network"),
     ],

@@ -31,6 +31,7 @@ Where we differ, and why:
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,6 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from evojax_suite import strategies
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks.sequence import (
     Initialization,
@@ -97,9 +99,14 @@ class Config:
     """Architectures that a child may be based on, from the best."""
     compare: Literal["kind", "unit"] = "kind"
     """What makes two units alike in a difference: their kind, or kernel and filters too."""
-    method: Literal["evolution", "random"] = "evolution"
-    """Where children come from: differential evolution, or the distribution of the first
-    population, to compare with."""
+    method: Literal["evolution", "random", "evosax"] = "evolution"
+    """Where children come from: differential evolution on units (the paper's), the distribution of
+    the first population, to compare with, or `strategy`."""
+    strategy: str = "DifferentialEvolution"
+    """evosax algorithm of the method evosax. It moves normal deviates that `architectures.decode`
+    reads through their distribution function, so that standard normal vectors are random networks;
+    it starts from the best `num_children` of the first population and minimises the score, on the
+    scale of the first population."""
     survival: Literal["score", "nsga2"] = "score"
     """Who survives: the weighted sum (the paper's), or the fronts of error and size, the more
     spread out first (NSGA-II)."""
@@ -107,6 +114,10 @@ class Config:
     """What counts as size; multiplications are those of one image, forward."""
     num_known: int = 0
     """Networks like VGG of rising width in the first population, in place of random ones."""
+    rungs: tuple[int, ...] = ()
+    """Epochs after which a child is judged too, and trains on only where it keeps up with the
+    survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
+    (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
     final_epochs: int = 200
     """Epochs of the training of the most accurate and the smallest architecture; 0 is none."""
 
@@ -146,12 +157,26 @@ class Config:
                     f"{name} must be <= population_size = {self.population_size}, "
                     f"got {getattr(self, name)}"
                 )
+        if self.training.num_epochs < 1:
+            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
+        if self.method == "evosax":
+            if self.num_known:
+                raise ValueError(f"method evosax takes no known networks, got {self.num_known}")
+            if self.num_children > self.population_size:
+                raise ValueError(
+                    f"num_children must be <= population_size = {self.population_size} with the "
+                    f"method evosax, got {self.num_children}"
+                )
+        ends = (0, *self.rungs, self.training.num_epochs)
+        if any(before >= after for before, after in itertools.pairwise(ends)):
+            raise ValueError(
+                f"rungs must rise within 1..{self.training.num_epochs - 1}, below the "
+                f"{self.training.num_epochs} epochs, got {self.rungs}"
+            )
         if self.num_best < 1:
             raise ValueError(f"num_best must be >= 1, got {self.num_best}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.training.num_epochs < 1:
-            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
         if self.workers is not None and self.workers < 1:
             raise ValueError(f"workers must be >= 1, got {self.workers}")
         if self.programs == "padded" and not self.can_be_padded:
@@ -189,16 +214,18 @@ class Params:
     """Of the size in the score, >= 0."""
     differential_weight: float = 1.0
     """Probability that a unit of a difference takes part, in [0, 1]."""
+    stopping_quantile: float = 0.5
+    """Share of the survivors' accuracies at a rung that a child must reach, in [0, 1]: half of
+    them, as in halving."""
 
     def check(self) -> None:
         """Raise ValueError where a value is out of range."""
         for name in ("error_weight", "size_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not 0 <= self.differential_weight <= 1:
-            raise ValueError(
-                f"differential_weight must be in [0, 1], got {self.differential_weight}"
-            )
+        for name in ("differential_weight", "stopping_quantile"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
 
 @struct.dataclass
@@ -232,8 +259,12 @@ class State:
     genomes: Genome  # (T, L), END beyond those that were made
     keys: Array  # (T, 2) uint32, of each one's training
     accuracy: Array  # (T,) on the validation part, NaN where not judged or failed
+    rungs: Array  # (T, R + 1) the same at each rung and at the end, NaN where not reached
+    num_epochs: Array  # (T,) int32 that each was trained
     population: Array  # (P,) int32, candidates from the best to the worst; -1 before the first
     num_judged: Array  # () int32
+    vectors: Array | None  # (T, D) that the genomes were decoded from, method evosax only
+    strategy: PyTree  # the evosax state, None with other methods
 
 
 class Metrics(NamedTuple):
@@ -245,6 +276,7 @@ class Metrics(NamedTuple):
     loss: np.generic  # there, in nats
     num_parameters: np.generic
     num_multiplications: np.generic  # of one image, forward
+    num_epochs: np.generic  # that it was trained
     accuracy_best: np.generic  # of all so far
     population_accuracy: np.generic  # mean, NaN before the first selection
     population_parameters: np.generic  # mean
@@ -261,16 +293,22 @@ class Found(NamedTuple):
     smallest: Array  # () its place, of those whose training did not fail
 
 
-def scores(accuracy: np.ndarray, sizes: np.ndarray, params: Params) -> np.ndarray:
-    """The weighted sum of error rate and size, each from 0 to 1 over the candidates, lower is
-    better ("Natural selection"). accuracy, sizes: (n,). Infinite where the accuracy is not finite.
+def scores(
+    accuracy: np.ndarray, sizes: np.ndarray, params: Params, scale: int | None = None
+) -> np.ndarray:
+    """The weighted sum (n,) of error rate and size, lower is better ("Natural selection").
+
+    accuracy, sizes: (n,). Error and size go from 0 to 1 over the candidates, or over the first
+    `scale` of them, which makes the scores of several generations comparable. Infinite where the
+    accuracy is not finite.
     """
     usable = np.isfinite(accuracy)
+    setting = usable & (np.arange(len(usable)) < (scale or len(usable)))
 
     def scaled(values):
-        if not usable.any():
+        if not setting.any():
             return np.zeros(len(values))
-        low, high = values[usable].min(), values[usable].max()
+        low, high = values[setting].min(), values[setting].max()
         return (values - low) / (high - low) if high > low else np.zeros(len(values))
 
     errors = 1 - np.asarray(accuracy, np.float64)
@@ -310,6 +348,8 @@ def known_networks(space: Space, image_shape: tuple[int, int, int], number: int)
 
 class _Judged(NamedTuple):
     evaluation: Evaluation
+    rungs: Array  # (R + 1,) accuracy at each rung and at the end, NaN where not reached
+    num_epochs: Array  # trained
     seconds: dict[str, float]
 
 
@@ -333,44 +373,67 @@ def padded_size(space: Space, image_shape: tuple[int, int, int]) -> int:
 
 def judges(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Callable[[Genome, Array, Data], _Judged]:
-    """A function that trains and judges one candidate, safe to call from several threads."""
+) -> Callable[[Genome, Array, Data, np.ndarray], _Judged]:
+    """A function that trains and judges one candidate, safe to call from several threads.
+
+    Its arguments are the genome, a key, the data, and the accuracy (R,) that lets it pass each rung
+    (minus infinity lets all).
+    """
+    training = config.training
+    ends = np.array([*config.rungs, training.num_epochs])
 
     def program(network, start):
-        """Of a key, a genome and the data; `start` makes the network's variables."""
+        """Of a key, a genome, the data and the bars; `start` makes the network's variables."""
 
-        def judge(key, genome, data):
+        def judge(key, genome, data, bars):
             key_start, key_fit = jax.random.split(key)
             num_images = len(data.labels)
-            fit, _ = fit_epochs(
-                key_fit,
-                network,
-                config.training,
-                config.training.num_epochs * config.training.num_batches(num_images),
-                start_fit_from(start(key_start, genome), config.training),
-                normalize(data.images, data.mean, data.std),
-                jax.nn.one_hot(data.labels, num_classes),
-                num_images,
-                config.training.num_epochs,
-            )
-            return evaluate(network, fit.variables, data.validation)
+            images = normalize(data.images, data.mean, data.std)
+            labels = jax.nn.one_hot(data.labels, num_classes)
+            fit = start_fit_from(start(key_start, genome), training)
+
+            def train(key, fit, num_epochs):
+                num_steps = training.num_epochs * training.num_batches(num_images)
+                arguments = network, training, num_steps, fit, images, labels, num_images
+                fit, _ = fit_epochs(key, *arguments, num_epochs)
+                return fit, evaluate(network, fit.variables, data.validation)
+
+            if not config.rungs:
+                _, evaluation = train(key_fit, fit, training.num_epochs)
+                return evaluation, evaluation.accuracy[None], jnp.int32(training.num_epochs)
+
+            def passes(carry):
+                rung, _, _, found = carry
+                before = jnp.maximum(rung - 1, 0)
+                return (rung < len(ends)) & ((rung == 0) | (found[before] >= bars[before]))
+
+            def climb(carry):
+                rung, fit, _, found = carry
+                length = jnp.diff(ends, prepend=0)[rung]
+                fit, evaluation = train(jax.random.fold_in(key_fit, rung), fit, length)
+                return rung + 1, fit, evaluation, found.at[rung].set(evaluation.accuracy)
+
+            nothing = jnp.full(len(ends), jnp.nan)
+            carry = jnp.int32(0), fit, Evaluation(nothing[0], nothing[0]), nothing
+            rung, _, evaluation, found = jax.lax.while_loop(passes, climb, carry)
+            return evaluation, found, jnp.asarray(ends, jnp.int32)[rung - 1]
 
         return judge
 
-    def run(compiled, key, genome, data, compile_seconds):
+    def run(compiled, key, genome, data, bars, compile_seconds):
         clock = time.perf_counter()
-        evaluation = jax.device_get(compiled(key, genome, data))
+        judged = jax.device_get(compiled(key, genome, data, bars))
         seconds = time.perf_counter() - clock
-        return _Judged(evaluation, {"compilation": compile_seconds, "training": seconds})
+        return _Judged(*judged, {"compilation": compile_seconds, "training": seconds})
 
-    def separate(genome, key, data):
+    def separate(genome, key, data, bars):
         clock = time.perf_counter()
         network = network_of(config, architectures.to_units(genome), num_classes)
         judge = jax.jit(
             program(network, lambda key, _: fresh(key, network, image_shape, config.initialization))
         )
-        compiled = judge.lower(key, genome, data).compile(_COMPILER_OPTIONS)
-        return run(compiled, key, genome, data, time.perf_counter() - clock)
+        compiled = judge.lower(key, genome, data, bars).compile(_COMPILER_OPTIONS)
+        return run(compiled, key, genome, data, bars, time.perf_counter() - clock)
 
     one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
 
@@ -381,8 +444,8 @@ def judges(
 
     padded_program = jax.jit(program(one, start_padded), compiler_options=_COMPILER_OPTIONS)
 
-    def padded(genome, key, data):
-        return run(padded_program, key, genome, data, 0.0)
+    def padded(genome, key, data, bars):
+        return run(padded_program, key, genome, data, bars, 0.0)
 
     small = padded_size(config.space, image_shape) <= 4_000_000 and jax.default_backend() == "cpu"
     fits = small and config.can_be_padded
@@ -405,25 +468,53 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     workers = config.workers or 2 * jax.local_device_count()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
     ahead: dict[bytes, Future[_Judged]] = {}
+    num_rungs, num_numbers = len(config.rungs), 4 * (space.max_length + 1)
+    strategy = None
+    if config.method == "evosax":
+        strategy = strategies.create(config.strategy, children, num_numbers)
 
     @jax.jit
     @jax.vmap
     def random_genomes(key: Array) -> Genome:
         return architectures.random_genome(key, space, image_shape)
 
+    @jax.jit
+    @jax.vmap
+    def random_vectors(key: Array) -> Array:
+        numbers = architectures.random_numbers(key, space, image_shape).ravel()
+        return jax.scipy.stats.norm.ppf(jnp.clip(numbers, 1e-6, 1 - 1e-6))
+
+    @jax.jit
+    @jax.vmap
+    def decoded(vector: Array) -> Genome:
+        numbers = jax.scipy.stats.norm.cdf(vector).reshape(-1, 4)
+        return architectures.decode(numbers, space, image_shape)
+
     def sizes_of(genomes: Genome) -> np.ndarray:
         return getattr(architectures.costs(genomes, image_shape, num_classes), config.size)
 
+    def start_strategy(key: Array, vectors: Array, fitness: Array) -> PyTree:
+        population_based = strategies.is_population_based(strategy)
+        start = (vectors, fitness) if population_based else (vectors.mean(0),)
+        return strategies.strong(strategy.init(key, *start, strategy.default_params))
+
     def init(key: Array, params: Params, data: Data) -> State:
-        del key, params, data
+        del params, data
         total = config.num_candidates
         empty = jnp.zeros((total, space.max_length), jnp.int32)
+        vectors = jnp.zeros((total, num_numbers)) if strategy else None
         return State(
             genomes=Genome(empty, empty, empty),
             keys=jnp.zeros((total, 2), jnp.uint32),
             accuracy=jnp.full(total, jnp.nan),
+            rungs=jnp.full((total, num_rungs + 1), jnp.nan),
+            num_epochs=jnp.zeros(total, jnp.int32),
             population=jnp.full(size, -1, jnp.int32),
             num_judged=jnp.int32(0),
+            vectors=vectors,
+            strategy=start_strategy(key, vectors[:children], jnp.full(children, jnp.inf))
+            if strategy
+            else None,
         )
 
     @jax.jit
@@ -441,12 +532,44 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             weight,
         )
 
+    def by_strategy(key: Array, state: State, params: Params) -> tuple[Genome, State]:
+        """The candidates that `strategy` asks for; the first are those of the other methods."""
+        start, own = int(state.num_judged), strategy.default_params
+        if start == 0:
+            vectors = random_vectors(jax.random.split(key, size))
+            return decoded(vectors), replace(state, vectors=state.vectors.at[:size].set(vectors))
+        key_tell, key_ask, key_again = jax.random.split(key, 3)
+        accuracy = np.asarray(state.accuracy)[:start]
+        sizes = sizes_of(architectures.member(state.genomes, np.arange(start)))
+        fitness = scores(accuracy, sizes, params, size)
+        best, last = np.argsort(fitness, kind="stable")[:children], np.arange(start)[-children:]
+        told = best if start == size else last
+        vectors = state.vectors[told]
+        fitness = jnp.asarray(np.where(np.isfinite(fitness), fitness, np.nan)[told])  # as it knows
+        if start == size:
+            moved = start_strategy(key_tell, vectors, fitness)
+        else:
+            moved, _ = strategy.tell(key_tell, vectors, fitness, state.strategy, own)
+        vectors, asked = strategy.ask(key_ask, moved, own)
+        for attempt in range(architectures.MOST_ATTEMPTS):
+            large = architectures.num_features(decoded(vectors), image_shape) > space.max_features
+            if not large.any():
+                break
+            others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), moved, own)
+            vectors = jnp.where(large[:, None], others, vectors)
+        place = slice(start, start + children)
+        return decoded(vectors), replace(
+            state, vectors=state.vectors.at[place].set(vectors), strategy=strategies.strong(asked)
+        )
+
     def draw(key: Array, state: State, params: Params) -> State:
         """The candidates of the next generation, and the keys of their trainings."""
         key_genomes, key_training = jax.random.split(key)
         start = int(state.num_judged)
         number = children if start else size
-        if start and config.method == "evolution":
+        if strategy:
+            made, state = by_strategy(key_genomes, state, params)
+        elif start and config.method == "evolution":
             population = architectures.member(state.genomes, state.population)
             made = offspring(key_genomes, population, params.differential_weight)
         else:
@@ -468,7 +591,16 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             keys=state.keys.at[place].set(keys),
         )
 
-    def judged(state: State, data: Data, first: int, end: int) -> _Judged:
+    def bars_of(state: State, params: Params) -> np.ndarray:
+        """The accuracy (R,) at each rung that a child must reach, of the survivors that did."""
+        alive = np.asarray(state.population)
+        if not num_rungs or alive[0] < 0:
+            return np.full(num_rungs, -np.inf, np.float32)
+        found = np.asarray(state.rungs)[alive, :num_rungs]
+        found = np.where(np.isfinite(found).any(0), found, -np.inf)
+        return np.nanquantile(found, params.stopping_quantile, axis=0).astype(np.float32)
+
+    def judged(state: State, data: Data, bars: np.ndarray, first: int, end: int) -> _Judged:
         """Candidate `first`; those after it, before `end`, are begun meanwhile."""
         genomes, keys = jax.device_get((state.genomes, state.keys))
         devices = jax.local_devices()
@@ -480,17 +612,20 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             genome, key_data = request(index)
             with jax.default_device(devices[index % len(devices)]):
                 try:
-                    return judge(genome, jax.random.wrap_key_data(jnp.asarray(key_data)), data)
+                    key = jax.random.wrap_key_data(jnp.asarray(key_data))
+                    return judge(genome, key, data, bars)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
                     nothing = np.float32(np.nan)  # too large for the memory: failed
-                    return _Judged(Evaluation(nothing, nothing), {})
+                    rungs = np.full(num_rungs + 1, nothing)
+                    return _Judged(Evaluation(nothing, nothing), rungs, np.int32(0), {})
 
         names = {}
         for index in range(first, min(end, first + workers)):
             genome, key_data = request(index)
-            name = b"".join(leaf.tobytes() for leaf in (*genome, key_data, np.int64(index)))
+            about = (*genome, key_data, bars, np.int64(index))
+            name = b"".join(leaf.tobytes() for leaf in about)
             names[index] = name
             if name not in ahead:
                 ahead[name] = pool.submit(work, index)
@@ -504,9 +639,15 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         start, end = config.candidates_of(generation)
         if index == start:
             state = draw(key, state, params)
-        found = judged(state, data, index, end)
+        found = judged(state, data, bars_of(state, params), index, end)
         accuracy = state.accuracy.at[index].set(found.evaluation.accuracy)
-        state = replace(state, accuracy=accuracy, num_judged=state.num_judged + 1)
+        state = replace(
+            state,
+            accuracy=accuracy,
+            rungs=state.rungs.at[index].set(found.rungs),
+            num_epochs=state.num_epochs.at[index].set(found.num_epochs),
+            num_judged=state.num_judged + 1,
+        )
         if index + 1 == end:
             old = [] if generation == 0 else np.asarray(state.population)
             merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
@@ -529,6 +670,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             loss=np.float32(found.evaluation.cross_entropy),
             num_parameters=own.parameters[()],
             num_multiplications=own.multiplications[()],
+            num_epochs=np.int32(found.num_epochs),
             accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
             population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
             if selected

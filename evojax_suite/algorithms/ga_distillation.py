@@ -320,13 +320,6 @@ def rank_last(fitness: Array) -> Array:
     return jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
 
 
-def _strong(tree: PyTree) -> PyTree:
-    """Without weak types, so that a state keeps its type from step to step."""
-    return jax.tree.map(
-        lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), tree
-    )
-
-
 def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data):
     """Lower and upper bound of children: scalars, or one a dimension."""
     if config.clip == "unit":
@@ -403,7 +396,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         else:  # a distribution starts at the mean of the individuals that a population starts with
             state = strategy.init(key_strategy, population.mean(0), own)
             population, state = strategy.ask(key_ask, state, own)
-        return _strong(
+        return strategies.strong(
             State(
                 strategy=state,
                 population=population,
@@ -425,11 +418,13 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
 
         def tell(strategy_state):
-            return _strong(strategy.tell(key_tell, state.population, loss, strategy_state, own)[0])
+            return strategies.strong(
+                strategy.tell(key_tell, state.population, loss, strategy_state, own)[0]
+            )
 
         def first(strategy_state):
             del strategy_state
-            return _strong(strategy.init(key_tell, state.population, loss, own))
+            return strategies.strong(strategy.init(key_tell, state.population, loss, own))
 
         if population_based:
             strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
@@ -459,7 +454,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             best_score=state.best_score,
             num_failed=failed.sum(),
         )
-        return _strong(state), metrics
+        return strategies.strong(state), metrics
 
     def result(state: State, params: Params, data: Data) -> Individual:
         del params, data

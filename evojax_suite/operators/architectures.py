@@ -20,7 +20,8 @@ from evojax_suite.types import Array
 
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
 
-_MOST_ATTEMPTS = 200
+MOST_ATTEMPTS = 200
+"""To draw a network that has few enough features."""
 
 
 class Genome(NamedTuple):
@@ -136,64 +137,81 @@ def last_filters(genome: Genome) -> Array:
     return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
 
 
-def _until(key: Array, make, accept) -> Genome:
+def _until(key: Array, make, accept):
     """`make(key, last)` with new keys until `accept` takes it; the last attempt's as it is."""
 
     def again(carry):
-        attempt, genome = carry
-        return (attempt < _MOST_ATTEMPTS) & ~accept(genome)
+        attempt, made = carry
+        return (attempt < MOST_ATTEMPTS) & ~accept(made)
 
     def attempt(carry):
         number = carry[0]
-        return number + 1, make(jax.random.fold_in(key, number), number == _MOST_ATTEMPTS - 1)
+        return number + 1, make(jax.random.fold_in(key, number), number == MOST_ATTEMPTS - 1)
 
     return jax.lax.while_loop(again, attempt, attempt((jnp.int32(0), None)))[1]
 
 
-def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
-    """A random network ("Initialization"); drawn anew while it has too many features, which a
-    caller checks where they may be many (`num_features`): the attempts are limited."""
-    poolings = most_poolings(image_shape)
+def decode(numbers: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
+    """The network that `numbers` (max_length + 1, 4) in [0, 1] stand for: a continuous encoding of
+    the space, in which uniform numbers are a random network ("Initialization").
 
+    A row is a unit (convolution or pooling, which pooling, kernel, filters), the first number of
+    the last row the length. The network may have more than `max_features` (`num_features`).
+    """
+
+    def between(number, least, most):
+        return least + jnp.minimum(number * (most + 1 - least), most - least).astype(jnp.int32)
+
+    length = between(numbers[-1, 0], space.min_length, space.max_length)
+
+    def unit(carry, inputs):
+        before, left = carry
+        place, (kind_number, pooling_number, kernel_number, filters_number) = inputs
+        first, ended = place == 0, place >= length
+        is_convolution = first | (left == 0) | (kind_number < space.convolution_rate)
+        least = before if space.growing else space.min_first_filters
+        filters = between(
+            filters_number,
+            jnp.where(first, space.min_first_filters, least),
+            jnp.where(first, space.max_first_filters, space.max_filters),
+        )
+        kernels = jnp.array(space.kernels, jnp.int32)
+        kernel = kernels[between(kernel_number, 0, len(kernels) - 1)]
+        takes_maximum = pooling_number < space.max_pooling_rate
+        pooling = jnp.where(takes_maximum, MAX_POOLING, AVERAGE_POOLING)
+        kind = jnp.where(ended, END, jnp.where(is_convolution, CONVOLUTION, pooling))
+        is_convolution = kind == CONVOLUTION
+        carry = jnp.where(is_convolution, filters, before), left - (kind > CONVOLUTION)
+        return carry, (
+            kind.astype(jnp.int32),
+            jnp.where(is_convolution, kernel, 0),
+            jnp.where(is_convolution, filters, 0),
+        )
+
+    start = jnp.int32(0), jnp.int32(most_poolings(image_shape))
+    places = jnp.arange(space.max_length)
+    return Genome(*jax.lax.scan(unit, start, (places, tuple(numbers[:-1].T)))[1])
+
+
+def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
+    """A random network; drawn anew while it has too many features, which a caller checks where
+    they may be many (`num_features`): the attempts are limited."""
+    return _random(key, space, image_shape)[1]
+
+
+def random_numbers(key: Array, space: Space, image_shape: tuple[int, ...]) -> Array:
+    """What `random_genome` decodes with the same key: (max_length + 1, 4), uniform."""
+    return _random(key, space, image_shape)[0]
+
+
+def _random(key, space, image_shape):
     def make(key, last):
         del last
         # One draw for all units: random bits take long to compile.
-        draws = jax.random.uniform(key, (space.max_length + 1, 4))
+        numbers = jax.random.uniform(key, (space.max_length + 1, 4))
+        return numbers, decode(numbers, space, image_shape)
 
-        def between(draw, least, most):
-            return least + jnp.floor(draw * (most + 1 - least)).astype(jnp.int32)
-
-        length = between(draws[-1, 0], space.min_length, space.max_length)
-
-        def unit(carry, inputs):
-            before, left = carry
-            place, (kind_draw, pooling_draw, kernel_draw, filters_draw) = inputs
-            first, ended = place == 0, place >= length
-            is_convolution = first | (left == 0) | (kind_draw < space.convolution_rate)
-            least = before if space.growing else space.min_first_filters
-            filters = between(
-                filters_draw,
-                jnp.where(first, space.min_first_filters, least),
-                jnp.where(first, space.max_first_filters, space.max_filters),
-            )
-            kernels = jnp.array(space.kernels, jnp.int32)
-            kernel = kernels[between(kernel_draw, 0, len(kernels) - 1)]
-            takes_maximum = pooling_draw < space.max_pooling_rate
-            pooling = jnp.where(takes_maximum, MAX_POOLING, AVERAGE_POOLING)
-            kind = jnp.where(ended, END, jnp.where(is_convolution, CONVOLUTION, pooling))
-            is_convolution = kind == CONVOLUTION
-            carry = jnp.where(is_convolution, filters, before), left - (kind > CONVOLUTION)
-            return carry, (
-                kind.astype(jnp.int32),
-                jnp.where(is_convolution, kernel, 0),
-                jnp.where(is_convolution, filters, 0),
-            )
-
-        start = jnp.int32(0), jnp.int32(poolings)
-        places = jnp.arange(space.max_length)
-        return Genome(*jax.lax.scan(unit, start, (places, tuple(draws[:-1].T)))[1])
-
-    return _until(key, make, lambda found: num_features(found, image_shape) <= space.max_features)
+    return _until(key, make, lambda made: num_features(made[1], image_shape) <= space.max_features)
 
 
 def difference(first: Genome, second: Genome, compare: Literal["kind", "unit"] = "kind") -> Genome:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 
+import jax
 import jax.numpy as jnp
 from evosax.algorithms import algorithms as evosax_algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
 from evojax_suite.strategies.laplace_ga import LaplaceGA
+from evojax_suite.types import PyTree
 
 STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {"LaplaceGA": LaplaceGA, **evosax_algorithms}
 
@@ -46,4 +48,11 @@ def is_population_based(strategy: EvolutionaryAlgorithm) -> bool:
     return isinstance(strategy, PopulationBasedAlgorithm)
 
 
-__all__ = ["STRATEGIES", "LaplaceGA", "create", "is_population_based", "options"]
+def strong(state: PyTree) -> PyTree:
+    """A state without weak types, so that it keeps its type from step to step."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), state
+    )
+
+
+__all__ = ["STRATEGIES", "LaplaceGA", "create", "is_population_based", "options", "strong"]

@@ -4,9 +4,9 @@
     python experiments/de_nas/table.py --seeds 0 --methods evolution
     python experiments/de_nas/table.py --methods nsga2 known batch
 
-A search makes 70 candidates; its most accurate and its smallest survivor train at length and are
-judged on the test part. Searches are written as they come; the same command goes on after an
-interruption.
+A search makes 70 candidates of ten epochs each (with halving 90, some stop early); its most
+accurate and its smallest survivor train at length and are judged on the test part. Searches are
+written as they come; the same command goes on after an interruption.
 """
 
 from __future__ import annotations
@@ -38,7 +38,10 @@ METHODS = {
     "known": {"num_known": 4},
     "batch": {"normalization": "batch"},
     "skip": {"skip": True},
+    "evosax": {"method": "evosax"},
+    "halving": {"rungs": (3,), "num_generations": 7},  # as many epochs, or fewer
 }
+OBJECTIVES = "accuracy", "num_parameters"
 
 
 @dataclass(frozen=True)
@@ -160,9 +163,9 @@ def main(options: Options) -> None:
 
 def table(rows: Rows, config: de_nas.Config) -> str:
     lines = [
-        "| search | seeds | best score | model 1: validation in the search | test "
-        "| parameters | model 2: test | parameters | search, s | final, s |",
-        "|---" * 10 + "|",
+        "| search | seeds | epochs | best score | hypervolume | model 1: validation in the search "
+        "| test | parameters | model 2: test | parameters | search, s | final, s |",
+        "|---" * 12 + "|",
     ]
     for method in dict.fromkeys(row["method"] for row in rows):
         mine = [row for row in rows if row["method"] == method]
@@ -170,7 +173,9 @@ def table(rows: Rows, config: de_nas.Config) -> str:
         cells = [
             method,
             str(len(mine)),
+            spread([sum(one["num_epochs"] for one in row["history"]) for row in mine], 0),
             spread([score(config, row["history"]) for row in mine], 3),
+            spread([hypervolume(config, row["history"]) for row in mine], 3),
             spread([100 * model["search_accuracy"] for model in first]),
             spread([100 * model["test_accuracy"] for model in first]),
             spread([model["num_parameters"] for model in first], 0),
@@ -184,17 +189,21 @@ def table(rows: Rows, config: de_nas.Config) -> str:
 
 
 def score(config: de_nas.Config, rows: list[dict]) -> float:
-    """The paper's score of the best survivor, on the scale of the first population, which random
-    search and evolution share where the seed is the same."""
-    first = rows[: config.population_size]
-    errors = 1 - np.array([row["accuracy"] for row in first], float)
-    sizes = np.array([row["num_parameters"] for row in first], float)
-    return min(
-        0.7 * (1 - row["accuracy"] - errors.min()) / np.ptp(errors)
-        + 0.3 * (row["num_parameters"] - sizes.min()) / np.ptp(sizes)
-        for row in rows
-        if row["accuracy"] is not None
-    )
+    """The paper's score of the best candidate, on the scale of the first population, which searches
+    share where the seed is the same."""
+    accuracy, sizes = (np.array([row[name] for row in rows], float) for name in OBJECTIVES)
+    return de_nas.scores(accuracy, sizes, de_nas.Params(), config.population_size).min()
+
+
+def hypervolume(config: de_nas.Config, rows: list[dict]) -> float:
+    """What all candidates dominate in accuracy and decades of parameters, from accuracy 0 and the
+    largest network of the first population on."""
+    accuracy, sizes = (np.array([row[name] for row in rows], float) for name in OBJECTIVES)
+    largest = sizes[: config.population_size].max()
+    kept = np.flatnonzero((sizes < largest) & np.isfinite(accuracy))
+    kept = kept[np.argsort(sizes[kept])]
+    decades = np.diff(np.log10([*sizes[kept], largest]))
+    return float(decades @ np.maximum.accumulate(accuracy[kept]))
 
 
 if __name__ == "__main__":
