@@ -135,7 +135,8 @@ def run(
         seconds = 0.0
         if compiled is None:
             start = time.perf_counter()
-            compiled = jax.jit(advance, donate_argnums=1).lower(*arguments).compile()
+            lowered = jax.jit(advance, donate_argnums=1).lower(*arguments)
+            compiled = lowered.compile(algorithm.compiler_options)
             seconds = time.perf_counter() - start
         return *compiled(*arguments), seconds
 

@@ -222,8 +222,9 @@ def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
         color, epochs = f"C{index}", values(lines, "generation")
         for panel, kind in zip(panels, ("loss", "accuracy"), strict=False):
             panel.plot(epochs, values(lines, kind), "--", lw=0.9, color=color)
-            shown = panel.plot(epochs, values(lines, f"validation_{kind}"), lw=1.2, color=color)
-        shown[0].set_label(name)
+            label = name if kind == "accuracy" else None  # once in the legend
+            validated = values(lines, f"validation_{kind}")
+            panel.plot(epochs, validated, lw=1.2, color=color, label=label)
         if counted:
             seen = values(lines, "gradient_examples"), values(lines, "validation_accuracy")
             panels[2].plot(*seen, lw=1.2, color=color)

@@ -23,7 +23,7 @@ from evojax_suite.types import Array, PyTree
 def _logits(
     network: SequenceNetwork, variables: PyTree, images: Array, mean: Array, std: Array
 ) -> Array:
-    return network.apply(variables, (images - mean) / std)
+    return jnp.asarray(network.apply(variables, (images - mean) / std))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import jax
@@ -88,7 +88,8 @@ class Algorithm:
     finished(state) -> bool array                      whether further steps would change nothing
 
     `key` of step g is `fold_in(run_key, g)`, so that going on at g needs nothing but the state.
-    `scannable`: `step` may be jitted, scanned and vmapped.
+    `scannable`: `step` may be jitted, scanned and vmapped; `compiler_options`: those of XLA under
+    which its program runs fastest.
     """
 
     init: Callable[..., Any]
@@ -96,3 +97,4 @@ class Algorithm:
     result: Callable[..., Any]
     finished: Callable[[Any], Any]
     scannable: bool = True
+    compiler_options: dict[str, Any] | None = field(default=None, hash=False)

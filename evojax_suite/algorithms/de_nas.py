@@ -36,7 +36,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +69,12 @@ from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 
 # On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
 # compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
-_COMPILER_OPTIONS: dict[str, bool | str | int | float] = {"xla_backend_optimization_level": 2}
+COMPILER_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
 if jax.__version_info__ < (0, 11):
-    _COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
+
+# On two cores both ways take as long at 5e11 (experiments/de_nas/README.md).
+_MOST_PADDED_WORK = 3 * 10**11
 
 TRAINING = TrainingConfig(
     num_epochs=10,
@@ -132,8 +135,8 @@ class Config:
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
     programs: Literal["auto", "separate", "padded"] = "auto"
-    """A program for each candidate, or one for all with filters masked; auto is padded where the
-    largest network is small, separate else (experiments/de_nas/README.md)."""
+    """A program for each candidate, or one for all with filters masked; auto is padded on a CPU
+    where trainings are so short that compiling takes longer (experiments/de_nas/README.md)."""
     workers: int | None = None
     """Candidates that compile or train at once; None is 2 a device."""
 
@@ -253,6 +256,14 @@ def make_data(config: Config, dataset: Dataset) -> Data:
 
 
 @struct.dataclass
+class Encoded:
+    """The candidates as an evosax algorithm sees them."""
+
+    vectors: Array  # (T, D) that the genomes are decoded from
+    strategy: PyTree  # the algorithm's own state
+
+
+@struct.dataclass
 class State:
     """All candidates in the order in which they are made, and who lives."""
 
@@ -263,8 +274,7 @@ class State:
     num_epochs: Array  # (T,) int32 that each was trained
     population: Array  # (P,) int32, candidates from the best to the worst; -1 before the first
     num_judged: Array  # () int32
-    vectors: Array | None  # (T, D) that the genomes were decoded from, method evosax only
-    strategy: PyTree  # the evosax state, None with other methods
+    encoded: Encoded | None  # method evosax only
 
 
 class Metrics(NamedTuple):
@@ -288,9 +298,9 @@ class Found(NamedTuple):
     """What a search ends with: the population, from the best score to the worst."""
 
     genomes: Genome  # (P, L)
-    accuracy: Array  # (P,) on the validation part, NaN where a training failed
-    most_accurate: Array  # () its place
-    smallest: Array  # () its place, of those whose training did not fail
+    accuracy: np.ndarray  # (P,) on the validation part, NaN where a training failed
+    most_accurate: int  # its place
+    smallest: int  # its place, of those whose training did not fail
 
 
 def scores(
@@ -365,10 +375,13 @@ def network_of(config: Config, units: tuple[Unit, ...], num_classes: int) -> Seq
     )
 
 
-def padded_size(space: Space, image_shape: tuple[int, int, int]) -> int:
-    """Parameters of the one padded program."""
+def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: int) -> int:
+    """Multiplications of a candidate's training in the padded program, forward, at the most."""
+    space = config.space
     most = PaddedNetwork(2, space, image_shape).most_features
-    return space.max_length * (max(space.kernels) * space.max_filters) ** 2 + most**2 * 5 // 8
+    convolutions = space.max_length * (max(space.kernels) * space.max_filters) ** 2
+    each = convolutions * image_shape[0] * image_shape[1] + most**2 * 5 // 8
+    return each * num_images * config.training.num_epochs
 
 
 def judges(
@@ -422,9 +435,9 @@ def judges(
 
     def run(compiled, key, genome, data, bars, compile_seconds):
         clock = time.perf_counter()
-        judged = jax.device_get(compiled(key, genome, data, bars))
-        seconds = time.perf_counter() - clock
-        return _Judged(*judged, {"compilation": compile_seconds, "training": seconds})
+        evaluation, rungs, num_epochs = jax.device_get(compiled(key, genome, data, bars))
+        seconds = {"compilation": compile_seconds, "training": time.perf_counter() - clock}
+        return _Judged(evaluation, rungs, num_epochs, seconds)
 
     def separate(genome, key, data, bars):
         clock = time.perf_counter()
@@ -432,7 +445,7 @@ def judges(
         judge = jax.jit(
             program(network, lambda key, _: fresh(key, network, image_shape, config.initialization))
         )
-        compiled = judge.lower(key, genome, data, bars).compile(_COMPILER_OPTIONS)
+        compiled = judge.lower(key, genome, data, bars).compile(COMPILER_OPTIONS)
         return run(compiled, key, genome, data, bars, time.perf_counter() - clock)
 
     one = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
@@ -442,15 +455,88 @@ def judges(
         parameters = for_genome(one, parameters, genome, config.initialization)
         return {"params": parameters, "genome": genome._asdict()}
 
-    padded_program = jax.jit(program(one, start_padded), compiler_options=_COMPILER_OPTIONS)
+    padded_program = jax.jit(program(one, start_padded), compiler_options=COMPILER_OPTIONS)
 
     def padded(genome, key, data, bars):
         return run(padded_program, key, genome, data, bars, 0.0)
 
-    small = padded_size(config.space, image_shape) <= 4_000_000 and jax.default_backend() == "cpu"
-    fits = small and config.can_be_padded
-    use_padded = config.programs == "padded" or (config.programs == "auto" and fits)
-    return padded if use_padded else separate
+    def judge(genome, key, data, bars):
+        short = padded_work(config, image_shape, len(data.labels)) <= _MOST_PADDED_WORK
+        suits = short and config.can_be_padded and jax.default_backend() == "cpu"
+        use_padded = config.programs == "padded" or (config.programs == "auto" and suits)
+        return (padded if use_padded else separate)(genome, key, data, bars)
+
+    return judge
+
+
+class _ByEvosax(NamedTuple):
+    start: Callable[[Array], Encoded]
+    propose: Callable[[Array, Encoded, np.ndarray], tuple[Genome, Encoded]]
+
+
+def _by_evosax(config: Config, image_shape: tuple[int, int, int]) -> _ByEvosax:
+    """Candidates that an evosax algorithm asks for (`Config.strategy`)."""
+    space, size, children = config.space, config.population_size, config.num_children
+    num_numbers = 4 * (space.max_length + 1)
+    strategy = strategies.create(config.strategy, children, num_numbers)
+    own = strategy.default_params
+
+    @jax.jit
+    @jax.vmap
+    def random_vectors(key: Array) -> Array:
+        numbers = architectures.random_numbers(key, space, image_shape).ravel()
+        return jax.scipy.stats.norm.ppf(jnp.clip(numbers, 1e-6, 1 - 1e-6))
+
+    @jax.jit
+    @jax.vmap
+    def decoded(vector: Array) -> Genome:
+        numbers = jax.scipy.stats.norm.cdf(vector).reshape(-1, 4)
+        return architectures.decode(numbers, space, image_shape)
+
+    def started(key: Array, vectors: Array, fitness: Array) -> PyTree:
+        population_based = strategies.is_population_based(strategy)
+        start = (vectors, fitness) if population_based else (vectors.mean(0),)
+        return strategies.strong(strategy.init(key, *start, own))
+
+    def start(key: Array) -> Encoded:
+        vectors = jnp.zeros((config.num_candidates, num_numbers))
+        nothing = vectors[:children], jnp.full(children, jnp.inf)
+        return Encoded(vectors=vectors, strategy=started(key, *nothing))
+
+    def ask(key: Array, state: PyTree) -> tuple[Array, PyTree]:
+        key_first, key_again = jax.random.split(key)
+        vectors, asked = strategy.ask(key_first, state, own)
+        for attempt in range(architectures.MOST_ATTEMPTS):
+            large = architectures.num_features(decoded(vectors), image_shape) > space.max_features
+            if not large.any():
+                break
+            others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), state, own)
+            vectors = jnp.where(large[:, None], others, vectors)
+        return vectors, strategies.strong(asked)
+
+    def propose(key: Array, encoded: Encoded, fitness: np.ndarray) -> tuple[Genome, Encoded]:
+        """The next candidates; fitness: (n,) of all before, infinite where one failed. The first
+        population is that of the other methods."""
+        number, state = len(fitness), encoded.strategy
+        if number == 0:
+            vectors = random_vectors(jax.random.split(key, size))
+        else:
+            key_tell, key_ask = jax.random.split(key)
+            best, last = (
+                np.argsort(fitness, kind="stable")[:children],
+                np.arange(number)[-children:],
+            )
+            told = best if number == size else last
+            known = jnp.asarray(np.where(np.isfinite(fitness), fitness, np.nan)[told])
+            if number == size:
+                state = started(key_tell, encoded.vectors[told], known)
+            else:
+                state, _ = strategy.tell(key_tell, encoded.vectors[told], known, state, own)
+            vectors, state = ask(key_ask, state)
+        everyone = encoded.vectors.at[number : number + len(vectors)].set(vectors)
+        return decoded(vectors), Encoded(vectors=everyone, strategy=state)
+
+    return _ByEvosax(start, propose)
 
 
 def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
@@ -468,41 +554,21 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     workers = config.workers or 2 * jax.local_device_count()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
     ahead: dict[bytes, Future[_Judged]] = {}
-    num_rungs, num_numbers = len(config.rungs), 4 * (space.max_length + 1)
-    strategy = None
-    if config.method == "evosax":
-        strategy = strategies.create(config.strategy, children, num_numbers)
+    num_rungs = len(config.rungs)
+    evosax = _by_evosax(config, image_shape) if config.method == "evosax" else None
 
     @jax.jit
     @jax.vmap
     def random_genomes(key: Array) -> Genome:
         return architectures.random_genome(key, space, image_shape)
 
-    @jax.jit
-    @jax.vmap
-    def random_vectors(key: Array) -> Array:
-        numbers = architectures.random_numbers(key, space, image_shape).ravel()
-        return jax.scipy.stats.norm.ppf(jnp.clip(numbers, 1e-6, 1 - 1e-6))
-
-    @jax.jit
-    @jax.vmap
-    def decoded(vector: Array) -> Genome:
-        numbers = jax.scipy.stats.norm.cdf(vector).reshape(-1, 4)
-        return architectures.decode(numbers, space, image_shape)
-
     def sizes_of(genomes: Genome) -> np.ndarray:
         return getattr(architectures.costs(genomes, image_shape, num_classes), config.size)
-
-    def start_strategy(key: Array, vectors: Array, fitness: Array) -> PyTree:
-        population_based = strategies.is_population_based(strategy)
-        start = (vectors, fitness) if population_based else (vectors.mean(0),)
-        return strategies.strong(strategy.init(key, *start, strategy.default_params))
 
     def init(key: Array, params: Params, data: Data) -> State:
         del params, data
         total = config.num_candidates
         empty = jnp.zeros((total, space.max_length), jnp.int32)
-        vectors = jnp.zeros((total, num_numbers)) if strategy else None
         return State(
             genomes=Genome(empty, empty, empty),
             keys=jnp.zeros((total, 2), jnp.uint32),
@@ -511,10 +577,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             num_epochs=jnp.zeros(total, jnp.int32),
             population=jnp.full(size, -1, jnp.int32),
             num_judged=jnp.int32(0),
-            vectors=vectors,
-            strategy=start_strategy(key, vectors[:children], jnp.full(children, jnp.inf))
-            if strategy
-            else None,
+            encoded=evosax.start(key) if evosax else None,
         )
 
     @jax.jit
@@ -532,43 +595,19 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             weight,
         )
 
-    def by_strategy(key: Array, state: State, params: Params) -> tuple[Genome, State]:
-        """The candidates that `strategy` asks for; the first are those of the other methods."""
-        start, own = int(state.num_judged), strategy.default_params
-        if start == 0:
-            vectors = random_vectors(jax.random.split(key, size))
-            return decoded(vectors), replace(state, vectors=state.vectors.at[:size].set(vectors))
-        key_tell, key_ask, key_again = jax.random.split(key, 3)
-        accuracy = np.asarray(state.accuracy)[:start]
-        sizes = sizes_of(architectures.member(state.genomes, np.arange(start)))
-        fitness = scores(accuracy, sizes, params, size)
-        best, last = np.argsort(fitness, kind="stable")[:children], np.arange(start)[-children:]
-        told = best if start == size else last
-        vectors = state.vectors[told]
-        fitness = jnp.asarray(np.where(np.isfinite(fitness), fitness, np.nan)[told])  # as it knows
-        if start == size:
-            moved = start_strategy(key_tell, vectors, fitness)
-        else:
-            moved, _ = strategy.tell(key_tell, vectors, fitness, state.strategy, own)
-        vectors, asked = strategy.ask(key_ask, moved, own)
-        for attempt in range(architectures.MOST_ATTEMPTS):
-            large = architectures.num_features(decoded(vectors), image_shape) > space.max_features
-            if not large.any():
-                break
-            others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), moved, own)
-            vectors = jnp.where(large[:, None], others, vectors)
-        place = slice(start, start + children)
-        return decoded(vectors), replace(
-            state, vectors=state.vectors.at[place].set(vectors), strategy=strategies.strong(asked)
-        )
-
     def draw(key: Array, state: State, params: Params) -> State:
         """The candidates of the next generation, and the keys of their trainings."""
         key_genomes, key_training = jax.random.split(key)
         start = int(state.num_judged)
         number = children if start else size
-        if strategy:
-            made, state = by_strategy(key_genomes, state, params)
+        if evosax and state.encoded:
+            fitness = np.zeros(0)
+            if start:
+                judged = np.arange(start)
+                sizes = sizes_of(architectures.member(state.genomes, judged))
+                fitness = scores(np.asarray(state.accuracy)[judged], sizes, params, size)
+            made, encoded = evosax.propose(key_genomes, state.encoded, fitness)
+            state = replace(state, encoded=encoded)
         elif start and config.method == "evolution":
             population = architectures.member(state.genomes, state.population)
             made = offspring(key_genomes, population, params.differential_weight)
@@ -617,9 +656,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    nothing = np.float32(np.nan)  # too large for the memory: failed
-                    rungs = np.full(num_rungs + 1, nothing)
-                    return _Judged(Evaluation(nothing, nothing), rungs, np.int32(0), {})
+                    nothing = jnp.full(num_rungs + 1, jnp.nan)  # too large for the memory: failed
+                    return _Judged(Evaluation(nothing[0], nothing[0]), nothing, jnp.int32(0), {})
 
         names = {}
         for index in range(first, min(end, first + workers)):
@@ -668,8 +706,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             search_generation=np.int32(generation),
             accuracy=np.float32(found.evaluation.accuracy),
             loss=np.float32(found.evaluation.cross_entropy),
-            num_parameters=own.parameters[()],
-            num_multiplications=own.multiplications[()],
+            num_parameters=np.int64(own.parameters),
+            num_multiplications=np.int64(own.multiplications),
             num_epochs=np.int32(found.num_epochs),
             accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
             population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
@@ -691,8 +729,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return Found(
             genomes=genomes,
             accuracy=accuracy,
-            most_accurate=np.argmax(np.where(usable, accuracy, -1.0)),
-            smallest=np.argmin(np.where(usable, sizes, np.inf)),
+            most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
+            smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
         )
 
     def finished(state: State) -> Array:
@@ -772,4 +810,4 @@ def build_final(
     def finished(state: FinalState) -> Array:
         return state.epoch >= training.num_epochs
 
-    return Algorithm(init, step, result, finished)
+    return Algorithm(init, step, result, finished, compiler_options=COMPILER_OPTIONS)

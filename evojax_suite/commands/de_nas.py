@@ -145,7 +145,6 @@ def run(options: Options) -> None:
     console.print(f"settings that differ from the paper's: {shown}")
 
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
-    shared = {"checkpoint_seconds": options.checkpoint_seconds}
     with progress("candidates", config.num_candidates) as on_report:
         searched = loop.run(
             algorithm,
@@ -155,13 +154,13 @@ def run(options: Options) -> None:
             config.num_candidates,
             directory,
             on_report=on_report,
-            **shared,
+            checkpoint_seconds=options.checkpoint_seconds,
         )
     found = algorithm.result(searched.state, params, data)
     rows = history(config, searched.state, dataset)
     write_json(directory / "history.json", rows)
 
-    places = {"most accurate": int(found.most_accurate), "smallest": int(found.smallest)}
+    places = {"most accurate": found.most_accurate, "smallest": found.smallest}
     units = {
         role: architectures.to_units(architectures.member(found.genomes, place))
         for role, place in places.items()
@@ -182,7 +181,7 @@ def run(options: Options) -> None:
                 config.final_epochs,
                 directory / "training" / role.replace(" ", "_"),
                 on_report=on_report,
-                **shared,
+                checkpoint_seconds=options.checkpoint_seconds,
             )
         trained[role] = SearchedNetwork(
             network=de_nas.network_of(config, own, num_classes),

@@ -37,15 +37,22 @@ def member(genomes: Genome, index) -> Genome:
     return Genome(*(leaf[index] for leaf in genomes))
 
 
+_Kind = Literal["convolution", "max", "average"]
+
+
 class Unit(NamedTuple):
     """One unit, in a form that can be hashed and printed."""
 
-    kind: Literal["convolution", "max", "average"]
+    kind: _Kind
     kernel: int = 0
     filters: int = 0
 
 
-_NAMES = {CONVOLUTION: "convolution", MAX_POOLING: "max", AVERAGE_POOLING: "average"}
+_NAMES: dict[int, _Kind] = {
+    CONVOLUTION: "convolution",
+    MAX_POOLING: "max",
+    AVERAGE_POOLING: "average",
+}
 
 
 @dataclass(frozen=True)

@@ -100,14 +100,14 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
     test = batches_of(dataset, dataset.test, config.engine)
     models, start = {}, time.perf_counter()
     for role in ("most_accurate", "smallest"):
-        place = int(getattr(found, role))
+        place = getattr(found, role)
         genome = architectures.member(found.genomes, place)
         units = architectures.to_units(genome)
         network = de_nas.network_of(config, units, classes)
         key_start, key_fit = jax.random.split(jax.random.fold_in(key_final, place))
         final = de_nas.build_final(config, units, classes, shape)
         trained = jax.jit(final.init)(key_start, None, data)
-        step, curve = jax.jit(final.step), []
+        step, curve = jax.jit(final.step, compiler_options=de_nas.COMPILER_OPTIONS), []
         for epoch in range(config.final_epochs):
             key = jax.random.fold_in(key_fit, epoch)
             trained, metrics = step(key, trained, None, data)
