@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import signal
 import sys
@@ -12,13 +13,15 @@ from typing import Annotated, Union
 
 import tyro
 
+_LOST = 75  # EX_TEMPFAIL of sysexits.h: to try again may help
+
 
 def _fail(message: str) -> int:
     print(f"evojax-suite: error: {' '.join(message.split())}", file=sys.stderr)
     return 2
 
 
-def _parse(commands, arguments: list[str]):
+def _parse(commands, arguments: list[str], **settings):
     """tyro's result; what it says of a wrong option becomes one line."""
     said = io.StringIO()
     try:
@@ -28,11 +31,14 @@ def _parse(commands, arguments: list[str]):
                 prog="evojax-suite",
                 description="Evolution over thousands of small neural networks, in JAX.",
                 args=arguments,
+                **settings,
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(r"[─-╿]+|Error parsing __tyro\S+|Value error", " ", said.getvalue())
+        text = re.sub(
+            r"[─-╿]+|Error parsing (__tyro\S+|Placement:)|Value error", " ", said.getvalue()
+        )
         raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
 
 
@@ -55,9 +61,18 @@ def _terminate_like_interrupt(received: list[int]):
         signal.signal(signal.SIGTERM, before)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for errors, 128 + signal when stopped."""
-    from evojax_suite import __version__, loop
+def _settle(arguments: list[str]) -> None:
+    """Take the devices and meet the other processes, before a command is imported: evosax starts
+    the devices when it is."""
+    from evojax_suite.commands.options import Placement
+
+    if not {"-h", "--help"} & set(arguments):
+        placement, _ = _parse(Placement, arguments, return_unknown_args=True)
+        placement.settle()
+
+
+def _commands() -> dict:
+    """The modules of the commands by name."""
     from evojax_suite.commands import (
         cest,
         coreset,
@@ -68,11 +83,7 @@ def main(arguments: list[str] | None = None) -> int:
         ga_distillation,
     )
 
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments == ["--version"]:
-        print(__version__)
-        return 0
-    modules = {
+    return {
         "ga-distillation": ga_distillation,
         "devs": devs,
         "coreset": coreset,
@@ -81,17 +92,32 @@ def main(arguments: list[str] | None = None) -> int:
         "de-nas": de_nas,
         "evaluate": evaluate,
     }
-    commands = Union[  # noqa: UP007
-        tuple(
-            Annotated[module.Options, tyro.conf.subcommand(name)]
-            for name, module in modules.items()
-        )
-    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code: 0, 2 for errors, 75 where another process of
+    the run is lost, 128 + signal when stopped."""
+    from evojax_suite import __version__, devices, loop
+    from evojax_suite.commands.options import RunOptions
+
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(__version__)
+        return 0
     received = []
     try:
         with _terminate_like_interrupt(received):
+            _settle(arguments)
+            modules = _commands()
+            commands = Union[  # noqa: UP007
+                tuple(
+                    Annotated[module.Options, tyro.conf.subcommand(name)]
+                    for name, module in modules.items()
+                )
+            ]
             options = _parse(commands, arguments)
-            next(m for m in modules.values() if isinstance(options, m.Options)).run(options)
+            command = next(m for m in modules.values() if isinstance(options, m.Options))
+            command.run(options.here() if isinstance(options, RunOptions) else options)
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
@@ -99,6 +125,13 @@ def main(arguments: list[str] | None = None) -> int:
         number = received[0] if received else signal.SIGINT
         print("evojax-suite: stopped; a run goes on with --resume", file=sys.stderr)
         return 128 + number
+    except devices.ProcessLost as lost:
+        print(
+            f"evojax-suite: another process of the run is lost; {devices.HOW_TO_GO_ON} ({lost})",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(_LOST)  # the usual way out would wait for the other process
     except (ValueError, OSError) as error:
         return _fail(str(error))
     return 0

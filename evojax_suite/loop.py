@@ -12,11 +12,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_suite import devices
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.results import Lines, read_lines
 from evojax_suite.types import Algorithm, Array, PyTree
@@ -85,14 +87,17 @@ def run(
     *,
     steps_per_call: int = 1,
     checkpoint_seconds: float = 30.0,
+    num_devices: int | Literal["all"] = 1,
     on_report: Callable[[Report], None] = lambda report: None,
 ) -> Outcome:
     """Run `algorithm` for `num_steps` steps in `directory`, going on from its last checkpoint.
 
-    `steps_per_call` steps run in one compiled call where the algorithm is scannable. Writes
+    `steps_per_call` steps run in one compiled call where the algorithm is scannable; it is not
+    where its population is over several devices (`num_devices` of each process). Writes
     metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. Raises
     Interrupted, after saving, on SIGINT and SIGTERM.
     """
+    algorithm = devices.over_devices(algorithm, devices.take(num_devices))
     key_init, key_steps = jax.random.split(key)
     directory.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(directory / "checkpoints")
@@ -104,6 +109,8 @@ def run(
     done = checkpoints.latest or 0
     if done:
         state = checkpoints.restore(done, state)
+    done, state = devices.from_first((done, state))
+    done = int(done)
     metrics_file = Lines(directory / "metrics.jsonl", done)
     timing_file = Lines(directory / "timing.jsonl", done)
 
@@ -164,11 +171,12 @@ def run(
                 last_compile = 0.0
                 timing_file.write([timing])
                 on_report(Report(done, num_steps, rows[-1], seconds / length))
-                if signals or time.perf_counter() - saved_at >= checkpoint_seconds:
+                stopped = devices.any_process(bool(signals))
+                if stopped or time.perf_counter() - saved_at >= checkpoint_seconds:
                     _save(checkpoints, done, state, metrics_file, timing_file)
                     saved, saved_at = done, time.perf_counter()
-                if signals:
-                    raise Interrupted(signals[0], done)
+                if stopped:
+                    raise Interrupted(signals[0] if signals else signal.SIGTERM, done)
             if saved < done:
                 _save(checkpoints, done, state, metrics_file, timing_file)
     finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +78,25 @@ def training_data(dataset: Dataset) -> TrainingData:
     )
 
 
+class Divided(NamedTuple):
+    """A step in two parts, of which the first, the work, is done for some members at a time."""
+
+    population_size: int
+    keys: Callable[[Array], tuple[Any, Any]]
+    """The key of a step -> the keys of its two parts."""
+    evaluate: Callable[..., Any]
+    """(keys, state, params, data, members) -> what was found, leading axis that of members (n,)."""
+    advance: Callable[..., tuple[Any, Any]]
+    """(keys, state, found of the whole population, params, data) -> (State, Metrics)."""
+
+    def step(self, key: Array, state: Any, params: Any, data: Any) -> tuple[Any, Any]:
+        """Both parts, as `Algorithm.step`."""
+        keys_evaluate, keys_advance = self.keys(key)
+        everyone = jnp.arange(self.population_size)
+        found = self.evaluate(keys_evaluate, state, params, data, everyone)
+        return self.advance(keys_advance, state, found, params, data)
+
+
 @dataclass(frozen=True)
 class Algorithm:
     """What every system's `build(config, ...)` returns: pure functions that the loop drives.
@@ -89,7 +108,8 @@ class Algorithm:
 
     `key` of step g is `fold_in(run_key, g)`, so that going on at g needs nothing but the state.
     `scannable`: `step` may be jitted, scanned and vmapped; `compiler_options`: those of XLA under
-    which its program runs fastest.
+    which its program runs fastest; `divided`: `step` in two parts, for several devices
+    (`devices.over_devices`).
     """
 
     init: Callable[..., Any]
@@ -98,3 +118,4 @@ class Algorithm:
     finished: Callable[[Any], Any]
     scannable: bool = True
     compiler_options: dict[str, Any] | None = field(default=None, hash=False)
+    divided: Divided | None = None

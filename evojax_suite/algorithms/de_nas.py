@@ -43,7 +43,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from evojax_suite import strategies
+from evojax_suite import devices, strategies
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks.sequence import (
     Initialization,
@@ -358,8 +358,8 @@ def known_networks(space: Space, image_shape: tuple[int, int, int], number: int)
 
 class _Judged(NamedTuple):
     evaluation: Evaluation
-    rungs: Array  # (R + 1,) accuracy at each rung and at the end, NaN where not reached
-    num_epochs: Array  # trained
+    rungs: Any  # (R + 1,) accuracy at each rung and at the end, NaN where not reached
+    num_epochs: Any  # trained
     seconds: dict[str, float]
 
 
@@ -539,8 +539,16 @@ def _by_evosax(config: Config, image_shape: tuple[int, int, int]) -> _ByEvosax:
     return _ByEvosax(start, propose)
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+def build(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    num_devices: int | None = None,
+) -> Algorithm:
     """One step judges one candidate. `data` is a Data; the result is a Found.
+
+    The candidates of a generation are divided over `num_devices` devices (None is all) of each of
+    the run's processes, which tell each other what they found.
 
     Not scannable: candidates are different programs. Raises ValueError where images of
     `image_shape` (height, width, channels) or the space leave no networks.
@@ -551,10 +559,19 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     space.check(image_shape)
     size, children = config.population_size, config.num_children
     judge = judges(config, num_classes, image_shape)
-    workers = config.workers or 2 * jax.local_device_count()
+    local_devices = jax.local_devices()[:num_devices]
+    num_processes, process = jax.process_count(), jax.process_index()
+    workers = config.workers or 2 * len(local_devices)
     pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
     ahead: dict[bytes, Future[_Judged]] = {}
     num_rungs = len(config.rungs)
+    unknown = np.full(num_rungs + 1, np.nan, np.float32)
+    nothing = _Judged(
+        evaluation=Evaluation(*unknown[[0, 0]]),
+        rungs=unknown,
+        num_epochs=np.int32(0),
+        seconds={"compilation": 0.0, "training": 0.0},
+    )
     evosax = _by_evosax(config, image_shape) if config.method == "evosax" else None
 
     @jax.jit
@@ -640,27 +657,26 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return np.nanquantile(found, params.stopping_quantile, axis=0).astype(np.float32)
 
     def judged(state: State, data: Data, bars: np.ndarray, first: int, end: int) -> _Judged:
-        """Candidate `first`; those after it, before `end`, are begun meanwhile."""
+        """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
         genomes, keys = jax.device_get((state.genomes, state.keys))
-        devices = jax.local_devices()
 
         def request(index):
             return architectures.member(genomes, index), keys[index]
 
         def work(index):
             genome, key_data = request(index)
-            with jax.default_device(devices[index % len(devices)]):
+            with jax.default_device(local_devices[index // num_processes % len(local_devices)]):
                 try:
                     key = jax.random.wrap_key_data(jnp.asarray(key_data))
                     return judge(genome, key, data, bars)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    nothing = jnp.full(num_rungs + 1, jnp.nan)  # too large for the memory: failed
-                    return _Judged(Evaluation(nothing[0], nothing[0]), nothing, jnp.int32(0), {})
+                    return nothing  # too large for the memory
 
         names = {}
-        for index in range(first, min(end, first + workers)):
+        own = [index for index in range(first, end) if index % num_processes == process]
+        for index in own[:workers]:
             genome, key_data = request(index)
             about = (*genome, key_data, bars, np.int64(index))
             name = b"".join(leaf.tobytes() for leaf in about)
@@ -669,7 +685,11 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 ahead[name] = pool.submit(work, index)
         for name in set(ahead) - set(names.values()):  # of another state
             ahead.pop(name).cancel()
-        return ahead.pop(names[first]).result()
+        found = ahead.pop(names[first]).result() if first in names else nothing
+        if num_processes == 1:
+            return found
+        everyones = devices.gathered(found)
+        return jax.tree.map(lambda leaf: leaf[first % num_processes], everyones)
 
     def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         index = int(state.num_judged)

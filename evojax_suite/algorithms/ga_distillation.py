@@ -45,7 +45,7 @@ from evojax_suite.training import (
     fit_and_evaluate_population,
     make_batches,
 )
-from evojax_suite.types import Algorithm, Array, Dataset, PyTree
+from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
 
 
 @dataclass(frozen=True)
@@ -272,8 +272,10 @@ def score_population(
     image_shape: tuple[int, int, int],
     population: Array,
     data: Data,
+    members: Array | None = None,
 ) -> Scores:
-    """Train a fresh network on each individual (P, D) and score it on the fitness images."""
+    """Train a fresh network on each individual (P, D) and score it on the fitness images; only of
+    `members`, indices (n,), where they are given: as they would score among all."""
     network = networks.create(config.network, num_classes, image_shape)
     key_networks, key_subset = jax.random.split(key)
     population_size, repeats = population.shape[0], config.networks_per_member
@@ -281,8 +283,12 @@ def score_population(
         keys = jnp.tile(jax.random.split(key_networks, repeats), population_size)
     else:
         keys = jax.random.split(key_networks, population_size * repeats)
+    if members is not None:
+        population = population[members]
+        keys = keys.reshape(population_size, repeats)[members].reshape(-1)
+        population_size = len(members)
     decoded = jax.vmap(lambda member: decode(config, num_classes, image_shape, member))(population)
-    members = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), decoded)
+    trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), decoded)
 
     images = normalize(data.fitness_images, data.mean, data.std)
     labels = data.fitness_labels
@@ -298,8 +304,8 @@ def score_population(
         keys,
         network,
         config.training,
-        members.images,
-        members.labels,
+        trained.images,
+        trained.labels,
         tuple(make_batches(images[part], labels[part], batch_size) for part in parts),
         config.engine,
     )
@@ -407,12 +413,20 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             )
         )
 
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        key_score, key_tell, key_ask = jax.random.split(key, 3)
+    def keys(key: Array) -> tuple[Array, tuple[Array, ...]]:
+        key_score, *keys_advance = jax.random.split(key, 3)
+        return key_score, tuple(keys_advance)
+
+    def score(key: Array, state: State, params: Params, data: Data, members: Array) -> Scores:
+        del params
+        own = config, num_classes, image_shape, state.population, data
+        return score_population(key, *own, members)
+
+    def advance(
+        keys: tuple[Array, ...], state: State, scores: Scores, params: Params, data: Data
+    ) -> tuple[State, Metrics]:
+        key_tell, key_ask = keys
         own = strategy_params(params, data)
-        scores = score_population(
-            key_score, config, num_classes, image_shape, state.population, data
-        )
         fitness = rank_last(scores.fitness)
         failed = ~jnp.isfinite(scores.fitness)
         loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
@@ -465,4 +479,5 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             return jnp.bool_(False)
         return state.generation - state.best_generation >= config.patience
 
-    return Algorithm(init, step, result, finished)
+    divided = Divided(config.population_size, keys, score, advance)
+    return Algorithm(init, divided.step, result, finished, divided=divided)

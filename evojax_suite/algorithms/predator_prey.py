@@ -35,6 +35,7 @@ from evojax_suite.operators import subsets
 from evojax_suite.training import (
     EngineConfig,
     FitState,
+    Presentation,
     TrainingConfig,
     evaluate,
     fit_epochs,
@@ -42,7 +43,7 @@ from evojax_suite.training import (
     map_members,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, PyTree
+from evojax_suite.types import Algorithm, Array, Divided, PyTree
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,16 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             generation=jnp.int32(0),
         )
 
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        key_reproduce, key_train, key_prey = jax.random.split(key, 3)
+    def keys(key: Array) -> tuple[tuple[Array, ...], Array]:
+        *keys_evaluate, key_prey = jax.random.split(key, 3)
+        return tuple(keys_evaluate), key_prey
+
+    def lives(
+        keys: tuple[Array, ...], state: State, params: Params, data: Data, members: Array
+    ) -> tuple[FitState, Presentation, Array]:
+        """The predators after their training, what they make of each image, and their validation
+        accuracy."""
+        key_reproduce, key_train = keys
         predators = jax.lax.cond(
             state.generation > 0,
             lambda: reproduce(key_reproduce, state.predators, state.fitness, config, params),
@@ -221,8 +230,18 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             validation = evaluate(network, fit.variables, data.validation)
             return fit, found, validation.accuracy
 
-        keys = jax.random.split(key_train, size)
-        predators, found, validation = map_members(live, (keys, predators), in_flight)
+        own = jax.tree.map(lambda leaf: leaf[members], predators)
+        return map_members(live, (jax.random.split(key_train, size)[members], own), in_flight)
+
+    def advance(
+        key_prey: Array,
+        state: State,
+        lived: tuple[FitState, Presentation, Array],
+        params: Params,
+        data: Data,
+    ) -> tuple[State, Metrics]:
+        del params
+        predators, found, validation = lived
         failed = ~jnp.isfinite(found.losses).all(1)
         fitness = jnp.where(failed, 0.0, found.correct[:, state.prey].mean(1))
         wrong = (~found.correct & ~failed[:, None]).sum(0).astype(jnp.float32)
@@ -254,4 +273,5 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     def finished(state: State) -> Array:
         return state.generation >= config.num_generations
 
-    return Algorithm(init, step, result, finished)
+    divided = Divided(size, keys, lives, advance)
+    return Algorithm(init, divided.step, result, finished, divided=divided)

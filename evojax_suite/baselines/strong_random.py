@@ -22,7 +22,7 @@ from evojax_suite.algorithms.ga_distillation import (
     rank_last,
     score_population,
 )
-from evojax_suite.types import Algorithm, Array
+from evojax_suite.types import Algorithm, Array, Divided
 
 
 @struct.dataclass
@@ -52,15 +52,26 @@ def build(
         individual = random_individuals(key, config, num_classes, data, 1)
         return State(chosen=jnp.tile(individual, (num_repeats, 1)), repeat=jnp.int32(0))
 
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        del params
-        key_individuals, key_score = jax.random.split(key)
+    def keys(key: Array) -> tuple[Array, None]:
+        return jax.random.split(key), None
+
+    def score(
+        keys: Array, state: State, params: Params, data: Data, members: Array
+    ) -> tuple[Array, Array]:
+        """Random individuals and their fitness."""
+        del state, params
+        key_individuals, key_score = keys
         population = random_individuals(
             key_individuals, config, num_classes, data, config.population_size
         )
-        fitness = score_population(
-            key_score, config, num_classes, image_shape, population, data
-        ).fitness
+        own = config, num_classes, image_shape, population, data
+        return population[members], score_population(key_score, *own, members).fitness
+
+    def advance(
+        keys: None, state: State, scored: tuple[Array, Array], params: Params, data: Data
+    ) -> tuple[State, Metrics]:
+        del keys, params, data
+        population, fitness = scored
         failed = ~jnp.isfinite(fitness)
         leader = rank_last(fitness).argmax()
         metrics = Metrics(
@@ -76,4 +87,9 @@ def build(
         del params, data
         return jax.vmap(lambda one: decode(config, num_classes, image_shape, one))(state.chosen)
 
-    return Algorithm(init, step, result, finished=lambda state: jnp.bool_(False))
+    def finished(state: State) -> Array:
+        del state
+        return jnp.bool_(False)
+
+    divided = Divided(config.population_size, keys, score, advance)
+    return Algorithm(init, divided.step, result, finished, divided=divided)

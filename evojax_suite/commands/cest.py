@@ -68,6 +68,7 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
                 num_epochs,
                 directory,
                 checkpoint_seconds=options.checkpoint_seconds,
+                num_devices=options.devices,
                 on_report=on_report,
             )
         return algorithm.result(outcome.state, options.params, data), outcome

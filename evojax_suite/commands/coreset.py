@@ -109,6 +109,7 @@ def run(options: Options) -> None:
                 num_steps,
                 directory / where,
                 checkpoint_seconds=options.checkpoint_seconds,
+                num_devices=options.devices,
                 on_report=on_report,
             )
         num_failed += outcome.num_failed

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import loop, plotting, report
+from evojax_suite import devices, loop, plotting, report
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
 from evojax_suite.commands.progress import console, progress
@@ -127,7 +127,7 @@ def run(options: Options) -> None:
     options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
     shape, num_classes = dataset.image_shape, dataset.num_classes
-    algorithm = de_nas.build(config, num_classes, shape)
+    algorithm = de_nas.build(config, num_classes, shape, devices.take(options.devices))
     data = de_nas.make_data(config, dataset)
     directory = options.directory("de-nas", dataset)
     open_run(directory, options.settings(), options.resume)
@@ -155,6 +155,7 @@ def run(options: Options) -> None:
             directory,
             on_report=on_report,
             checkpoint_seconds=options.checkpoint_seconds,
+            num_devices=options.devices,
         )
     found = algorithm.result(searched.state, params, data)
     rows = history(config, searched.state, dataset)
@@ -182,6 +183,7 @@ def run(options: Options) -> None:
                 directory / "training" / role.replace(" ", "_"),
                 on_report=on_report,
                 checkpoint_seconds=options.checkpoint_seconds,
+                num_devices=options.devices,
             )
         trained[role] = SearchedNetwork(
             network=de_nas.network_of(config, own, num_classes),
@@ -296,11 +298,15 @@ def _present(
     best, smallest = models["most accurate"], models["smallest"]
     hourly = 3600 * len(rows) / searched.seconds
     lead = (
-        f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters "
-        f"and classifies {percent(best['test_accuracy'])}% of the {len(dataset.test):,} test "
-        f"images of {dataset.name}, the smallest {smallest['num_parameters']:,} and "
-        f"{percent(smallest['test_accuracy'])}%; {hourly:,.0f} candidates an hour"
+        f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters, "
+        f"the smallest {smallest['num_parameters']:,}; {hourly:,.0f} candidates an hour"
     )
+    if outcomes:
+        lead += (
+            f". They classify {percent(best['test_accuracy'])}% and "
+            f"{percent(smallest['test_accuracy'])}% of the {len(dataset.test):,} test images of "
+            f"{dataset.name}"
+        )
     tables = [("Result", header, results)]
     for role, own in units.items():
         if role == "smallest" and own == units["most accurate"]:

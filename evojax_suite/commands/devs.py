@@ -70,6 +70,7 @@ def run(options: Options) -> None:
             num_steps,
             directory,
             checkpoint_seconds=options.checkpoint_seconds,
+            num_devices=options.devices,
             on_report=on_report,
         )
     reached = jax.device_get(algorithm.result(outcome.state, None, data))

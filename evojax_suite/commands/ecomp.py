@@ -258,6 +258,7 @@ def run(options: Options) -> None:
             directory,
             steps_per_call=_STEPS_PER_CALL,
             checkpoint_seconds=options.checkpoint_seconds,
+            num_devices=options.devices,
             on_report=on_report,
         )
     best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))

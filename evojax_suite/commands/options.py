@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import atexit
+import sys
+import tempfile
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import jax
 import numpy as np
 
+from evojax_suite import devices
+from evojax_suite.commands.progress import console
 from evojax_suite.data.splits import balanced_subset
 from evojax_suite.results import plain
 from evojax_suite.types import Dataset, Split
@@ -36,7 +41,42 @@ def some_images(
 
 
 @dataclass(frozen=True)
-class RunOptions:
+class Placement:
+    """Where a run computes. It is settled before anything else (`cli.main`), as some libraries
+    start the devices when they are imported."""
+
+    devices: int | Literal["all"] = "all"
+    """Devices of this machine that share the population; of a CPU so many are made."""
+    distributed: bool = False
+    """Run as one of many processes, on other machines or on this one: each starts the same command.
+    Process 0 writes the run. SLURM, Open MPI and Kubernetes tell the next three; else they are
+    given."""
+    coordinator: str | None = None
+    """Host:port of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+
+    def __post_init__(self):
+        if self.devices != "all" and self.devices < 1:
+            raise ValueError(f"devices must be >= 1, or all, got {self.devices}")
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name} needs --distributed, got {getattr(self, name)}")
+
+    def settle(self) -> None:
+        """Meet the other processes and take the devices; ValueError, or ProcessLost."""
+        if self.distributed:
+            devices.join(self.coordinator, self.num_processes, self.process_id)
+            # JAX may end this process before it can say so itself.
+            message = "evojax-suite: process {} of {}; when another is lost this one ends, and {}"
+            number, total = jax.process_index(), jax.process_count()
+            print(message.format(number, total, devices.HOW_TO_GO_ON), file=sys.stderr, flush=True)
+        devices.take(self.devices)
+
+
+@dataclass(frozen=True)
+class RunOptions(Placement):
     """Of every command that makes the directory of a run."""
 
     dataset: str = "digits"
@@ -58,6 +98,17 @@ class RunOptions:
         for name in ("seed", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        super().__post_init__()
+
+    def here(self) -> Self:
+        """These options for this process: one that does not write is silent, and leaves its copy
+        of the run in a folder that is deleted."""
+        if devices.is_first():
+            return self
+        console.quiet = True
+        folder = tempfile.TemporaryDirectory(prefix="evojax-suite-")
+        atexit.register(folder.cleanup)
+        return replace(self, runs_dir=Path(folder.name))
 
     def directory(self, system: str, dataset: Dataset) -> Path:
         """Of the run."""
@@ -67,7 +118,9 @@ class RunOptions:
     def settings(self) -> dict:
         """What decides the result, for config.json."""
         settings = plain(self)
-        for name in ("resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"):
+        placement = [field.name for field in fields(Placement)]
+        others = "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"
+        for name in (*others, *placement):
             del settings[name]
         return settings
 

@@ -1,0 +1,70 @@
+"""What `test_devices.py` runs in a process with eight devices: each population on up to 8.
+
+Writes, for every algorithm and number of devices, what was found of its members and the metrics and
+state after a whole step, as one .npz.
+"""
+
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+from evojax_suite import devices  # noqa: E402
+from evojax_suite.algorithms import cest, ga_distillation, predator_prey  # noqa: E402
+from evojax_suite.baselines import strong_random  # noqa: E402
+from evojax_suite.data import load  # noqa: E402
+from evojax_suite.networks import NetworkConfig  # noqa: E402
+from evojax_suite.training import TrainingConfig  # noqa: E402
+
+DIGITS = load("digits")
+SHAPE = DIGITS.image_shape
+NETWORK = NetworkConfig(width=4, depth=1)
+GENETIC = ga_distillation.Config(
+    population_size=6,  # over 4 and 8 devices some have fewer members
+    networks_per_member=2,
+    network=NETWORK,
+    training=TrainingConfig(num_epochs=2),
+)
+PREDATORS = predator_prey.Config(
+    num_predators=4,
+    network=NETWORK,
+    # Adam would make much of the rounding of small gradients.
+    training=TrainingConfig(num_epochs=1, batch_size=64, optimizer="sgd", learning_rate=0.05),
+)
+
+
+def cases():
+    data, params = ga_distillation.make_data(DIGITS), ga_distillation.Params()
+    yield "ga_distillation", ga_distillation.build(GENETIC, 10, SHAPE), params, data
+    yield "strong_random", strong_random.build(GENETIC, 2, 10, SHAPE), params, data
+    data = cest.make_data(cest.Config(network=NETWORK), DIGITS)
+    yield "predator_prey", predator_prey.build(PREDATORS, 10, SHAPE), predator_prey.Params(), data
+
+
+def keep(found: dict, name: str, tree) -> None:
+    found |= {f"{name}/{i}": np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(tree))}
+
+
+def main(output: str) -> None:
+    found = {}
+    for name, algorithm, params, data in cases():
+        state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
+        for number in (1, 4) if name == "strong_random" else (1, 2, 4, 8):
+            if number in (1, 4):
+                many = devices.over_devices(algorithm, number)
+                assert many.scannable == (number == 1)
+                step = jax.jit(many.step) if many.scannable else many.step
+                result = step(jax.random.key(1), state, params, data)
+                keep(found, f"{name}/{number}/step", result)
+            if name != "strong_random":
+                keys, _ = algorithm.divided.keys(jax.random.key(1))
+                evaluate = devices.evaluator(algorithm.divided, number)
+                keep(found, f"{name}/{number}/members", evaluate(keys, state, params, data))
+    np.savez(output, **found)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
