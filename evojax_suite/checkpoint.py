@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from evojax_suite.types import PyTree
 
 
+class DamagedCheckpoint(ValueError):
+    """A checkpoint cannot be read, or is not what was written."""
+
+
+def _digest(leaves: list) -> np.ndarray:
+    """Of the bytes of a state: storage below Orbax may return others without a word."""
+    found = hashlib.blake2b(digest_size=16)
+    for leaf in leaves:
+        found.update(np.asarray(leaf).tobytes())
+    return np.frombuffer(found.digest(), np.uint32)
+
+
 class Checkpoints:
-    """The newest states of a run in `directory`; one not written to its end never counts.
+    """The newest states of a run in `directory`; one not written to its end never counts, and one
+    that was damaged later is set aside.
 
     Of several processes the first alone writes and reads; the others find nothing here
     (`devices.from_first`).
@@ -22,9 +41,10 @@ class Checkpoints:
         if jax.process_index() > 0:
             return
         self._shared = jax.process_count() > 1
-        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory.absolute()
+        self._directory.mkdir(parents=True, exist_ok=True)
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=max_to_keep,
                 create=False,
@@ -44,23 +64,64 @@ class Checkpoints:
         if self._manager is None:
             return
         filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)  # Orbax's limit
+        on_host = jax.device_get(filled)
         if self._shared:  # else Orbax expects arrays that are spread over the processes
-            filled = jax.device_get(filled)
-        self._manager.save(step, args=ocp.args.StandardSave(filled))
+            filled = on_host
+        saved = {"state": filled, "digest": _digest(jax.tree.leaves(on_host))}
+        with self._saving():
+            self._manager.save(step, args=ocp.args.StandardSave(saved))
+
+    def newest(self, like: PyTree) -> tuple[int, PyTree]:
+        """The newest step whose state can be restored, and the state; 0 and `like` if none can.
+
+        Damaged ones are moved beside the directory, with a warning.
+        """
+        while self._manager and (step := self._manager.latest_step()) is not None:
+            try:
+                return step, self.restore(step, like)
+            except DamagedCheckpoint as damage:
+                aside = self._directory.with_name(f"damaged-checkpoint-{step}")
+                shutil.rmtree(aside, ignore_errors=True)
+                (self._directory / str(step)).rename(aside)
+                self._manager.reload()
+                logging.getLogger(__name__).warning("%s; moved to %s", damage, aside)
+        return 0, like
 
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """The state of `step`, with the structure, shapes and types of `like`."""
-        if self._manager is None:
-            return like
+        """The state of `step`, with the structure, shapes and types of `like`. Raises
+        DamagedCheckpoint."""
+        assert self._manager is not None
         described = jax.device_get(like) if self._shared else like
         abstract = jax.tree.map(
             lambda leaf: ocp.utils.to_shape_dtype_struct(leaf) if leaf.size else None, described
         )
-        restored = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        abstract = {"state": abstract, "digest": np.zeros(4, np.uint32)}
+        try:
+            saved = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+        except Exception as error:  # whatever each layer below raises
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise DamagedCheckpoint(f"checkpoint {step} cannot be read: {reason}") from None
+        restored = saved["state"]
+        if (_digest(jax.tree.leaves(restored)) != np.asarray(saved["digest"])).any():
+            raise DamagedCheckpoint(f"checkpoint {step} is not what was written")
         return jax.tree.map(lambda empty, leaf: leaf if empty.size else empty, like, restored)
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         if self._manager:
-            self._manager.wait_until_finished()
-            self._manager.close()
+            with self._saving():
+                self._manager.wait_until_finished()
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Orbax tells what went wrong in a save at the next call."""
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            full = "No space left" in str(error)
+            reason = "no space is left" if full else str(error).splitlines()[0]
+            raise OSError(
+                f"{self._directory}: the state cannot be saved: {reason}; --resume goes on from "
+                f"step {self.latest or 0}"
+            ) from None

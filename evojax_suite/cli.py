@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import re
 import signal
@@ -104,6 +105,7 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(__version__)
         return 0
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's; errors come as exceptions
     received = []
     try:
         with _terminate_like_interrupt(received):

@@ -106,10 +106,7 @@ def run(
     state = jax.block_until_ready(init(key_init, params, data))
     compile_seconds = time.perf_counter() - start
 
-    done = checkpoints.latest or 0
-    if done:
-        state = checkpoints.restore(done, state)
-    done, state = devices.from_first((done, state))
+    done, state = devices.from_first(checkpoints.newest(state))
     done = int(done)
     metrics_file = Lines(directory / "metrics.jsonl", done)
     timing_file = Lines(directory / "timing.jsonl", done)
