@@ -18,15 +18,17 @@ import os
 import platform
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 import torch.nn.functional as F
 import tyro
 
-from evojax_suite import networks
+from evojax_suite import devices, networks
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import (
     EngineConfig,
@@ -34,6 +36,7 @@ from evojax_suite.training import (
     fit_and_evaluate_population,
     make_batches,
 )
+from evojax_suite.types import Divided
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,8 @@ class Options:
     """Of our engine: float32 or bfloat16."""
     convolution: str = "auto"
     """Lowering of our engine's convolutions."""
+    devices: int = 1
+    """Of ours; of a CPU so many are made."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = EngineConfig()
     output: Path | None = None
     """Write the figures to this JSON file."""
@@ -123,19 +128,24 @@ def compare(options: Options, width: int, members: int) -> dict:
     training, engine = TrainingConfig(num_epochs=options.steps), options.engine
     targets = np.tile(np.eye(10, dtype=np.float32), (members, 1, 1))
 
-    @jax.jit
-    def generation(key, sets, targets, images, labels):
+    def evaluate(key, state, params, data, chosen):
+        del state, params
+        sets, targets, images, labels = data
         batches = make_batches(images, labels, engine.resolved_evaluation_batch_size((28, 28, 1)))
-        keys = jax.random.split(key, members)
-        return fit_and_evaluate_population(
-            keys, network, training, sets, targets, (batches,), engine
-        )
+        keys = jax.random.split(key, members)[chosen]
+        own = sets[chosen], targets[chosen]
+        return fit_and_evaluate_population(keys, network, training, *own, (batches,), engine)
 
-    arguments = jax.device_put((jax.random.key(0), sets, targets, images, labels))
-    start = time.perf_counter()
-    compiled = generation.lower(*arguments).compile()
+    arguments = jax.random.key(0), None, None, jax.device_put((sets, targets, images, labels))
+    start, memory = time.perf_counter(), None
+    if options.devices > 1:
+        divided = Divided(members, lambda key: (key, None), evaluate, lambda *found: found)
+        run = devices.evaluator(divided, options.devices)
+        run(*arguments)  # compilation with the first turn
+    else:
+        run = jax.jit(partial(evaluate, chosen=jnp.arange(members))).lower(*arguments).compile()
+        memory = run.memory_analysis()
     compile_seconds = time.perf_counter() - start
-    memory = compiled.memory_analysis()
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -153,12 +163,12 @@ def compare(options: Options, width: int, members: int) -> dict:
             width, count, options.steps, batch_size, torch_sets, torch_images, torch_labels
         )
 
-    jax.block_until_ready(compiled(*arguments))
+    jax.block_until_ready(run(*arguments))
     torch_loop(1)
     ours, theirs = [], []
     for _ in range(options.repeats):
         start = time.perf_counter()
-        jax.block_until_ready(compiled(*arguments))
+        jax.block_until_ready(run(*arguments))
         ours.append((time.perf_counter() - start) / members)
         theirs.append(torch_loop(torch_members) / torch_members)
     ratios = np.array(theirs) / np.array(ours)
@@ -190,6 +200,7 @@ def processor() -> str:
 
 
 def main(options: Options) -> None:
+    devices.take(options.devices)
     members = options.members
     if len(members) == 1:
         members *= len(options.widths)
@@ -219,6 +230,7 @@ def main(options: Options) -> None:
         "torch": torch.__version__,
         "steps": options.steps,
         "images": options.images,
+        "devices": options.devices,
         "compute_dtype": options.compute_dtype,
         "convolution": options.convolution,
         "results": results,
