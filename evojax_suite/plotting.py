@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
 from evojax_suite.data.transforms import denormalize
 from evojax_suite.types import Dataset
@@ -285,6 +286,10 @@ def population_movement(path: Path, populations: list[list[dict]], size: str, ti
     other.plot(generations, mean_size, color="#2166ac", lw=1.2, label=f"{title}, mean")
     other.plot(generations, least_size, "--", color="#2166ac", lw=1, label=f"{title}, least")
     other.set(ylabel=title, yscale="log")
+    for axis in (left.xaxis, other.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_formatter(NullFormatter())
     for axes in (left, right):
         axes.grid(alpha=0.3)
     left.legend(frameon=False, fontsize=8)

@@ -52,7 +52,7 @@ def main(output: str) -> None:
     found = {}
     for name, algorithm, params, data in cases():
         state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
-        for number in (1, 4) if name == "strong_random" else (1, 2, 4, 8):
+        for number in (1, 2, 4, 8) if name == "ga_distillation" else (1, 4):
             if number in (1, 4):
                 many = devices.over_devices(algorithm, number)
                 assert many.scannable == (number == 1)

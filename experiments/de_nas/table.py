@@ -150,12 +150,16 @@ def main(options: Options) -> None:
     shown = [row for row in rows if row["method"] == "evolution"]
     if shown:
         config, folder = base(options), options.output.parent
+        # The first search whose two models are not the same.
+        differing = max(
+            shown, key=lambda row: row["most_accurate"]["units"] != row["smallest"]["units"]
+        )
         lines = populations(config, shown[0]["history"], de_nas.Params())
         plotting.population_movement(folder / "figure-6.png", lines, "num_parameters", "parameters")
         plotting.training_curves(
             folder / "figure-7-9.png",
             {
-                role.replace("_", " "): shown[0][role]["curve"]
+                role.replace("_", " "): differing[role]["curve"]
                 for role in ("most_accurate", "smallest")
             },
         )
