@@ -654,7 +654,8 @@ def build(
             return np.full(num_rungs, -np.inf, np.float32)
         found = np.asarray(state.rungs)[alive, :num_rungs]
         found = np.where(np.isfinite(found).any(0), found, -np.inf)
-        return np.nanquantile(found, params.stopping_quantile, axis=0).astype(np.float32)
+        quantile = np.nanquantile(found, params.stopping_quantile, axis=0, method="lower")
+        return quantile.astype(np.float32)
 
     def judged(state: State, data: Data, bars: np.ndarray, first: int, end: int) -> _Judged:
         """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
