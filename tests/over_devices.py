@@ -7,12 +7,12 @@ state after a whole step, as one .npz.
 import sys
 
 import jax
+import numpy as np
 
-jax.config.update("jax_num_cpu_devices", 8)
+from evojax_suite import devices
 
-import numpy as np  # noqa: E402
+devices.take(8)  # before evosax is imported
 
-from evojax_suite import devices  # noqa: E402
 from evojax_suite.algorithms import cest, ga_distillation, predator_prey  # noqa: E402
 from evojax_suite.baselines import strong_random  # noqa: E402
 from evojax_suite.data import load  # noqa: E402

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +12,7 @@ import pytest
 
 from evojax_suite.checkpoint import Checkpoints, DamagedCheckpoint
 from evojax_suite.cli import main
+from evojax_suite.results import read_lines
 
 # Where storage fails, Orbax leaves tasks of its own behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -101,10 +100,6 @@ RUN = [
 ]  # fmt: skip
 
 
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
 def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, capsys):
     small = tmp_path / "small"
     small.mkdir()
@@ -123,6 +118,6 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, capsys):
         assert main([*RUN, "--runs-dir", str(small), "--resume"]) == 0
         assert main([*RUN, "--runs-dir", str(tmp_path)]) == 0
         files = [folder / "run/metrics.jsonl" for folder in (small, tmp_path)]
-        assert lines_of(files[0]) == lines_of(files[1])
+        assert read_lines(files[0]) == read_lines(files[1])
     finally:
         subprocess.run(["umount", str(small)], check=True)

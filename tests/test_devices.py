@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import signal
@@ -17,6 +16,7 @@ import pytest
 
 from evojax_suite.cli import main
 from evojax_suite.commands.options import Placement
+from evojax_suite.results import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -92,12 +92,17 @@ def ended(processes, seconds) -> list[str]:
             process.kill()
 
 
-def lines_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def await_steps(processes, metrics: Path):
+    """Return after two steps of a run that goes on."""
+    deadline = time.monotonic() + 240
+    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 2:
+        assert all(process.poll() is None for process in processes)
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def assert_same_metrics(found: Path, expected: Path):
-    for here, there in zip(lines_of(found), lines_of(expected), strict=True):
+    for here, there in zip(read_lines(found), read_lines(expected), strict=True):
         assert here.keys() == there.keys()
         for name, value in there.items():
             if value is not None:
@@ -137,11 +142,7 @@ def test_several_processes_search_as_one_does(alone, tmp_path):
 def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(alone, lost, tmp_path):
     processes = start(RUN, 2, tmp_path)
     metrics = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 2:
-        assert all(process.poll() is None for process in processes)
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    await_steps(processes, metrics)
     processes[lost].kill()
     killed = time.monotonic()
     said = ended([processes[1 - lost]], 60)[0]
@@ -157,16 +158,13 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(alone, lost
 def test_a_signal_to_one_process_stops_all_and_saves(tmp_path):
     processes = start(RUN, 2, tmp_path)
     metrics = tmp_path / "run/metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not metrics.exists() or metrics.read_bytes().count(b"\n") < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    await_steps(processes, metrics)
     processes[1].send_signal(signal.SIGTERM)
     said = ended(processes, 60)
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, said
     saved = int(re.search(r"after step (\d+)", said[0]).group(1))
     assert (tmp_path / f"run/checkpoints/{saved}").is_dir()
-    assert len(lines_of(metrics)) == saved
+    assert len(read_lines(metrics)) == saved
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ Where we differ, and why:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable
@@ -384,54 +385,64 @@ def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: i
     return each * num_images * config.training.num_epochs
 
 
-def judges(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Callable[[Genome, Array, Data, np.ndarray], _Judged]:
-    """A function that trains and judges one candidate, safe to call from several threads.
+def judging(
+    config: Config,
+    num_classes: int,
+    network: SequenceNetwork | PaddedNetwork,
+    start: Callable[[Array, Genome], PyTree],
+) -> Callable[[Array, Genome, Data, Array], tuple[Evaluation, Array, Array]]:
+    """A pure function that trains and judges a candidate, of its key, its genome, the data and the
+    accuracy (R,) that lets it pass each rung (minus infinity lets all).
 
-    Its arguments are the genome, a key, the data, and the accuracy (R,) that lets it pass each rung
-    (minus infinity lets all).
+    start: makes the network's variables from a key and the genome. Returns the evaluation, the
+    accuracy (R + 1,) at each rung and at the end, NaN where not reached, and the epochs trained.
     """
     training = config.training
     ends = np.array([*config.rungs, training.num_epochs])
 
-    def program(network, start):
-        """Of a key, a genome, the data and the bars; `start` makes the network's variables."""
+    def judge(key, genome, data, bars):
+        key_start, key_fit = jax.random.split(key)
+        num_images = len(data.labels)
+        images = normalize(data.images, data.mean, data.std)
+        labels = jax.nn.one_hot(data.labels, num_classes)
+        fit = start_fit_from(start(key_start, genome), training)
 
-        def judge(key, genome, data, bars):
-            key_start, key_fit = jax.random.split(key)
-            num_images = len(data.labels)
-            images = normalize(data.images, data.mean, data.std)
-            labels = jax.nn.one_hot(data.labels, num_classes)
-            fit = start_fit_from(start(key_start, genome), training)
+        def train(key, fit, num_epochs):
+            num_steps = training.num_epochs * training.num_batches(num_images)
+            arguments = network, training, num_steps, fit, images, labels, num_images
+            fit, _ = fit_epochs(key, *arguments, num_epochs)
+            return fit, evaluate(network, fit.variables, data.validation)
 
-            def train(key, fit, num_epochs):
-                num_steps = training.num_epochs * training.num_batches(num_images)
-                arguments = network, training, num_steps, fit, images, labels, num_images
-                fit, _ = fit_epochs(key, *arguments, num_epochs)
-                return fit, evaluate(network, fit.variables, data.validation)
+        if not config.rungs:
+            _, evaluation = train(key_fit, fit, training.num_epochs)
+            return evaluation, evaluation.accuracy[None], jnp.int32(training.num_epochs)
 
-            if not config.rungs:
-                _, evaluation = train(key_fit, fit, training.num_epochs)
-                return evaluation, evaluation.accuracy[None], jnp.int32(training.num_epochs)
+        def passes(carry):
+            rung, _, _, found = carry
+            before = jnp.maximum(rung - 1, 0)
+            return (rung < len(ends)) & ((rung == 0) | (found[before] >= bars[before]))
 
-            def passes(carry):
-                rung, _, _, found = carry
-                before = jnp.maximum(rung - 1, 0)
-                return (rung < len(ends)) & ((rung == 0) | (found[before] >= bars[before]))
+        def climb(carry):
+            rung, fit, _, found = carry
+            length = jnp.diff(ends, prepend=0)[rung]
+            fit, evaluation = train(jax.random.fold_in(key_fit, rung), fit, length)
+            return rung + 1, fit, evaluation, found.at[rung].set(evaluation.accuracy)
 
-            def climb(carry):
-                rung, fit, _, found = carry
-                length = jnp.diff(ends, prepend=0)[rung]
-                fit, evaluation = train(jax.random.fold_in(key_fit, rung), fit, length)
-                return rung + 1, fit, evaluation, found.at[rung].set(evaluation.accuracy)
+        nothing = jnp.full(len(ends), jnp.nan)
+        carry = jnp.int32(0), fit, Evaluation(nothing[0], nothing[0]), nothing
+        rung, _, evaluation, found = jax.lax.while_loop(passes, climb, carry)
+        return evaluation, found, jnp.asarray(ends, jnp.int32)[rung - 1]
 
-            nothing = jnp.full(len(ends), jnp.nan)
-            carry = jnp.int32(0), fit, Evaluation(nothing[0], nothing[0]), nothing
-            rung, _, evaluation, found = jax.lax.while_loop(passes, climb, carry)
-            return evaluation, found, jnp.asarray(ends, jnp.int32)[rung - 1]
+    return judge
 
-        return judge
+
+def judges(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[Genome, Array, Data, np.ndarray], _Judged]:
+    """A function that compiles and runs `judging`, of a genome, a key, the data and the bars; safe
+    to call from several threads."""
+
+    program = functools.partial(judging, config, num_classes)
 
     def run(compiled, key, genome, data, bars, compile_seconds):
         clock = time.perf_counter()
@@ -522,13 +533,11 @@ def _by_evosax(config: Config, image_shape: tuple[int, int, int]) -> _ByEvosax:
             vectors = random_vectors(jax.random.split(key, size))
         else:
             key_tell, key_ask = jax.random.split(key)
-            best, last = (
-                np.argsort(fitness, kind="stable")[:children],
-                np.arange(number)[-children:],
-            )
-            told = best if number == size else last
+            first = number == size
+            best = np.argsort(fitness, kind="stable")[:children]
+            told = best if first else np.arange(number)[-children:]
             known = jnp.asarray(np.where(np.isfinite(fitness), fitness, np.nan)[told])
-            if number == size:
+            if first:
                 state = started(key_tell, encoded.vectors[told], known)
             else:
                 state, _ = strategy.tell(key_tell, encoded.vectors[told], known, state, own)

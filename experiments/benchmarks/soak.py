@@ -21,6 +21,11 @@ import jax
 import numpy as np
 import tyro
 
+from evojax_suite import devices
+from evojax_suite.data import load
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.training import TrainingConfig
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,12 +40,8 @@ class Options:
 
 
 def main(options: Options) -> None:
-    jax.config.update("jax_num_cpu_devices", options.devices)
-    from evojax_suite import devices  # evosax starts the devices when it is imported
-    from evojax_suite.algorithms import ga_distillation as ga
-    from evojax_suite.data import load
-    from evojax_suite.networks import NetworkConfig
-    from evojax_suite.training import TrainingConfig
+    number = devices.take(options.devices)
+    from evojax_suite.algorithms import ga_distillation as ga  # evosax starts the devices
 
     dataset = load("digits")
     config = ga.Config(
@@ -49,7 +50,7 @@ def main(options: Options) -> None:
         training=TrainingConfig(num_epochs=options.num_epochs),
     )
     algorithm = ga.build(config, dataset.num_classes, dataset.image_shape)
-    algorithm = devices.over_devices(algorithm, devices.take(options.devices))
+    algorithm = devices.over_devices(algorithm, number)
     params, data = ga.Params(), ga.make_data(dataset)
     state = algorithm.init(jax.random.key(0), params, data)
     algorithm.step(jax.random.key(1), state, params, data)  # compiles

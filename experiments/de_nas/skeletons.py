@@ -27,10 +27,9 @@ from table import Options as TableOptions
 from table import base, parts
 
 from evojax_suite.algorithms import de_nas
-from evojax_suite.data import normalize
 from evojax_suite.networks.sequence import fresh
 from evojax_suite.operators import architectures
-from evojax_suite.training import evaluate, fit_epochs, map_members, start_fit_from
+from evojax_suite.training import map_members
 
 
 @dataclass(frozen=True)
@@ -115,26 +114,12 @@ def of_one_skeleton(number: int, config: de_nas.Config, shape, members: int):
 
 def together(config, units, classes, shape, in_flight):
     """One program that trains and judges all members, each as wide as the widest."""
-    network, training = de_nas.network_of(config, units, classes), config.training
-
-    def judge(key, data):
-        key_start, key_fit = jax.random.split(key)
-        number = len(data.labels)
-        fit, _ = fit_epochs(
-            key_fit,
-            network,
-            training,
-            training.num_epochs * training.num_batches(number),
-            start_fit_from(fresh(key_start, network, shape, config.initialization), training),
-            normalize(data.images, data.mean, data.std),
-            jax.nn.one_hot(data.labels, classes),
-            number,
-            training.num_epochs,
-        )
-        return evaluate(network, fit.variables, data.validation)
-
+    network = de_nas.network_of(config, units, classes)
+    judge = de_nas.judging(
+        config, classes, network, lambda key, _: fresh(key, network, shape, config.initialization)
+    )
     return lambda keys, data: map_members(
-        lambda key: judge(key, data), (jnp.asarray(keys),), in_flight
+        lambda key: judge(key, None, data, jnp.zeros(0))[0], (keys,), in_flight
     )
 
 
