@@ -445,12 +445,19 @@ def test_convolutions_agree(setting):
 
 
 @pytest.mark.parametrize(
-    ("images", "size"),
-    [((50, 16, 16, 5), 3), ((2, 6, 5, 4), 5), ((2, 6, 6, 2), 5), ((2, 2, 3, 4), 7)],
-    ids=["many pixels", "large kernel", "few channels", "kernel beyond the map"],
+    ("images", "size", "filters"),
+    [
+        ((50, 16, 16, 5), 3, 3),
+        ((9, 24, 24, 32), 3, 64),
+        ((2, 6, 5, 4), 5, 3),
+        ((2, 6, 6, 2), 5, 3),
+        ((2, 2, 3, 4), 7, 3),
+    ],
+    ids=["many pixels", "in blocks", "large kernel", "few channels", "kernel beyond the map"],
 )
-def test_ways_to_the_kernel_gradient_agree(images, size):
-    setting = {"images": images, "size": size, "filters": 3, "padding": size // 2, "stride": 1}
+def test_ways_to_the_kernel_gradient_agree(images, size, filters):
+    setting = {"images": images, "size": size, "padding": size // 2, "stride": 1}
+    setting["filters"] = filters
     arrays = draw_arrays(setting | {"seed": 0})
     results = [jax.jit(value_and_gradients(name, setting))(*arrays) for name in CONVOLUTIONS]
     for result in results:

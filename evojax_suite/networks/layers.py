@@ -98,37 +98,60 @@ def _split_gradient_forward(images, kernel, padding):
     return _native(images, kernel, padding), (images, kernel)
 
 
+def _products_with(gradient: jax.Array) -> Callable[[jax.Array], jax.Array]:
+    """A function of a view (N, H, W, C) of images: its product (C, F) with the gradient (N, H, W,
+    F) over all pixels."""
+    num_images, height, width, filters = gradient.shape
+    flat = gradient.reshape(-1, filters)
+
+    def plain(view):
+        return view.reshape(-1, view.shape[-1]).T @ flat
+
+    if not (64 <= filters < 96 and len(flat) > 5000):
+        return plain
+    # Of so many columns XLA's CPU backend computes one long product on one core, at half of its
+    # speed; a sum of short ones of the transposed gradient takes half the time. The barrier keeps
+    # the transposition out of the products.
+    most = max(1, 784 // (height * width))
+    images_of_block = max(n for n in range(1, most + 1) if num_images % n == 0)
+    blocks = gradient.reshape(-1, images_of_block * height * width, filters)
+    transposed = lax.optimization_barrier(jnp.swapaxes(blocks, 1, 2))
+
+    def in_blocks(view):
+        columns = view.reshape(*blocks.shape[:2], -1)
+        return jnp.einsum("bfp,bpc->bfc", transposed, columns).sum(0).T
+
+    return lambda view: (plain if view.shape[-1] < 32 else in_blocks)(view)
+
+
 def _split_gradient_backward(padding, residuals, gradient):
     images, kernel = residuals
-    size, channels, filters = kernel.shape[0], images.shape[-1], kernel.shape[-1]
-    flat = gradient.reshape(-1, filters)
+    size, channels = kernel.shape[0], images.shape[-1]
     _, height, width, _ = gradient.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    product = _products_with(gradient)
 
     def row(first):
         """Of a row of the kernel, as one product: thin ones waste the matrix unit."""
         rows = lax.dynamic_slice_in_dim(padded, first, height, 1)
-        columns = jnp.concatenate([rows[:, :, j : j + width] for j in range(size)], axis=-1)
-        return columns.reshape(-1, size * channels).T @ flat
+        columns = [rows[:, :, j : j + width] for j in range(size)]
+        return product(jnp.concatenate(columns, axis=-1))
 
     def position(place):
-        view = lax.dynamic_slice(padded, (0, *place, 0), (*gradient.shape[:3], channels))
-        return view.reshape(-1, channels).T @ flat
+        return product(lax.dynamic_slice(padded, (0, *place, 0), (*gradient.shape[:3], channels)))
 
     # A loop over a kernel's positions compiles in a fraction of the time of all written out, and is
     # faster where each is much work; experiments/benchmarks/README.md.
-    looped = size > 3 or flat.shape[0] > 12_000
+    looped = size > 3 or gradient[..., 0].size > 12_000
     if channels < 4 and size > 3:
         kernel_gradient = lax.map(row, jnp.arange(size))
     elif channels < 4:
-        columns = jnp.concatenate(_shifted(images, size, padding), axis=-1)
-        kernel_gradient = columns.reshape(-1, size * size * channels).T @ flat
+        kernel_gradient = product(jnp.concatenate(_shifted(images, size, padding), axis=-1))
     elif looped:
         first = jnp.arange(size)
         kernel_gradient = lax.map(position, (jnp.repeat(first, size), jnp.tile(first, size)))
     else:
-        views = _shifted(images, size, padding)
-        kernel_gradient = jnp.stack([view.reshape(-1, channels).T @ flat for view in views])
+        kernel_gradient = jnp.stack([product(view) for view in _shifted(images, size, padding)])
     # The input gradient is the full correlation with the flipped kernel, less the padding.
     rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     excess = max(0, padding - (size - 1))

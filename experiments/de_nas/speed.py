@@ -16,6 +16,7 @@ import datetime
 import json
 import os
 import platform
+import resource
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+import psutil
 import torch
 import torch.nn.functional as F
 import tyro
@@ -112,6 +114,7 @@ def torch_candidate(units, config, images, labels, validation, validation_labels
 
 
 def main(options: Options) -> None:
+    before = psutil.Process().memory_info().rss / 1e6
     dataset = parts(options)
     shape, classes = dataset.image_shape, dataset.num_classes
     config = de_nas.Config(
@@ -157,6 +160,8 @@ def main(options: Options) -> None:
         # The same for all programs: they come from the key of the first step.
         population = architectures.member(state.genomes, slice(options.candidates))
         print(programs, found["seconds"][programs], flush=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+    found["peak_megabytes"] = peak - before  # ours, on a CPU
     costs = architectures.costs(population, shape, classes)
     found["about"] |= {name: sizes.tolist() for name, sizes in costs._asdict().items()}
     if options.torch:

@@ -1,0 +1,476 @@
+"""All five systems against plain PyTorch loops, on one machine in one run: `make bench`.
+
+    pip install ".[bench]"
+    python experiments/benchmarks/suite.py
+    python experiments/benchmarks/suite.py --cases cest ecomp
+
+On scikit-learn's digits, enlarged to 28x28, so that nothing is fetched and what is learned can
+be told. Each case is a process, so that its memory and its compilations are its own. Writes
+`<output>.json` and `<output>.png` and prints the tables. Let nothing else run.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from pytorch_loops import Cest, Devs, Ecomp, channels_first
+from throughput import population, torch_population
+from turns import compared, machine, seconds_of
+
+from evojax_suite import devices
+from evojax_suite.algorithms import cest, devs, ecomp
+from evojax_suite.data import load, normalize
+from evojax_suite.networks import NetworkConfig, feed_forward
+from evojax_suite.operators import compression
+from evojax_suite.results import plain, write_json
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Dataset, Split, training_data
+
+HERE = Path(__file__).parent
+POPULATIONS = 1, 4, 16, 64, 256
+CANDIDATES = 4
+
+
+@dataclass(frozen=True)
+class Options:
+    """Time them."""
+
+    cases: tuple[str, ...] = ()
+    """Some of them; all by default."""
+    repeats: int = 5
+    """Turns that ours and the PyTorch loop take."""
+    devices: int | None = None
+    """Where several are measured: by default a CPU's cores, or all accelerators."""
+    output: Path = HERE / "suite"
+    """Without a suffix."""
+    only: str | None = None
+    """The case that this process is for; the program sets it."""
+
+
+def digits() -> Dataset:
+    """1,078 training, 359 validation and 360 test images of 28x28."""
+    dataset = load("digits")
+
+    def enlarged(part: Split) -> Split:
+        shape = (len(part), 28, 28, 1)
+        images = jax.image.resize(jnp.asarray(part.images, jnp.float32), shape, "bilinear")
+        return Split(np.asarray(jnp.clip(jnp.round(images), 0, 255)).astype(np.uint8), part.labels)
+
+    parts = {name: enlarged(getattr(dataset, name)) for name in ("train", "validation", "test")}
+    return replace(dataset, **parts)
+
+
+def normalized(dataset: Dataset, part: Split) -> np.ndarray:
+    return np.asarray(normalize(part.images, dataset.mean, dataset.std), np.float32)
+
+
+def tensors(dataset: Dataset, part: Split):
+    import torch
+
+    labels = torch.from_numpy(part.labels.astype(np.int64))
+    return channels_first(normalized(dataset, part)), labels
+
+
+def several(options: Options) -> int:
+    if options.devices is not None:
+        return devices.take(options.devices)
+    jax.config.update("jax_num_cpu_devices", os.cpu_count())  # of a CPU alone
+    return devices.take("all")
+
+
+def in_bfloat16(run: Callable[[], Any], units: float, repeats: int) -> tuple[float, Any]:
+    """Units a second, and what came out."""
+    found = jax.device_get(run())
+    taken = [seconds_of(run) for _ in range(min(repeats, 2))]
+    return units / float(np.median(taken)), found
+
+
+def members_of(dataset: Dataset, members: int, num_images: int):
+    """Sets (members, 10, 28, 28, 1) of one training image a class, and what judges them."""
+    random, images = np.random.default_rng(0), normalized(dataset, dataset.train)
+    places = [np.flatnonzero(dataset.train.labels == label) for label in range(10)]
+    sets = np.stack([[images[random.choice(own)] for own in places] for _ in range(members)])
+    return sets, images[:num_images], dataset.train.labels[:num_images].astype(np.int32)
+
+
+def ga_distillation(options: Options, num_devices: int) -> list[dict]:
+    rows, dataset, steps = [], digits(), 60
+    for width, members in ((16, 8), (32, 8), (128, 2)):
+        arrays = members_of(dataset, members, 1000)
+
+        def ours(dtype, width=width, arrays=arrays):
+            network = NetworkConfig(width=width, compute_dtype=dtype)
+            return population(network, steps, EngineConfig(), num_devices, *arrays)
+
+        run = ours("float32")
+        row = {
+            "system": f"ga-distillation, width {width}",
+            "unit": "members/s",
+            "devices": num_devices,
+            **compared(
+                run, torch_population(width, steps, *arrays), members, members, options.repeats
+            ),
+        }
+        if num_devices == 1:
+            half, found = in_bfloat16(ours("bfloat16"), members, options.repeats)
+            row |= {
+                "bfloat16_units_per_second": half,
+                "outcome": 100 * float(np.mean(run().accuracy)),
+                "outcome_bfloat16": 100 * float(np.mean(found.accuracy)),
+            }
+        rows.append(row)
+    return rows
+
+
+def one_device(options: Options) -> list[dict]:
+    return ga_distillation(options, 1)
+
+
+def several_devices(options: Options) -> list[dict]:
+    return ga_distillation(options, several(options))
+
+
+def of_cest(options: Options) -> list[dict]:
+    """A selection and five epochs on a quarter of the images."""
+    dataset, epochs, width = digits(), 5, 16
+
+    def ours(dtype):
+        config = cest.Config(
+            initial_epochs=0,
+            epochs_per_selection=epochs,
+            network=NetworkConfig(network="VGG10", width=width, compute_dtype=dtype),
+            training=TrainingConfig(num_epochs=epochs, batch_size=64),
+        )
+        algorithm = cest.build(config, dataset.num_classes, dataset.image_shape)
+        params, data = cest.Params(), cest.make_data(config, dataset)
+        init, step = jax.jit(algorithm.init), jax.jit(algorithm.step)
+
+        def run():
+            state = init(jax.random.key(0), params, data)
+            for epoch in range(epochs):
+                state, metrics = step(jax.random.key(epoch), state, params, data)
+            return metrics
+
+        return run
+
+    theirs = Cest(width, *tensors(dataset, dataset.train), *tensors(dataset, dataset.validation))
+    run = ours("float32")
+    row = compared(run, lambda: theirs(epochs), epochs, epochs, options.repeats)
+    half, found = in_bfloat16(ours("bfloat16"), epochs, options.repeats)
+    row |= {
+        "bfloat16_units_per_second": half,
+        "outcome": 100 * float(run().validation_accuracy),
+        "outcome_bfloat16": 100 * float(found.validation_accuracy),
+    }
+    return [{"system": "cest", "unit": "epochs/s", "devices": 1, **row}]
+
+
+def of_devs(options: Options) -> list[dict]:
+    """A reduction from 1,078 images to 108, its network trained for five epochs."""
+    dataset, epochs, size, width = digits(), 5, 108, 32
+    data = training_data(dataset)
+
+    def ours(dtype):
+        config = devs.Config(
+            target_sizes=(size,),
+            sizes=(size,),
+            clustering="sklearn",
+            feature_epochs=epochs,
+            min_training_steps=0,
+            network=replace(devs.NETWORK, width=width, compute_dtype=dtype),
+        )
+        algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
+
+        def run():
+            state, number = algorithm.init(jax.random.key(0), None, data), 0
+            while not bool(algorithm.finished(state)):
+                number += 1
+                state, _ = algorithm.step(jax.random.key(number), state, None, data)
+            return algorithm.result(state, None, data)
+
+        return run
+
+    def judged(found) -> float:
+        """Mean accuracy of five networks that learn from the set."""
+        (reduced,) = found
+        sets = np.repeat(np.asarray(reduced.images)[None], 5, 0)
+        images = normalized(dataset, dataset.validation)
+        labels = dataset.validation.labels.astype(np.int32)
+        run = population(
+            NetworkConfig(width=width),
+            60,
+            EngineConfig(),
+            1,
+            sets,
+            images,
+            labels,
+            np.repeat(np.asarray(reduced.labels)[None], 5, 0),
+        )
+        return 100 * float(np.mean(run().accuracy))
+
+    images, labels = tensors(dataset, dataset.train)
+    theirs = Devs(width, images, torch_one_hot(labels))
+    run = ours("float32")
+    row = compared(run, lambda: theirs(epochs, size), 1, 1, options.repeats)
+    half, found = in_bfloat16(ours("bfloat16"), 1, options.repeats)
+    row |= {
+        "bfloat16_units_per_second": half,
+        "outcome": judged(run()),
+        "outcome_bfloat16": judged(found),
+    }
+    return [{"system": "devs", "unit": "reductions/s", "devices": 1, **row}]
+
+
+def torch_one_hot(labels):
+    import torch.nn.functional as F
+
+    return F.one_hot(labels, 10).float()
+
+
+def of_ecomp(options: Options) -> list[dict]:
+    """Evaluation of 100 children of a network of two hidden layers of 256 units."""
+    import torch
+
+    dataset, random, config = digits(), np.random.default_rng(0), ecomp.Config()
+    parent = tuple(
+        layer._replace(
+            weight=random.normal(0, (2 / layer.weight.shape[1]) ** 0.5, layer.weight.shape).astype(
+                np.float32
+            )
+        )
+        for layer in feed_forward.zeros((784, 256, 256, 10))
+    )
+    data = ecomp.make_data(parent, dataset.train.images, dataset.train.labels)
+    algorithm, params = ecomp.build(config), ecomp.Params()
+    step = jax.jit(algorithm.step)
+    start = jax.jit(algorithm.init)(jax.random.key(0), params, data)
+    first, _ = step(jax.random.key(1), start, params, data)
+
+    def ours():
+        return step(jax.random.key(2), first, params, data)
+
+    def tensors_of(network):
+        return [tuple(torch.from_numpy(np.array(array)) for array in layer) for layer in network]
+
+    networks = [
+        tensors_of(compression.trimmed(compression.member(start.population, one), sizes))
+        for one, sizes in enumerate(np.asarray(start.population.sizes))
+    ]
+    batch = np.asarray(first.order)[: config.batch_size]
+    images = torch.from_numpy(np.asarray(data.images)[batch])
+    labels = torch.from_numpy(np.asarray(data.labels)[batch])
+    theirs = Ecomp(tensors_of(parent), networks, images, labels)
+    # Both find the same, or the comparison is void.
+    np.testing.assert_allclose(first.scores.fitness, theirs(), atol=0.02)
+    row = compared(ours, theirs, len(networks), len(networks), options.repeats)
+    return [{"system": "ecomp", "unit": "networks/s", "devices": 1, **row}]
+
+
+def of_de_nas(options: Options) -> list[dict]:
+    """Four candidates of ten epochs, compilation counted; one turn."""
+    del options
+    dataset = digits()
+    with tempfile.TemporaryDirectory() as folder:
+        images, found = Path(folder) / "digits28.npz", Path(folder) / "found.json"
+        np.savez(
+            images,
+            **{
+                f"{name}_{kind}": getattr(getattr(dataset, part), kind)
+                for name, part in (("train", "train"), ("val", "validation"), ("test", "test"))
+                for kind in ("images", "labels")
+            },
+        )
+        speed = HERE.parent / "de_nas" / "speed.py"
+        command = [sys.executable, speed, "--dataset", images, "--candidates", str(CANDIDATES)]
+        command += ["--num-validation-images", "359", "--programs", "separate", "--output", found]
+        subprocess.run([str(part) for part in command], check=True)
+        result = json.loads(found.read_text())
+    ours, theirs = (result["seconds"][name] for name in ("separate", "torch"))
+    ratio = theirs["all"] / ours["all"]
+    return [
+        {
+            "system": "de-nas",
+            "unit": "candidates/h",
+            "devices": 1,
+            "units_per_second": 3600 * CANDIDATES / ours["all"],
+            "torch_units_per_second": 3600 * CANDIDATES / theirs["all"],
+            **dict.fromkeys(("ratio_median", "ratio_min", "ratio_max"), ratio),
+            "compile_seconds": ours["compilation"],
+            "peak_megabytes": result["peak_megabytes"],
+        }
+    ]
+
+
+def of_populations(options: Options, num_devices: int) -> list[dict]:
+    """Members a second at several population sizes: width 16, 20 steps, 200 images."""
+    rows, dataset = [], digits()
+    for members in POPULATIONS:
+        arrays = members_of(dataset, members, 200)
+        network = NetworkConfig(width=16)
+        sets, *rest = arrays
+        their_members = min(members, 4)
+        row = compared(
+            population(network, 20, EngineConfig(), num_devices, *arrays),
+            torch_population(16, 20, sets[:their_members], *rest),
+            members,
+            their_members,
+            min(options.repeats, 3),
+        )
+        rows.append({"members": members, "devices": num_devices, **row})
+    return rows
+
+
+def populations(options: Options) -> list[dict]:
+    return of_populations(options, 1)
+
+
+def populations_of_several(options: Options) -> list[dict]:
+    return of_populations(options, several(options))
+
+
+CASES = {
+    "ga-distillation": one_device,
+    "ga-distillation, several devices": several_devices,
+    "devs": of_devs,
+    "cest": of_cest,
+    "ecomp": of_ecomp,
+    "de-nas": of_de_nas,
+    "populations": populations,
+    "populations, several devices": populations_of_several,
+}
+
+
+def cell(row: dict, name: str, digits: int = 2) -> str:
+    return f"{row[name]:,.{digits}f}" if row.get(name) is not None else "not offered"
+
+
+def table_of_systems(rows: list[dict]) -> str:
+    header = "system", "devices", "ours", "PyTorch", "ratio, median (min-max)", "compile, s"
+    header += "peak memory, MB", "bfloat16", "result, float32", "result, bfloat16"
+    lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
+    for row in rows:
+        ratios = [f"{row[f'ratio_{name}']:.2f}" for name in ("median", "min", "max")]
+        offered = "bfloat16_units_per_second" in row
+        missing = "not offered" if row["system"] == "ecomp" else "not run"
+        cells = [
+            row["system"],
+            str(row["devices"]),
+            f"{row['units_per_second']:,.2f} {row['unit']}",
+            f"{row['torch_units_per_second']:,.2f}",
+            f"{ratios[0]} ({ratios[1]}-{ratios[2]})",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['peak_megabytes']:,.0f}",
+            *(
+                [
+                    f"{row['bfloat16_units_per_second']:,.2f}",
+                    f"{row['outcome']:.1f} %",
+                    f"{row['outcome_bfloat16']:.1f} %",
+                ]
+                if offered
+                else [missing] * 3
+            ),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def table_of_populations(rows: list[dict]) -> str:
+    lines = [
+        "| members | devices | ours, members/s | PyTorch | ratio | compile, s | peak memory, MB |",
+        "|---" * 7 + "|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['members']} | {row['devices']} | {row['units_per_second']:.1f} | "
+            f"{row['torch_units_per_second']:.1f} | {row['ratio_median']:.2f} | "
+            f"{row['compile_seconds']:.1f} | {row['peak_megabytes']:,.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(path: Path, systems: list[dict], sizes: list[dict]) -> None:
+    figure = Figure(figsize=(10.5, 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes, lines = figure.subplots(1, 2)
+    names = [
+        row["system"] + (f", {row['devices']} devices" if row["devices"] > 1 else "")
+        for row in systems
+    ]
+    ratios = np.array(
+        [[row[f"ratio_{name}"] for name in ("median", "min", "max")] for row in systems]
+    )
+    if len(systems):
+        places = np.arange(len(systems))[::-1]
+        errors = [ratios[:, 0] - ratios[:, 1], ratios[:, 2] - ratios[:, 0]]
+        axes.barh(places, ratios[:, 0], xerr=errors, color="#2166ac", height=0.65, capsize=2)
+        axes.set_yticks(places, names, fontsize=8)
+    axes.axvline(1, color="black", lw=1, ls="--")
+    axes.set(xlabel="times the speed of the PyTorch loop", xscale="log")
+    axes.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+    axes.grid(alpha=0.3, axis="x")
+    for number in sorted({row["devices"] for row in sizes}):
+        own = [row for row in sizes if row["devices"] == number]
+        members = [row["members"] for row in own]
+        label = f"{number} device{'s' if number > 1 else ''}"
+        lines.plot(members, [row["units_per_second"] for row in own], "o-", ms=4, label=label)
+        if number == 1:
+            theirs = [row["torch_units_per_second"] for row in own]
+            lines.plot(members, theirs, "s--", ms=3, color="gray", label="PyTorch")
+    lines.set(xscale="log", xlabel="members of the population", ylabel="members per second")
+    lines.set_xticks(POPULATIONS, [str(size) for size in POPULATIONS])
+    lines.minorticks_off()
+    lines.set_ylim(bottom=0)
+    lines.grid(alpha=0.3)
+    if sizes:
+        lines.legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=150)
+
+
+def main(options: Options) -> None:
+    unknown = sorted(set(options.cases) - set(CASES))
+    if unknown:
+        raise SystemExit(f"cases must be of {', '.join(CASES)}, got {unknown[0]!r}")
+    if options.only:
+        rows = CASES[options.only](options)
+        options.output.write_text(json.dumps(plain({"machine": machine(), "rows": rows})))
+        return
+    found, about = {}, {}
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        for name in options.cases or CASES:
+            clock, path = time.perf_counter(), Path(folder) / "rows.json"
+            command = [sys.executable, __file__, "--only", name, "--output", str(path)]
+            command += ["--repeats", str(options.repeats)]
+            command += ["--devices", str(options.devices)] if options.devices else []
+            subprocess.run(command, check=True)
+            result = json.loads(path.read_text())
+            about, found[name] = result["machine"], result["rows"]
+            print(f"{name}: {time.perf_counter() - clock:.0f} s", flush=True)
+    rows = [row for own in found.values() for row in own]
+    systems, sizes = ([row for row in rows if key in row] for key in ("system", "members"))
+    if systems:
+        print(table_of_systems(systems))
+    if sizes:
+        print(table_of_populations(sizes))
+    about["seconds"] = time.perf_counter() - start
+    write_json(options.output.with_suffix(".json"), {**about, "systems": systems, "sizes": sizes})
+    plot(options.output.with_suffix(".png"), systems, sizes)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
