@@ -99,7 +99,6 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 75 where another process of
     the run is lost, 128 + signal when stopped."""
     from evojax_suite import __version__, devices, loop
-    from evojax_suite.commands.options import RunOptions
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
@@ -119,7 +118,7 @@ def main(arguments: list[str] | None = None) -> int:
             ]
             options = _parse(commands, arguments)
             command = next(m for m in modules.values() if isinstance(options, m.Options))
-            command.run(options.here() if isinstance(options, RunOptions) else options)
+            command.run(options.here())
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number

@@ -5,16 +5,18 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_suite import networks
+from evojax_suite import devices, networks
 from evojax_suite.data import DataError, siamese
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
@@ -26,7 +28,7 @@ from evojax_suite.training import (
     fit_and_evaluate_population,
     make_batches,
 )
-from evojax_suite.types import Array, Dataset
+from evojax_suite.types import Array, Dataset, Divided
 
 LITERATURE = TrainingConfig(
     num_epochs=300,
@@ -179,18 +181,32 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
     )
 
 
-@partial(jax.jit, static_argnames=("network", "training", "engine"))
-def _accuracies(
-    keys, images, labels, test_images, test_labels, mean, std, network, training, engine
-):
-    batch_size = engine.resolved_evaluation_batch_size(test_images.shape[1:])
-    batches = make_batches(normalize(test_images, mean, std), test_labels, batch_size)
-    images, labels = (
-        jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
-    )
-    return fit_and_evaluate_population(keys, network, training, images, labels, (batches,), engine)[
-        0
-    ]
+@lru_cache(maxsize=16)
+def _judge(
+    network: nn.Module,
+    training: TrainingConfig,
+    engine: EngineConfig,
+    num_networks: int,
+    num_devices: int,
+) -> Callable[..., Array | np.ndarray]:
+    """A compiled function of keys and data -> accuracies, one for each architecture and recipe."""
+
+    def evaluate(keys, state, params, data, members):
+        del state, params
+        images, labels, test_images, test_labels, mean, std = data
+        batch_size = engine.resolved_evaluation_batch_size(test_images.shape[1:])
+        batches = make_batches(normalize(test_images, mean, std), test_labels, batch_size)
+        keys = keys[members]
+        own = [jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)]
+        (found,) = fit_and_evaluate_population(keys, network, training, *own, (batches,), engine)
+        return found.accuracy
+
+    if num_devices * jax.process_count() == 1:
+        everyone = jnp.arange(num_networks)
+        return jax.jit(lambda keys, data: evaluate(keys, None, None, data, everyone))
+    divided = Divided(num_networks, lambda key: (key, None), evaluate, lambda *found: found)
+    over_devices = devices.evaluator(divided, num_devices)
+    return lambda keys, data: over_devices(keys, None, None, data)
 
 
 def accuracies_on_test(
@@ -202,26 +218,24 @@ def accuracies_on_test(
     training: TrainingConfig,
     num_networks: int,
     engine: EngineConfig = EngineConfig(),
+    num_devices: int | Literal["all"] = 1,
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 
-    images: normalised. labels: (n, num_classes). Returns (num_networks,) in [0, 1], NaN for a
-    network that failed.
+    images: normalised. labels: (n, num_classes). The networks are divided over `num_devices`
+    devices of each process. Returns (num_networks,) in [0, 1], NaN for a network that failed.
     """
-    return np.asarray(
-        _accuracies(
-            jax.random.split(key, num_networks),
-            jnp.asarray(images),
-            jnp.asarray(labels),
-            jnp.asarray(dataset.test.images),
-            jnp.asarray(dataset.test.labels),
-            jnp.asarray(dataset.mean, jnp.float32),
-            jnp.asarray(dataset.std, jnp.float32),
-            network=networks.create(network, dataset.num_classes, dataset.image_shape),
-            training=training,
-            engine=engine,
-        ).accuracy
+    module = networks.create(network, dataset.num_classes, dataset.image_shape)
+    judge = _judge(module, training, engine, num_networks, devices.take(num_devices))
+    data = (
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        jnp.asarray(dataset.test.images),
+        jnp.asarray(dataset.test.labels),
+        jnp.asarray(dataset.mean, jnp.float32),
+        jnp.asarray(dataset.std, jnp.float32),
     )
+    return np.asarray(judge(jax.random.split(key, num_networks), data))
 
 
 def with_network(recipe: NetworkConfig, name: str) -> NetworkConfig:

@@ -35,6 +35,7 @@ def over_devices(tmp_path_factory):
         ("ga_distillation", 8),
         ("predator_prey", 4),
         ("strong_random", 4),
+        ("accuracies_on_test", 4),
     ],
 )
 def test_on_several_devices_every_member_is_as_on_one(over_devices, name, number):

@@ -10,8 +10,8 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import distilled, networks
-from evojax_suite.commands.options import differing, percent
+from evojax_suite import devices, distilled, networks
+from evojax_suite.commands.options import Placement, differing, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
 from evojax_suite.distilled import AugmentationName, DistilledDataset
@@ -20,8 +20,8 @@ from evojax_suite.results import write_json
 from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
 
 
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Placement):
     """Train networks on a small set and give their accuracy on the test part."""
 
     path: Annotated[Path, tyro.conf.Positional]
@@ -55,6 +55,7 @@ class Options:
         for name in ("num_networks", "num_epochs", "width"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        super().__post_init__()
 
 
 def _recipe(options: Options, data: DistilledDataset) -> tuple[NetworkConfig, TrainingConfig]:
@@ -115,10 +116,12 @@ def run(options: Options) -> None:
             training,
             options.num_networks,
             options.engine,
+            options.devices,
         )
         results[name] = accuracies
-        print(_row(name, accuracies), flush=True)
-    if options.output:
+        if devices.is_first():
+            print(_row(name, accuracies), flush=True)
+    if options.output and devices.is_first():
         recipe = {"protocol": options.protocol, "labels": options.labels, "training": training}
         write_json(options.output, {"dataset": data.dataset, **recipe, "test_accuracies": results})
 

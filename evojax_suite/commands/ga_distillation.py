@@ -121,6 +121,7 @@ def run(options: Options) -> None:
             config.training,
             options.num_networks,
             config.engine,
+            options.devices,
         )
 
     accuracies = judge(key_test, individual)

@@ -74,6 +74,11 @@ class Placement:
             print(message.format(number, total, devices.HOW_TO_GO_ON), file=sys.stderr, flush=True)
         devices.take(self.devices)
 
+    def here(self) -> Self:
+        """These options for this process: one that does not write is silent."""
+        console.quiet = not devices.is_first()
+        return self
+
 
 @dataclass(frozen=True)
 class RunOptions(Placement):
@@ -101,11 +106,10 @@ class RunOptions(Placement):
         super().__post_init__()
 
     def here(self) -> Self:
-        """These options for this process: one that does not write is silent, and leaves its copy
-        of the run in a folder that is deleted."""
+        """One that does not write leaves its copy of the run in a folder that is deleted."""
+        super().here()
         if devices.is_first():
             return self
-        console.quiet = True
         folder = tempfile.TemporaryDirectory(prefix="evojax-suite-")
         atexit.register(folder.cleanup)
         return replace(self, runs_dir=Path(folder.name))

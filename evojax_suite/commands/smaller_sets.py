@@ -91,6 +91,7 @@ def finish(
                 training,
                 options.num_networks,
                 engine,
+                options.devices,
             )
         path = directory / f"{small.method}-{size}.npz"
         DistilledDataset(
