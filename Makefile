@@ -27,7 +27,7 @@ test: $(VENV)/installed-dev
 
 # Against PyTorch; let nothing else run.
 bench: $(VENV)/installed-bench
-	$(BIN)/python experiments/benchmarks/throughput.py $(BENCH)
+	$(BIN)/python experiments/benchmarks/suite.py $(BENCH)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -20,6 +20,7 @@ from scipy import stats
 
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import some_images
+from evojax_suite.commands.smaller_sets import fitted_to
 from evojax_suite.data import load
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
@@ -63,10 +64,10 @@ def main(options: Options) -> None:
     population = make(jax.random.split(jax.random.key(0), options.candidates))
     rows = Rows(options.output, options, "recipes", "candidates", "data_dir", "output")
     done = {(row["recipe"], row["candidate"]) for row in rows}
-    configs = {
-        recipe: replace(de_nas.Config(space=space, programs="separate"), **RECIPES[recipe])
-        for recipe in options.recipes
-    }
+    configs = {}
+    for recipe in options.recipes:
+        config = replace(de_nas.Config(space=space, programs="separate"), **RECIPES[recipe])
+        configs[recipe] = replace(config, training=fitted_to(config.training, dataset))
     data = de_nas.make_data(configs[options.recipes[0]], dataset)  # the same for all
     for candidate, (recipe, config) in itertools.product(
         range(options.candidates), configs.items()

@@ -67,7 +67,8 @@ def main(options: Options) -> None:
     setting = TableOptions(
         num_images=options.num_images, num_epochs=options.num_epochs, data_dir=options.data_dir
     )
-    dataset, config = parts(setting), base(setting)
+    dataset = parts(setting)
+    config = base(setting, dataset)
     shape, classes = dataset.image_shape, dataset.num_classes
     data = de_nas.make_data(config, dataset)
     keys = jax.random.split(jax.random.key(1), options.members)

@@ -23,6 +23,7 @@ from evojax_suite import plotting
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.de_nas import history, populations
 from evojax_suite.commands.options import some_images
+from evojax_suite.commands.smaller_sets import fitted_to
 from evojax_suite.data import load
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Space
@@ -66,17 +67,15 @@ def parts(options: Options) -> Dataset:
     return some_images(dataset, options.num_images, options.num_validation_images)
 
 
-def base(options: Options) -> de_nas.Config:
+def base(options: Options, dataset: Dataset) -> de_nas.Config:
     """The recipe of the command's small scale: the paper's learns nothing in so few steps."""
+    training = replace(
+        de_nas.TRAINING, num_epochs=options.num_epochs, optimizer="adam", learning_rate=2e-3
+    )
     return de_nas.Config(
         num_generations=options.num_generations,
         space=Space(max_filters=options.max_filters, max_features=options.max_features),
-        training=replace(
-            de_nas.TRAINING,
-            num_epochs=options.num_epochs,
-            optimizer="adam",
-            learning_rate=2e-3,
-        ),
+        training=fitted_to(training, dataset),
         dropout=0.2,
         initialization="kaiming",
         final_epochs=options.final_epochs,
@@ -130,13 +129,14 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
 
 def main(options: Options) -> None:
     dataset = parts(options)
+    setting = base(options, dataset)
     rows = Rows(options.output, options, "methods", "seeds", "data_dir", "output")
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in options.seeds:
         for method in options.methods:
             if (method, seed) in done:
                 continue
-            config = replace(base(options), **METHODS[method])
+            config = replace(setting, **METHODS[method])
             row = {"method": method, "seed": seed, **searched(config, dataset, seed)}
             rows.add(row)
             best = row["most_accurate"]
@@ -146,15 +146,15 @@ def main(options: Options) -> None:
                 f"final {row['final_seconds']:.0f} s",
                 flush=True,
             )
-    print(table(rows, base(options)))
+    print(table(rows, setting))
     shown = [row for row in rows if row["method"] == "evolution"]
     if shown:
-        config, folder = base(options), options.output.parent
+        folder = options.output.parent
         # The first search whose two models are not the same.
         differing = max(
             shown, key=lambda row: row["most_accurate"]["units"] != row["smallest"]["units"]
         )
-        lines = populations(config, shown[0]["history"], de_nas.Params())
+        lines = populations(setting, shown[0]["history"], de_nas.Params())
         plotting.population_movement(folder / "figure-6.png", lines, "num_parameters", "parameters")
         plotting.training_curves(
             folder / "figure-7-9.png",
