@@ -146,7 +146,7 @@ def main(options: Options) -> None:
                 f"final {row['final_seconds']:.0f} s",
                 flush=True,
             )
-    print(table(rows, setting))
+    print(table(rows, setting), beside_random(rows, setting), sep="\n")
     shown = [row for row in rows if row["method"] == "evolution"]
     if shown:
         folder = options.output.parent
@@ -189,6 +189,30 @@ def table(rows: Rows, config: de_nas.Config) -> str:
             spread([row["final_seconds"] for row in mine], 0),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def beside_random(rows: Rows, config: de_nas.Config) -> str:
+    """Of each other method: in how many seeds, of those that both have, it is ahead."""
+    found = {(row["method"], row["seed"]): row for row in rows}
+    lines = []
+    for method in dict.fromkeys(row["method"] for row in rows):
+        seeds = [seed for name, seed in found if name == method and ("random", seed) in found]
+        pairs = [(found[method, seed], found["random", seed]) for seed in seeds]
+        if method == "random" or not pairs:
+            continue
+        lower = sum(score(config, a["history"]) < score(config, b["history"]) for a, b in pairs)
+        larger = sum(
+            hypervolume(config, a["history"]) > hypervolume(config, b["history"]) for a, b in pairs
+        )
+        better, bulkier = (
+            sum(a["most_accurate"][name] > b["most_accurate"][name] for a, b in pairs)
+            for name in ("test_accuracy", "num_parameters")
+        )
+        lines.append(
+            f"{method} beside random, of {len(pairs)} seeds: lower score in {lower}, larger "
+            f"hypervolume in {larger}, model 1 more accurate in {better}, larger in {bulkier}"
+        )
     return "\n".join(lines)
 
 
