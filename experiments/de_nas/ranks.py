@@ -1,6 +1,8 @@
 """What ten epochs say of a full training (paper 004): rank correlation over random architectures.
 
     python experiments/de_nas/ranks.py
+    python experiments/de_nas/ranks.py --max-filters 16 --max-features 256 --full-epochs 50 \\
+        --num-validation-images 359                         # what is committed
 
 Each architecture trains for ten epochs and, anew, for 200, by the paper's recipe and by that of the
 command's small scale, constant or with a cosine over its epochs; accuracies are of the validation
