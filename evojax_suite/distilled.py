@@ -197,8 +197,12 @@ def _judge(
         batch_size = engine.resolved_evaluation_batch_size(test_images.shape[1:])
         batches = make_batches(normalize(test_images, mean, std), test_labels, batch_size)
         keys = keys[members]
-        own = [jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)]
-        (found,) = fit_and_evaluate_population(keys, network, training, *own, (batches,), engine)
+        images, labels = (
+            jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
+        )
+        (found,) = fit_and_evaluate_population(
+            keys, network, training, images, labels, (batches,), engine
+        )
         return found.accuracy
 
     if num_devices * jax.process_count() == 1:
