@@ -102,9 +102,13 @@ def evaluator(divided: Divided, num_devices: int) -> Callable[..., PyTree]:
     """`divided.evaluate` of the whole population, without its `members`, on `num_devices` devices
     of each process; returns arrays on the host."""
     num_processes, process = jax.process_count(), jax.process_index()
+    size = divided.population_size
+    if num_devices * num_processes == 1:
+        everyone = jnp.arange(size)
+        alone = jax.jit(lambda *arguments: divided.evaluate(*arguments, everyone))
+        return lambda *arguments: jax.device_get(alone(*arguments))
     mesh = jax.make_mesh((num_devices,), (_AXIS,), devices=jax.local_devices()[:num_devices])
     everywhere = NamedSharding(mesh, PartitionSpec())
-    size = divided.population_size
     count = -(-size // (num_devices * num_processes))  # members of a device
 
     def of_one_device(keys, state, params, data):

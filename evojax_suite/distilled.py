@@ -188,7 +188,7 @@ def _judge(
     engine: EngineConfig,
     num_networks: int,
     num_devices: int,
-) -> Callable[..., Array | np.ndarray]:
+) -> Callable[..., np.ndarray]:
     """A compiled function of keys and data -> accuracies, one for each architecture and recipe."""
 
     def evaluate(keys, state, params, data, members):
@@ -205,12 +205,9 @@ def _judge(
         )
         return found.accuracy
 
-    if num_devices * jax.process_count() == 1:
-        everyone = jnp.arange(num_networks)
-        return jax.jit(lambda keys, data: evaluate(keys, None, None, data, everyone))
     divided = Divided(num_networks, lambda key: (key, None), evaluate, lambda *found: found)
-    over_devices = devices.evaluator(divided, num_devices)
-    return lambda keys, data: over_devices(keys, None, None, data)
+    judge = devices.evaluator(divided, num_devices)
+    return lambda keys, data: judge(keys, None, None, data)
 
 
 def accuracies_on_test(
@@ -239,7 +236,7 @@ def accuracies_on_test(
         jnp.asarray(dataset.mean, jnp.float32),
         jnp.asarray(dataset.std, jnp.float32),
     )
-    return np.asarray(judge(jax.random.split(key, num_networks), data))
+    return judge(jax.random.split(key, num_networks), data)
 
 
 def with_network(recipe: NetworkConfig, name: str) -> NetworkConfig:

@@ -98,16 +98,16 @@ def _split_gradient_forward(images, kernel, padding):
     return _native(images, kernel, padding), (images, kernel)
 
 
-def _products_with(gradient: jax.Array) -> Callable[[jax.Array], jax.Array]:
+def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], jax.Array]:
     """A function of a view (N, H, W, C) of images: its product (C, F) with the gradient (N, H, W,
-    F) over all pixels."""
+    F) over all pixels; channels: of the images."""
     num_images, height, width, filters = gradient.shape
     flat = gradient.reshape(-1, filters)
 
     def plain(view):
         return view.reshape(-1, view.shape[-1]).T @ flat
 
-    if not (64 <= filters < 96 and len(flat) > 5000):
+    if not (64 <= filters < 96 and channels >= 32 and len(flat) > 5000):
         return plain
     # Of so many columns XLA's CPU backend computes one long product on one core, at half of its
     # speed; a sum of short ones of the transposed gradient takes half the time. The barrier keeps
@@ -121,7 +121,7 @@ def _products_with(gradient: jax.Array) -> Callable[[jax.Array], jax.Array]:
         columns = view.reshape(*blocks.shape[:2], -1)
         return jnp.einsum("bfp,bpc->bfc", transposed, columns).sum(0).T
 
-    return lambda view: (plain if view.shape[-1] < 32 else in_blocks)(view)
+    return in_blocks
 
 
 def _split_gradient_backward(padding, residuals, gradient):
@@ -129,7 +129,7 @@ def _split_gradient_backward(padding, residuals, gradient):
     size, channels = kernel.shape[0], images.shape[-1]
     _, height, width, _ = gradient.shape
     padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    product = _products_with(gradient)
+    product = _products_with(gradient, channels)
 
     def row(first):
         """Of a row of the kernel, as one product: thin ones waste the matrix unit."""

@@ -220,11 +220,8 @@ def seconds_of_a_generation(size: Size, num_devices: int, repeats: int) -> float
         training=TrainingConfig(num_epochs=size.steps),
     )
     algorithm = ga_distillation.build(config, classes, size.shape)
-    if num_devices > 1:
-        algorithm = devices.over_devices(algorithm, num_devices)
-        step = algorithm.step
-    else:
-        step = jax.jit(algorithm.step)
+    algorithm = devices.over_devices(algorithm, num_devices)
+    step = jax.jit(algorithm.step) if algorithm.scannable else algorithm.step
     params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
     state = algorithm.init(jax.random.key(0), params, data)
     return median_seconds(lambda: step(jax.random.key(1), state, params, data), repeats)

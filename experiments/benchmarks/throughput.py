@@ -18,7 +18,6 @@ from functools import partial
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import torch
 import tyro
@@ -105,11 +104,8 @@ def population(
         (found,) = fit_and_evaluate_population(keys, module, training, *own, (batches,), engine)
         return found
 
-    if num_devices > 1:
-        divided = Divided(members, lambda key: (key, None), evaluate, lambda *found: found)
-        run = devices.evaluator(divided, num_devices)
-    else:
-        run = jax.jit(partial(evaluate, chosen=jnp.arange(members)))
+    divided = Divided(members, lambda key: (key, None), evaluate, lambda *found: found)
+    run = devices.evaluator(divided, num_devices)
     data = jax.device_put((sets, targets, images, labels))
     return lambda: run(jax.random.key(0), None, None, data)
 
