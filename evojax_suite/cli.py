@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -65,10 +66,13 @@ def _terminate_like_interrupt(received: list[int]):
 def _settle(arguments: list[str]) -> None:
     """Take the devices and meet the other processes, before a command is imported: evosax starts
     the devices when it is."""
+    from evojax_suite.commands.config_file import arguments_of, named_in
     from evojax_suite.commands.options import Placement
 
     if not {"-h", "--help"} & set(arguments):
-        placement, _ = _parse(Placement, arguments, return_unknown_args=True)
+        file = named_in(arguments)
+        said = arguments_of(file, Placement, "skip") if file else []
+        placement, _ = _parse(Placement, [*said, *arguments], return_unknown_args=True)
         placement.settle()
 
 
@@ -76,9 +80,11 @@ def _commands() -> dict:
     """The modules of the commands by name."""
     from evojax_suite.commands import (
         cest,
+        compare,
         coreset,
         de_nas,
         devs,
+        doctor,
         ecomp,
         evaluate,
         ga_distillation,
@@ -92,7 +98,37 @@ def _commands() -> dict:
         "ecomp": ecomp,
         "de-nas": de_nas,
         "evaluate": evaluate,
+        "compare": compare,
+        "doctor": doctor,
     }
+
+
+def _with_file(arguments: list[str], modules: dict) -> list[str]:
+    """`arguments`, before them those of the file that they name: what is given later wins."""
+    from evojax_suite.commands.config_file import arguments_of, named_in
+
+    file = named_in(arguments)
+    module = modules.get(arguments[0]) if arguments else None
+    if file is None or module is None:
+        return arguments
+    return [arguments[0], *arguments_of(file, module.Options, "refuse"), *arguments[1:]]
+
+
+def _run(command, options) -> int:
+    """The command; for each seed where there are several, and then a page of them all."""
+    from evojax_suite import comparison
+    from evojax_suite.commands.options import RunOptions
+    from evojax_suite.commands.progress import console
+
+    if not isinstance(options, RunOptions) or options.seeds is None:
+        code = command.run(options.here())
+        return code if isinstance(code, int) else 0
+    runs = [command.run(one.here()) for one in options.each()]
+    folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
+    text = comparison.write(runs, folder, [shlex.join(["evojax-suite", *sys.argv[1:]])])
+    console.say(text)
+    console.say(f"all seeds: {folder / 'report.html'}")
+    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,9 +152,9 @@ def main(arguments: list[str] | None = None) -> int:
                     for name, module in modules.items()
                 )
             ]
-            options = _parse(commands, arguments)
+            options = _parse(commands, _with_file(arguments, modules))
             command = next(m for m in modules.values() if isinstance(options, m.Options))
-            command.run(options.here())
+            return _run(command, options)
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number
@@ -135,7 +171,6 @@ def main(arguments: list[str] | None = None) -> int:
         os._exit(_LOST)  # the usual way out would wait for the other process
     except (ValueError, OSError) as error:
         return _fail(str(error))
-    return 0
 
 
 def run() -> None:

@@ -1,52 +1,39 @@
-"""Figures of a run, as PNG files."""
+"""The figures of a run: pictures as PNG files, curves and fronts as charts."""
 
 from __future__ import annotations
 
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
-from matplotlib import colormaps
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
+from evojax_suite.charts import COLORS, Chart, Series, gradual, save_figure
 from evojax_suite.data.transforms import denormalize
 from evojax_suite.types import Dataset
 
 
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150, bbox_inches="tight")
+def _column(lines: list[dict], name: str) -> np.ndarray:
+    """(n,) float64; what is null is NaN."""
+    return np.array([np.nan if line[name] is None else line[name] for line in lines], float)
 
 
 def fitness_curves(
-    path: Path, metrics: list[dict], fitness: str, strong_random: list[float] | None
-) -> None:
+    metrics: list[dict], fitness: str, strong_random: list[float] | None
+) -> list[Chart]:
     """Best and mean fitness by generation, with the fitness of strong random selection."""
-    generations = [line["generation"] for line in metrics]
-    figure = Figure(figsize=(6.4, 3.8))
-    axes = figure.add_subplot()
-
-    def values(name):
-        return np.array([np.nan if line[name] is None else line[name] for line in metrics])
-
-    axes.plot(generations, values("fitness_best"), color="#2166ac", lw=0.8, label="best")
-    mean, deviation = values("fitness_mean"), values("fitness_std")
-    axes.plot(generations, mean, color="#b2182b", lw=0.8, label="mean of the population")
-    axes.fill_between(generations, mean - deviation, mean + deviation, color="#b2182b", alpha=0.15)
-    if np.isfinite(values("holdout_score")).any():
-        held_out = values("holdout_score")
-        axes.plot(generations, held_out, color="#4dac26", lw=0.8, label="best, held-out images")
-    if strong_random:
-        axes.axhline(
-            float(np.mean(strong_random)), color="black", ls="--", lw=1, label="strong random"
-        )
+    generations = _column(metrics, "generation")
+    mean, deviation = _column(metrics, "fitness_mean"), _column(metrics, "fitness_std")
+    series = [
+        Series("best", generations, _column(metrics, "fitness_best")),
+        Series("mean of the population", generations, mean, mean - deviation, mean + deviation),
+    ]
+    held_out = _column(metrics, "holdout_score")
+    if np.isfinite(held_out).any():
+        series.append(Series("best, held-out images", generations, held_out))
     names = {"accuracy": "accuracy on the fitness images", "cross_entropy": "minus cross-entropy"}
-    axes.set(xlabel="generation", ylabel=names[fitness])
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    levels = {"strong random": float(np.mean(strong_random))} if strong_random else {}
+    return [Chart("generation", names[fitness], series, levels=levels)]
 
 
 def _for_display(images: np.ndarray) -> np.ndarray:
@@ -84,7 +71,7 @@ def image_rows(
                 axes.set_title(dataset.class_names[classes[column]][:12], fontsize=7)
             if column == 0:
                 axes.set_ylabel(title, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def soft_label_images(
@@ -123,177 +110,177 @@ def soft_label_images(
                 axes.text(2.3 * columns, y - place, name[:12], fontsize=5, va="center")
     axes.set(xlim=(-0.1, 2.3 * columns + 0.5), ylim=(-1.2 * rows, 0.1), aspect="equal")
     axes.set_axis_off()
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def accuracy_by_size(path: Path, results: dict[str, list[tuple[int, float, float]]]) -> None:
+def accuracy_by_size(results: dict[str, list[tuple[int, float, float]]]) -> list[Chart]:
     """Accuracy against the number of images, a line a method.
 
     results: for each method (images, mean, standard deviation), accuracies in [0, 1].
     """
-    figure = Figure(figsize=(6.4, 3.8))
-    axes = figure.add_subplot()
+    series = []
     for index, (method, points) in enumerate(results.items()):
         sizes, means, deviations = (
-            np.array(column) for column in zip(*sorted(points), strict=True)
+            np.array(column, float) for column in zip(*sorted(points), strict=True)
         )
         # Side by side, so that bars of different methods do not hide each other.
-        axes.errorbar(
-            sizes * (1 + 0.02 * (index - len(results) / 2)),
-            100 * means,
-            100 * deviations,
-            marker="o",
-            ms=4,
-            lw=1.2,
-            capsize=2,
-            label=method,
-        )
-    all_sizes = sorted({size for points in results.values() for size, _, _ in points})
-    axes.set(xlabel="images", ylabel="accuracy on the test part (%)", xscale="log")
-    axes.set_xticks(all_sizes, [str(size) for size in all_sizes])
-    axes.minorticks_off()
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+        x = sizes * (1 + 0.02 * (index - len(results) / 2))
+        y, spread = 100 * means, 100 * deviations
+        notes = [
+            f"{size:.0f} images: {m:.2f} ± {d:.2f} %"
+            for size, m, d in zip(sizes, y, spread, strict=True)
+        ]
+        series.append(Series(method, x, y, y - spread, y + spread, "joined points", notes=notes))
+    return [Chart("images", "accuracy on the test part (%)", series, log_x=True)]
 
 
-def compression_curves(path: Path, metrics: list[dict]) -> None:
+def compression_curves(metrics: list[dict]) -> list[Chart]:
     """Accuracy, relative size and similarity loss of a population by generation (paper 003, Figs. 2
     to 4): the mean, shaded from the worst to the best member."""
-    figure = Figure(figsize=(9.6, 3.0))
-    generations = np.array([line["generation"] for line in metrics]) - 1
-    for index, (name, (low, high), title) in enumerate(
-        (
-            ("accuracy", ("worst", "best"), "accuracy on the batch"),
-            ("relative_size", ("least", "most"), "relative size"),
-            ("similarity_loss", ("best", "worst"), "similarity loss (nats)"),
+    generations = _column(metrics, "generation") - 1
+    return [
+        Chart(
+            "generation",
+            title,
+            [
+                Series(
+                    "mean",
+                    generations,
+                    _column(metrics, f"{name}_mean"),
+                    _column(metrics, f"{name}_{low}"),
+                    _column(metrics, f"{name}_{high}"),
+                )
+            ],
         )
-    ):
-        axes = figure.add_subplot(1, 3, index + 1)
-        mean, low, high = (
-            np.array(
-                [
-                    np.nan if line[f"{name}_{kind}"] is None else line[f"{name}_{kind}"]
-                    for line in metrics
-                ]
-            )
-            for kind in ("mean", low, high)
+        for name, low, high, title in (
+            ("accuracy", "worst", "best", "accuracy on the batch"),
+            ("relative_size", "least", "most", "relative size"),
+            ("similarity_loss", "best", "worst", "similarity loss (nats)"),
         )
-        axes.plot(generations, mean, color="#2166ac", lw=1)
-        axes.fill_between(generations, low, high, color="#2166ac", alpha=0.15, lw=0)
-        axes.set(xlabel="generation", title=title)
-        axes.title.set_fontsize(9)
-        axes.grid(alpha=0.3)
-    figure.tight_layout()
-    _save(figure, path)
+    ]
 
 
-def accuracy_front(
-    path: Path, points: list[tuple[float, float]], parent: float, chosen: tuple[float, float]
-) -> None:
+def accuracy_front(front: list[dict], parent: float, chosen: tuple[float, float]) -> list[Chart]:
     """A Pareto front of networks: accuracy against parameters, as parts of the parent's and of 1.
 
-    points: of the front (parameters, accuracy); parent: its accuracy; chosen: the run's network.
+    front: rows with `relative_parameters`, `evolution_accuracy`, `hidden_units`; parent: its
+    accuracy; chosen: the run's network.
     """
-    figure = Figure(figsize=(6.4, 3.8))
-    axes = figure.add_subplot()
-    sizes, accuracies = (100 * np.array(column) for column in zip(*sorted(points), strict=True))
-    # No line: similarity is an objective too, so that a larger one may be less accurate.
-    axes.plot(sizes, accuracies, "o", ms=3, color="#2166ac", label="front, of similarity too")
-    axes.plot(100 * chosen[0], 100 * chosen[1], "*", ms=12, color="#b2182b", label="network")
-    axes.axhline(100 * parent, color="black", ls="--", lw=1, label="parent")
-    axes.set(xlabel="parameters (% of the parent's)", ylabel="accuracy on evolution's images (%)")
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False, fontsize=8)
-    _save(figure, path)
+    # Points, no line: similarity is an objective too, so that a larger one may be less accurate.
+    sizes, accuracies = (
+        100 * _column(front, name) for name in ("relative_parameters", "evolution_accuracy")
+    )
+    notes = ["-".join(map(str, row["hidden_units"])) for row in front]
+    return [
+        Chart(
+            "parameters (% of the parent's)",
+            "accuracy on evolution's images (%)",
+            [
+                Series("front, of similarity too", sizes, accuracies, style="points", notes=notes),
+                Series("network", [100 * chosen[0]], [100 * chosen[1]], style="star"),
+            ],
+            levels={"parent": 100 * parent},
+        )
+    ]
 
 
-def training_curves(path: Path, runs: dict[str, list[dict]]) -> None:
+def training_curves(runs: dict[str, list[dict]]) -> list[Chart]:
     """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
     gradient examples where they were counted (paper 001, Figs. 2 to 7; paper 004, Figs. 7 and 9);
     runs: metrics of each, by name."""
-    counted = all("gradient_examples" in line for lines in runs.values() for line in lines)
-    figure = Figure(figsize=(11, 3.5) if counted else (7.6, 3.5))
-    panels = figure.subplots(1, 3 if counted else 2)
+    colors = dict(zip(runs, cycle(COLORS), strict=False))
 
-    def values(lines, key):
-        return np.array([np.nan if line[key] is None else line[key] for line in lines], float)
+    def curves(kind: str) -> list[Series]:
+        found = []
+        for name, lines in runs.items():
+            epochs, color = _column(lines, "generation"), colors[name]
+            trained, validated = _column(lines, kind), _column(lines, f"validation_{kind}")
+            found += [
+                Series(f"{name}, training", epochs, trained, style="dashed", color=color),
+                Series(f"{name}, validation", epochs, validated, color=color),
+            ]
+        return found
 
-    for index, (name, lines) in enumerate(runs.items()):
-        color, epochs = f"C{index}", values(lines, "generation")
-        for panel, kind in zip(panels, ("loss", "accuracy"), strict=False):
-            panel.plot(epochs, values(lines, kind), "--", lw=0.9, color=color)
-            label = name if kind == "accuracy" else None  # once in the legend
-            validated = values(lines, f"validation_{kind}")
-            panel.plot(epochs, validated, lw=1.2, color=color, label=label)
-        if counted:
-            seen = values(lines, "gradient_examples"), values(lines, "validation_accuracy")
-            panels[2].plot(*seen, lw=1.2, color=color)
-            panels[2].set(xlabel="gradient examples", ylabel="validation accuracy")
-    panels[0].set(xlabel="epoch", ylabel="loss (nats)")
-    panels[1].set(xlabel="epoch", ylabel="accuracy")
-    for panel in panels:
-        panel.grid(alpha=0.3)
-    figure.tight_layout(rect=(0, 0.08, 1, 1))
-    title = "dashed: training, solid: validation"
-    figure.legend(loc="lower center", ncols=len(runs), frameon=False, fontsize=8, title=title,
-                  title_fontsize=8)  # fmt: skip
-    _save(figure, path)
+    charts = [
+        Chart("epoch", "loss (nats)", curves("loss")),
+        Chart("epoch", "accuracy", curves("accuracy")),
+    ]
+    if all("gradient_examples" in line for lines in runs.values() for line in lines):
+        seen = [
+            Series(
+                name,
+                _column(lines, "gradient_examples"),
+                _column(lines, "validation_accuracy"),
+                color=colors[name],
+            )
+            for name, lines in runs.items()
+        ]
+        charts.append(Chart("gradient examples", "validation accuracy", seen))
+    return charts
 
 
-def resource_curves(path: Path, runs: dict[str, list[dict]]) -> None:
+def resource_curves(runs: dict[str, list[dict]]) -> list[Chart]:
     """Processor and memory over time (paper 001, Figs. 8 and 9); runs: lines of
     `resources.recorded`, by name."""
-    figure = Figure(figsize=(9, 3))
-    panels = figure.subplots(1, 2)
-    for index, (name, lines) in enumerate(runs.items()):
-        seconds = np.array([line["seconds"] for line in lines])
-        for panel, kind in zip(panels, ("cpu_percent", "memory_mib"), strict=True):
-            panel.plot(seconds, [line[kind] for line in lines], lw=1, color=f"C{index}", label=name)
-    panels[0].set(xlabel="seconds", ylabel="processor (%, 100 is one core)")
-    panels[1].set(xlabel="seconds", ylabel="memory (MiB)")
-    for panel in panels:
-        panel.grid(alpha=0.3)
-        panel.set_ylim(bottom=0)
-        panel.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    _save(figure, path)
+    return [
+        Chart(
+            "seconds",
+            title,
+            [
+                Series(name, _column(lines, "seconds"), _column(lines, kind))
+                for name, lines in runs.items()
+            ],
+        )
+        for kind, title in (
+            ("cpu_percent", "processor (%, 100 is one core)"),
+            ("memory_mib", "memory (MiB)"),
+        )
+    ]
 
 
-def population_movement(path: Path, populations: list[list[dict]], size: str, title: str) -> None:
+def population_movement(populations: list[list[dict]], size: str, title: str) -> list[Chart]:
     """Error rate and size of each generation's survivors (paper 004, Fig. 6), and their means.
 
-    populations: of each generation, rows with `accuracy` and `size`. title: what size is.
+    populations: of each generation, rows with `accuracy`, `size` and `units`. title: what size is.
     """
-    figure = Figure(figsize=(9, 3.6))
-    left, right = figure.subplots(1, 2)
-    colors = colormaps["viridis"](np.linspace(0, 0.9, len(populations)))
-    means = []
+    clouds, means = [], []
+    colors = gradual(len(populations))
     for generation, (rows, color) in enumerate(zip(populations, colors, strict=True)):
-        errors = np.array([np.nan if r["accuracy"] is None else 1 - r["accuracy"] for r in rows])
-        sizes = np.array([row[size] for row in rows], float)
-        named = generation in (0, len(populations) - 1)
-        label = f"generation {generation}" if named else None
-        left.scatter(sizes, errors, s=14, color=color, label=label, lw=0)
+        errors, sizes = 1 - _column(rows, "accuracy"), _column(rows, size)
+        clouds.append(
+            Series(
+                f"generation {generation}",
+                sizes,
+                errors,
+                style="points",
+                color=color,
+                notes=[_in_words(row["units"]) for row in rows],
+                in_legend=generation in (0, len(populations) - 1),
+            )
+        )
         means.append((np.nanmean(errors), np.nanmin(errors), sizes.mean(), sizes.min()))
-    left.set(xlabel=title, ylabel="error rate (validation)", xscale="log")
     mean_error, least_error, mean_size, least_size = np.array(means).T
     generations = np.arange(len(populations))
-    right.plot(generations, mean_error, color="#b2182b", lw=1.2, label="error, mean")
-    right.plot(generations, least_error, "--", color="#b2182b", lw=1, label="error, least")
-    right.set(xlabel="generation", ylabel="error rate (validation)")
-    other = right.twinx()
-    other.plot(generations, mean_size, color="#2166ac", lw=1.2, label=f"{title}, mean")
-    other.plot(generations, least_size, "--", color="#2166ac", lw=1, label=f"{title}, least")
-    other.set(ylabel=title, yscale="log")
-    for axis in (left.xaxis, other.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(EngFormatter(sep=""))
-        axis.set_minor_formatter(NullFormatter())
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    left.legend(frameon=False, fontsize=8)
-    lines = [*right.get_lines(), *other.get_lines()]
-    right.legend(lines, [line.get_label() for line in lines], frameon=False, fontsize=8)
-    figure.tight_layout()
-    _save(figure, path)
+    error = "error rate (validation)"
+
+    def both(mean, least):
+        return [
+            Series("mean", generations, mean),
+            Series("least", generations, least, style="dashed"),
+        ]
+
+    return [
+        Chart(title, error, clouds, log_x=True),
+        Chart("generation", error, both(mean_error, least_error)),
+        Chart("generation", title, both(mean_size, least_size), log_y=True),
+    ]
+
+
+def _in_words(units: list[dict]) -> str:
+    """A network's units on one line."""
+    return ", ".join(
+        f"{unit['filters']} of {unit['kernel']}x{unit['kernel']}"
+        if unit["kind"] == "convolution"
+        else f"{unit['kind']} pooling"
+        for unit in units
+    )

@@ -1,71 +1,161 @@
-"""A static page for a run: one HTML file that needs nothing else."""
+"""The page of a run, or of several: one HTML file that needs nothing else, no network either."""
 
 from __future__ import annotations
 
 import base64
-import html
 import json
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from evojax_suite.results import write_atomically
+import jax
+from jinja2 import Environment
+from markupsafe import Markup
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 54rem; margin: 0 auto; padding: 1rem;
+from evojax_suite import charts
+from evojax_suite.charts import Chart
+from evojax_suite.results import plain, write_atomically
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem;
        color: #1a1a1a; background: #fff }
-h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin-top: 2rem }
+h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.1rem; margin-top: 2rem }
+p.lead { font-size: 1.05rem; max-width: 48rem }
+.tiles { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; padding: 0 }
+.tiles div { border: 1px solid #ddd; border-radius: .5rem; padding: .5rem 1rem; min-width: 8rem }
+.tiles b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums }
+.tiles span { color: #555; font-size: .9rem }
+.wide { overflow-x: auto }
 table { border-collapse: collapse } td, th { padding: .25rem .8rem; border-bottom: 1px solid #ddd;
-       text-align: left; font-weight: normal } thead th { border-bottom: 2px solid #888 }
+       text-align: left; font-weight: normal; vertical-align: top }
+thead th { border-bottom: 2px solid #888 }
 td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } th { min-width: 6rem }
-img { max-width: 100%; height: auto } figure { margin: 1rem 0 } figcaption { color: #555 }
+.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr));
+       gap: 1rem }
+.charts > div { min-width: 0 }
+.charts.one { max-width: 48rem }
+figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto }
+figcaption { color: #555 }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
+</style>{{ library }}</head>
+<body>
+<h1>{{ title }}</h1>
+<p class="lead">{{ lead }}</p>
+<div class="tiles">{% for number, name in headline %}
+<div><b>{{ number }}</b><span>{{ name }}</span></div>{% endfor %}</div>
+{% macro show(table) %}<h2>{{ table.heading }}</h2>
+<div class="wide"><table><thead><tr>{% for name in table.header %}<th>{{ name }}</th>{% endfor %}
+</tr></thead><tbody>{% for row in table.rows %}
+<tr>{% for cell in row %}{% if loop.first %}<th>{{ cell }}</th>{% else %}<td>{{ cell }}</td>
+{% endif %}{% endfor %}</tr>{% endfor %}</tbody></table></div>{% endmacro %}
+{% for table in tables %}{{ show(table) }}{% endfor %}
+{% for figure in figures %}<figure>
+{% if figure.elements %}<div class="charts{% if figure.elements | length == 1 %} one{% endif %}">
+{% for element in figure.elements %}<div>{{ element }}</div>{% endfor %}</div>
+{% else %}<img src="data:image/png;base64,{{ figure.png }}" alt="{{ figure.caption }}">
+{% endif %}<figcaption>{{ figure.caption }}</figcaption></figure>
+{% endfor %}{{ show(numbers) }}
+<h2>Repeat it</h2>
+<pre>{{ repeat }}</pre>
+<p>{{ made_with }}</p>
+{% for name, text in details.items() %}<details><summary>{{ name }}</summary>
+<pre>{{ text }}</pre></details>
+{% endfor %}{{ script }}
+</body></html>
 """
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    body = "".join(
-        "<tr>"
-        + f"<th>{html.escape(row[0])}</th>"
-        + "".join(f"<td>{html.escape(cell)}</td>" for cell in row[1:])
-        + "</tr>"
-        for row in rows
-    )
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+@dataclass(frozen=True)
+class Table:
+    """Rows of text; the first cell of each names it."""
+
+    heading: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Charts, or a picture that lies in figures/ already."""
+
+    name: str
+    """Of its PNG, without the ending."""
+    caption: str
+    charts: Sequence[Chart] = ()
 
 
 def write(
     path: Path,
     title: str,
     lead: str,
-    tables: list[tuple[str, list[str], list[list[str]]]],
-    figures: list[tuple[Path, str]],
-    command: str,
-    config: dict,
+    headline: Sequence[tuple[str, str]],
+    tables: Sequence[Table],
+    figures: Sequence[Figure],
+    numbers: Sequence[Sequence[str]],
+    repeat: Sequence[str],
+    details: dict[str, object],
 ) -> None:
-    """Write the page.
+    """Write the page, and figures/ beside it with the charts as PNG.
 
-    lead: one sentence with the result. tables: (heading, header, rows of text). figures: (PNG,
-    caption). command: what repeats the run.
+    lead: the result in one or two sentences. headline: numbers with what they are. numbers: of the
+    run, with what they are before them. repeat: lines of shell. details: what can be unfolded, by
+    name, shown as JSON.
     """
-    parts = [f"<h1>{html.escape(title)}</h1><p>{html.escape(lead)}</p>"]
-    for heading, header, rows in tables:
-        parts.append(f"<h2>{html.escape(heading)}</h2>{_table(header, rows)}")
-    for picture, caption in figures:
-        data = base64.b64encode(picture.read_bytes()).decode()
-        text = html.escape(caption)
-        parts.append(
-            f'<figure><img src="data:image/png;base64,{data}" alt="{text}">'
-            f"<figcaption>{text}</figcaption></figure>"
+    folder = path.parent / "figures"
+    for figure in figures:
+        if figure.charts:
+            charts.save_png(folder / f"{figure.name}.png", figure.charts)
+    drawn = [chart for figure in figures for chart in figure.charts]
+    script, elements = charts.as_html(drawn)
+    waiting = iter(elements)
+    shown = [
+        {
+            "caption": figure.caption,
+            "elements": [Markup(next(waiting)) for _ in figure.charts],
+            "png": ""
+            if figure.charts
+            else base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode(),
+        }
+        for figure in figures
+    ]
+    page = (
+        Environment(autoescape=True)
+        .from_string(_PAGE)
+        .render(
+            title=title,
+            lead=lead,
+            headline=headline,
+            tables=tables,
+            figures=shown,
+            numbers=Table("The run", ("", ""), numbers),
+            repeat="\n".join(repeat),
+            made_with=made_with(),
+            details={name: json.dumps(plain(value), indent=2) for name, value in details.items()},
+            library=Markup(charts.library() if drawn else ""),
+            script=Markup(script),
         )
-    parts.append(f"<h2>Repeat it</h2><pre>{html.escape(command)}</pre>")
-    settings = html.escape(json.dumps(config, indent=2))
-    parts.append(
-        f"<h2>Settings</h2><details><summary>config.json</summary><pre>{settings}</pre></details>"
     )
-    write_atomically(
-        path,
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head>"
-        f"<body>{''.join(parts)}</body></html>\n",
-    )
+    write_atomically(path, page)
+
+
+def made_with() -> str:
+    """Versions and devices, in one line."""
+    packages = ", ".join(f"{name} {version(name)}" for name in ("evojax-suite", "jax", "evosax"))
+    kinds = [device.device_kind for device in jax.devices()]
+    devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
+    return f"Made with {packages}, Python {platform.python_version()}, on {devices}."
+
+
+def commands(directory: Path, command: str) -> list[str]:
+    """What repeats a run: as it was typed, and from what it resolved to."""
+    again = ["evojax-suite", command, "--config", str(directory / "config.json"), "--name", "again"]
+    return [shlex.join(["evojax-suite", *sys.argv[1:]]), shlex.join(again)]

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,21 @@ import safetensors.numpy
 from evojax_suite.types import PyTree
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null."""
+def plain(value: Any, non_finite: Callable[[float], Any] = lambda number: None) -> Any:
+    """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null, or
+    as `non_finite` makes them."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {
+            f.name: plain(getattr(value, f.name), non_finite) for f in dataclasses.fields(value)
+        }
     if isinstance(value, dict):
-        return {str(name): plain(item) for name, item in value.items()}
+        return {str(name): plain(item, non_finite) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, non_finite) for item in value]
     if hasattr(value, "tolist") and not isinstance(value, str):
-        return plain(np.asarray(value).tolist())
+        return plain(np.asarray(value).tolist(), non_finite)
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return non_finite(value)
     if isinstance(value, Path):
         return str(value)
     return value
@@ -121,12 +124,13 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
     return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
 
 
-def _flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as one, its paths joined by dots."""
+    found = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
-        flat |= _flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return flat
+        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return found
 
 
 class RunExists(ValueError):
@@ -146,7 +150,7 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
             raise RunExists(
                 f"{directory} holds a run already: --resume goes on with it, --name starts another"
             )
-        before, now = _flat(json.loads(path.read_text())), _flat(config)
+        before, now = flat(json.loads(path.read_text())), flat(config)
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,10 +10,18 @@ import tyro
 
 from evojax_suite import loop, networks, plotting, report
 from evojax_suite.algorithms import cest
-from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
+from evojax_suite.commands.options import (
+    RunOptions,
+    Scale,
+    differing,
+    duration,
+    is_small,
+    some_images,
+)
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.report import Figure, Table
 from evojax_suite.resources import recorded
 from evojax_suite.results import (
     load_variables,
@@ -106,8 +112,9 @@ def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
     }
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     options.params.check()
     dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
     if is_small(options.scale) and options.config.network == cest.Config().network:
@@ -121,13 +128,13 @@ def run(options: Options) -> None:
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, cest.Config()) | differing(options.params, cest.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.print(
+    console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
         f"{len(dataset.test):,} test images; run in {directory}"
     )
-    console.print(f"settings that differ from the paper's: {shown}")
+    console.say(f"settings that differ from the paper's: {shown}")
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
-        console.print(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
+        console.say(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
 
     variables, outcome = train(config.selection, num_epochs)
     trained = {config.selection: variables}
@@ -171,7 +178,8 @@ def run(options: Options) -> None:
         summary["baseline"] = rows["full"] | taken["full"]
         summary["baseline_equal_gradients"] = rows["full, equal gradients"]
     write_json(directory / "summary.json", summary)
-    _present(directory, options, dataset, rows, taken, shown)
+    _present(directory, options, dataset, rows, taken, summary, shown)
+    return directory
 
 
 def _present(
@@ -180,18 +188,14 @@ def _present(
     dataset: Dataset,
     rows: dict[str, dict],
     taken: dict[str, dict],
+    summary: dict,
     shown: str,
 ) -> None:
     """Figures, report and the closing lines on the terminal."""
     selection = options.config.selection
     folders = {selection: directory} | ({"full": directory / "full"} if len(rows) > 1 else {})
     lines = {name: read_lines(folder / "metrics.jsonl") for name, folder in folders.items()}
-    curves = directory / "figures" / "curves.png"
-    plotting.training_curves(curves, lines)
-    used = directory / "figures" / "resources.png"
-    plotting.resource_curves(
-        used, {name: read_lines(folder / "resources.jsonl") for name, folder in folders.items()}
-    )
+    used = {name: read_lines(folder / "resources.jsonl") for name, folder in folders.items()}
 
     def percent(value):
         return f"{100 * value:.2f}"
@@ -221,13 +225,22 @@ def _present(
         f"({selection}), the network classifies {percent(mine['test_accuracy'])}% of the "
         f"{len(dataset.test):,} test images of {dataset.name}"
     )
+    headline = [(f"{percent(mine['test_accuracy'])} %", f"test accuracy, {selection}")]
     if len(rows) > 1:
         few, full = rows["full, equal gradients"], rows["full"]
+        headline += [
+            (f"{percent(few['test_accuracy'])} %", "whole set, equally many gradients"),
+            (f"{percent(full['test_accuracy'])} %", "whole set, equally many epochs"),
+        ]
         lead += (
             f"; on the whole set {percent(few['test_accuracy'])}% after as many "
             f"({few['seconds']:.1f} s) and {percent(full['test_accuracy'])}% after as many epochs "
             f"({full['seconds']:.1f} s)"
         )
+    headline += [
+        (f"{mine['gradient_examples']:,.0f}", "gradient examples"),
+        (duration(mine["seconds"]), "of training and selection"),
+    ]
     header = [
         "",
         "epochs",
@@ -242,23 +255,34 @@ def _present(
         directory / "report.html",
         f"{dataset.name}, trained on selected examples",
         lead + ".",
+        headline,
         [
-            ("Accuracy; train: of the examples trained on, in the last epoch", header, accuracies),
-            ("Time", stages, costs),
-            ("The run", ["", ""], [["unlike the paper", shown]]),
+            Table(
+                "Accuracy; train: of the examples trained on, in the last epoch", header, accuracies
+            ),
+            Table("Time", stages, costs),
         ],
         [
-            (curves, "Loss and accuracy by epoch, and accuracy by gradient examples"),
-            (used, "Processor (100 % is one core) and memory over time"),
+            Figure(
+                "curves",
+                "Loss and accuracy by epoch, and accuracy by gradient examples",
+                plotting.training_curves(lines),
+            ),
+            Figure(
+                "resources",
+                "Processor (100 % is one core) and memory over time",
+                plotting.resource_curves(used),
+            ),
         ],
-        shlex.join(["evojax-suite", *sys.argv[1:]]),
-        options.settings(),
+        [["unlike the paper", shown]],
+        report.commands(directory, "cest"),
+        {"config.json": options.settings(), "summary.json": summary},
     )
-    console.print(lead)
+    console.say(lead)
     of = taken[selection]
-    console.print(
+    console.say(
         f"time: training {of['training_seconds']:.1f} s, passes {of['pass_seconds']:.1f} s, "
         f"evolution {of['evolution_seconds']:.2f} s, validation {of['validation_seconds']:.1f} s; "
         f"compilation {of['compile_seconds']:.1f} s apart"
     )
-    console.print(f"report: {directory / 'report.html'}")
+    console.say(f"report: {directory / 'report.html'}")

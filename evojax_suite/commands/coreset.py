@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import jax
@@ -81,15 +82,16 @@ def _check(options: Options, dataset: Dataset) -> None:
             )
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
     _check(options, dataset)
     training = smaller_sets.fitted_to(options.training, dataset)
     options = replace(options, training=training)
     directory = options.directory("coreset", dataset)
     open_run(directory, options.settings(), options.resume)
-    console.print(
+    console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
         f"{dataset.num_classes} classes; run in {directory}"
     )
@@ -202,6 +204,7 @@ def run(options: Options) -> None:
         f"{dataset.name}, small sets",
         numbers,
     )
+    return directory
 
 
 def number_of(method: Method) -> int:

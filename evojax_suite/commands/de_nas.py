@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from evojax_suite.data import load
 from evojax_suite.networks.sequence import layers
 from evojax_suite.operators import architectures
 from evojax_suite.operators.architectures import Unit
+from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.searched import SearchedNetwork
 from evojax_suite.training import batches_of, evaluate
@@ -115,8 +114,9 @@ def populations(config: de_nas.Config, rows: list[dict], params: de_nas.Params) 
     return found
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     options.params.check()
     dataset = load(options.dataset, options.data_dir)
     small = is_small(options.scale)
@@ -133,16 +133,16 @@ def run(options: Options) -> None:
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, de_nas.Config()) | differing(params, de_nas.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.print(
+    console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
         f"{len(dataset.test):,} test images; run in {directory}"
     )
     if small:
-        console.print(
+        console.say(
             f"small: {len(dataset.train):,} images, {config.num_candidates} candidates; --scale "
             "paper for the paper's sizes"
         )
-    console.print(f"settings that differ from the paper's: {shown}")
+    console.say(f"settings that differ from the paper's: {shown}")
 
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
     with progress("candidates", config.num_candidates) as on_report:
@@ -216,27 +216,26 @@ def run(options: Options) -> None:
             "num_multiplications": int(costs.multiplications),
         }
     seconds = searched.seconds + sum(outcome.seconds for outcome in outcomes.values())
-    write_json(
-        directory / "summary.json",
-        {
-            "system": "de_nas",
-            "dataset": dataset.name,
-            **models["most accurate"],
-            "smallest": models["smallest"],
-            "num_evaluated": len(rows),
-            "num_failed": searched.num_failed,
-            "num_epochs": sum(row["num_epochs"] for row in rows),
-            "num_parameters_largest": max(sizes),
-            "seconds": seconds,
-            "search_seconds": searched.seconds,
-            "candidates_per_hour": 3600 * len(rows) / searched.seconds,
-            "compile_seconds": searched.stage_seconds.get("compilation", 0.0)
-            + sum(outcome.compile_seconds for outcome in outcomes.values()),
-            "seed": options.seed,
-            "options": beyond,
-        },
-    )
-    _present(directory, options, dataset, rows, units, models, searched, outcomes, shown)
+    summary = {
+        "system": "de_nas",
+        "dataset": dataset.name,
+        **models["most accurate"],
+        "smallest": models["smallest"],
+        "num_evaluated": len(rows),
+        "num_failed": searched.num_failed,
+        "num_epochs": sum(row["num_epochs"] for row in rows),
+        "num_parameters_largest": max(sizes),
+        "seconds": seconds,
+        "search_seconds": searched.seconds,
+        "candidates_per_hour": 3600 * len(rows) / searched.seconds,
+        "compile_seconds": searched.stage_seconds.get("compilation", 0.0)
+        + sum(outcome.compile_seconds for outcome in outcomes.values()),
+        "seed": options.seed,
+        "options": beyond,
+    }
+    write_json(directory / "summary.json", summary)
+    _present(directory, options, dataset, rows, units, models, searched, outcomes, summary, shown)
+    return directory
 
 
 def _layer_rows(units: tuple[Unit, ...], dataset: Dataset) -> list[list[str]]:
@@ -255,25 +254,26 @@ def _present(
     models: dict[str, dict],
     searched: loop.Outcome,
     outcomes: dict[str, loop.Outcome],
+    summary: dict,
     shown: str,
 ) -> None:
     """Figures, report and the closing lines on the terminal."""
     config = options.config
-    movement = directory / "figures" / "search.png"
-    plotting.population_movement(
-        movement, populations(config, rows, options.params), f"num_{config.size}", config.size
-    )
-    figures = [(movement, "Error and size of the population, by generation")]
-    if outcomes:
-        curves = directory / "figures" / "training.png"
-        plotting.training_curves(
-            curves,
-            {
-                role: read_lines(directory / "training" / role.replace(" ", "_") / "metrics.jsonl")
-                for role in outcomes
-            },
+    alive = populations(config, rows, options.params)
+    figures = [
+        Figure(
+            "search",
+            "Error and size of the population, by generation; a point is a network",
+            plotting.population_movement(alive, f"num_{config.size}", config.size),
         )
-        figures.append((curves, "Final trainings: loss and accuracy by epoch"))
+    ]
+    if outcomes:
+        curves = {
+            role: read_lines(directory / "training" / role.replace(" ", "_") / "metrics.jsonl")
+            for role in outcomes
+        }
+        caption = "Final trainings: loss and accuracy by epoch"
+        figures.append(Figure("training", caption, plotting.training_curves(curves)))
 
     def percent(value):
         return "not trained" if value is None else f"{100 * value:.2f}"
@@ -301,26 +301,35 @@ def _present(
         f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters, "
         f"the smallest {smallest['num_parameters']:,}; {hourly:,.0f} candidates an hour"
     )
+    headline = []
+    for role, model in models.items():
+        headline += [
+            (f"{percent(model['test_accuracy'])} %", f"test accuracy, {role}"),
+            (f"{model['num_parameters']:,}", "parameters"),
+        ]
+    headline.append((str(len(rows)), "candidates"))
     if outcomes:
         lead += (
             f". They classify {percent(best['test_accuracy'])}% and "
             f"{percent(smallest['test_accuracy'])}% of the {len(dataset.test):,} test images of "
             f"{dataset.name}"
         )
-    tables = [("Result", header, results)]
+    tables = [Table("Result", header, results)]
     for role, own in units.items():
         if role == "smallest" and own == units["most accurate"]:
             continue
         heading = f"Layers of the {role}"
-        tables.append((heading, ["", "outputs", "parameters"], _layer_rows(own, dataset)))
+        tables.append(Table(heading, ["", "outputs", "parameters"], _layer_rows(own, dataset)))
     report.write(
         directory / "report.html",
         f"{dataset.name}, networks found by differential evolution",
         lead + ".",
-        [*tables, ("The run", ["", ""], [["unlike the paper", shown]])],
+        headline,
+        tables,
         figures,
-        shlex.join(["evojax-suite", *sys.argv[1:]]),
-        options.settings(),
+        [["unlike the paper", shown]],
+        report.commands(directory, "de-nas"),
+        {"config.json": options.settings(), "summary.json": summary},
     )
-    console.print(lead)
-    console.print(f"report: {directory / 'report.html'}")
+    console.say(lead)
+    console.say(f"report: {directory / 'report.html'}")

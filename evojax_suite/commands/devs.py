@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -36,8 +37,9 @@ class Options(JudgedRunOptions):
     config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
     training = smaller_sets.fitted_to(options.config.training, dataset)
     config = replace(options.config, training=training)
@@ -50,13 +52,13 @@ def run(options: Options) -> None:
     directory = options.directory("devs", dataset)
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, devs.Config())
-    console.print(
+    console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
         f"{dataset.num_classes} classes; run in {directory}"
     )
-    console.print(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}")
+    console.say(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}")
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.print(f"settings that differ from the defaults: {shown}")
+    console.say(f"settings that differ from the defaults: {shown}")
 
     data = training_data(dataset)
     key_run, key_random, key_test = jax.random.split(jax.random.key(options.seed), 3)
@@ -100,7 +102,7 @@ def run(options: Options) -> None:
         ["failed losses", str(outcome.num_failed)],
         ["unlike the defaults", shown],
     ]
-    console.print("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
+    console.say("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
     smaller_sets.finish(
         directory,
         options,
@@ -125,3 +127,4 @@ def run(options: Options) -> None:
         f"{dataset.name}, shrunk by DEvS",
         numbers,
     )
+    return directory

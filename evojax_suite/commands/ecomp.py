@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 import time
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -18,7 +16,7 @@ import tyro
 from evojax_suite import compressed, loop, networks, plotting, report
 from evojax_suite.algorithms import ecomp
 from evojax_suite.baselines import probe
-from evojax_suite.commands.options import RunOptions, differing
+from evojax_suite.commands.options import RunOptions, differing, duration
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.compressed import CompressedNetwork
 from evojax_suite.data import load, with_whole_training_set
@@ -26,6 +24,7 @@ from evojax_suite.data.splits import balanced_subset
 from evojax_suite.networks import NetworkConfig, feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import compression, non_dominated_ranks
+from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset, PyTree, TrainingData, training_data
@@ -209,8 +208,9 @@ def save_front(
     return rows
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     config, params = options.config, options.params
     dataset = with_whole_training_set(load(options.dataset, options.data_dir))
     places = evolution_images(dataset, options.num_images, config.batch_size)
@@ -224,11 +224,11 @@ def run(options: Options) -> None:
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.print(
+    console.say(
         f"{dataset.name}: {len(places):,} of {len(dataset.train):,} training, "
         f"{len(dataset.test):,} test images; run in {directory}"
     )
-    console.print(f"settings that differ from the paper's: {shown}")
+    console.say(f"settings that differ from the paper's: {shown}")
 
     start = time.perf_counter()
     if parent is None:
@@ -322,6 +322,7 @@ def run(options: Options) -> None:
         summary["front_size"] = len(front)
     write_json(directory / "summary.json", summary)
     _present(directory, options, dataset, summary, shown, front)
+    return directory
 
 
 def _present(
@@ -333,9 +334,7 @@ def _present(
     front: list[dict],
 ) -> None:
     """Figure, report and the closing lines on the terminal."""
-    curves = directory / "figures" / "generations.png"
     lines = [line for line in read_lines(directory / "metrics.jsonl") if not line["judging"]]
-    plotting.compression_curves(curves, lines)
 
     def percent(name):
         return f"{100 * summary[name]:.2f}"
@@ -372,22 +371,22 @@ def _present(
         ["unlike the paper", shown],
     ]
     tables = [
-        ("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
-        ("The run", ["", ""], numbers),
+        Table("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
     ]
-    figures = [(curves, "The population by generation: mean, and from worst to best")]
-    if front:
-        picture = directory / "figures" / "front.png"
-        plotting.accuracy_front(
-            picture,
-            [(row["relative_parameters"], row["evolution_accuracy"]) for row in front],
-            summary["parent_evolution_accuracy"],
-            (
-                summary["num_parameters"] / summary["parent_num_parameters"],
-                summary["evolution_accuracy"],
-            ),
+    figures = [
+        Figure(
+            "generations",
+            "The population by generation: mean, and from worst to best",
+            plotting.compression_curves(lines),
         )
-        figures.append((picture, "The front: every network is in front/, with front.json"))
+    ]
+    if front:
+        relative = summary["num_parameters"] / summary["parent_num_parameters"]
+        shown_front = plotting.accuracy_front(
+            front, summary["parent_evolution_accuracy"], (relative, summary["evolution_accuracy"])
+        )
+        caption = "The front: every network is in front/, with front.json"
+        figures.append(Figure("front", caption, shown_front))
         shown_rows = front[:: max(1, len(front) // 12)]
         cells = [
             [
@@ -400,21 +399,29 @@ def _present(
         ]
         header = ["hidden units", "parameters (%)", "evolution's images (%)", "test images (%)"]
         title = f"The front, {len(shown_rows)} of {len(front)} networks"
-        tables.insert(1, (title, header, cells))
+        tables.insert(1, Table(title, header, cells))
     report.write(
         directory / "report.html",
         f"A network for {dataset.name}, compressed by evolution",
         lead,
+        [
+            (f"{percent('test_accuracy')} %", "test accuracy"),
+            (f"{percent('parent_test_accuracy')} %", "of the parent"),
+            (f"{summary['num_parameters']:,}", "parameters"),
+            (f"{percent('relative_size')} %", "of the parent's hidden units"),
+            (duration(summary["seconds"]), "of evolution"),
+        ],
         tables,
         figures,
-        shlex.join(["evojax-suite", *sys.argv[1:]]),
-        options.settings(),
+        numbers,
+        report.commands(directory, "ecomp"),
+        {"config.json": options.settings(), "summary.json": summary},
     )
-    console.print(lead)
-    console.print(
+    console.say(lead)
+    console.say(
         f"time: parent {summary['parent_seconds']:.1f} s, compilation "
         f"{summary['compile_seconds']:.1f} s, generations {summary['seconds']:.1f} s"
     )
-    console.print(
+    console.say(
         f"report: {directory / 'report.html'}, network: {directory / 'network.safetensors'}"
     )

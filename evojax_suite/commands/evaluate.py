@@ -96,15 +96,15 @@ def run(options: Options) -> None:
     labels = data.labels
     if options.labels == "hard":
         labels = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]
-    console.print(
+    console.say(
         f"{options.path}: {len(data.images)} images of {data.dataset}, made with "
         f"{data.network.network}, seed {data.seed}"
     )
     changed = differing(training, data.training) | differing(network, data.network)
     shown = ", ".join(f"{name}={value}" for name, value in changed.items()) or "none"
-    console.print(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
+    console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
     if data.test_accuracies:
-        console.print(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
+        console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
     results = {}
     for name in names:
         accuracies = distilled.accuracies_on_test(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,10 +13,11 @@ import tyro
 from evojax_suite import distilled, loop, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
-from evojax_suite.commands.options import JudgedRunOptions, differing, percent
+from evojax_suite.commands.options import JudgedRunOptions, differing, duration, percent
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
+from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
 
@@ -49,8 +48,9 @@ class Options(JudgedRunOptions):
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
 
 
-def run(options: Options) -> None:
-    """The whole run. Raises ValueError, DataError or OSError, each with one line to show."""
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
     config = options.config
     dataset = load(options.dataset, options.data_dir)
     ga_distillation.check(config, dataset)
@@ -62,12 +62,12 @@ def run(options: Options) -> None:
     beyond |= differing(options.params, ga_distillation.Params())
     if options.num_generations != Options.num_generations:
         beyond["num_generations"] = options.num_generations
-    console.print(
+    console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} fitness, "
         f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
     )
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.print(f"settings that differ from the paper's: {shown}")
+    console.say(f"settings that differ from the paper's: {shown}")
 
     data = ga_distillation.make_data(dataset)
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
@@ -173,6 +173,7 @@ def run(options: Options) -> None:
     _present(
         directory, options, settings, dataset, result, summary, accuracies, strong, baseline_fitness
     )
+    return directory
 
 
 def _present(
@@ -188,13 +189,10 @@ def _present(
 ) -> None:
     """Figures, report and the closing lines on the terminal."""
     figures = directory / "figures"
-    plotting.fitness_curves(
-        figures / "fitness.png",
-        read_lines(directory / "metrics.jsonl"),
-        options.config.fitness,
-        strong_fitness,
-    )
     plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
+    curves = plotting.fitness_curves(
+        read_lines(directory / "metrics.jsonl"), options.config.fitness, strong_fitness
+    )
     rows = [["evolved", percent(accuracies), str(len(accuracies))]]
     if strong.size:
         rows.append(["strong random", percent(strong), str(strong.size)])
@@ -222,24 +220,30 @@ def _present(
         f"{dataset.name}, distilled by evolution",
         lead,
         [
-            ("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows),
-            ("The run", ["", ""], numbers),
+            (f"{percent(accuracies)} %", "test accuracy"),
+            *([(f"{percent(strong)} %", "strong random selection")] if strong.size else []),
+            (str(size), "synthetic images"),
+            (duration(summary["seconds"]), "of evolution"),
         ],
         [
-            (
-                figures / "images.png",
+            Table("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows),
+        ],
+        [
+            Figure(
+                "images",
                 "Real images (upper row) and synthetic ones, each stretched to its own range",
             ),
-            (figures / "fitness.png", "Fitness by generation"),
+            Figure("fitness", "Fitness by generation", curves),
         ],
-        shlex.join(["evojax-suite", *sys.argv[1:]]),
-        settings,
+        numbers,
+        report.commands(directory, "ga-distillation"),
+        {"config.json": settings, "summary.json": summary},
     )
-    console.print(f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)")
+    console.say(f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)")
     if strong.size:
         gain = 100 * (np.mean(accuracies) - np.mean(strong))
-        console.print(
+        console.say(
             f"strong random {percent(strong)} % ({options.strong_random_repeats} x "
             f"{options.num_networks} networks): evolution is {gain:+.2f} points from it"
         )
-    console.print(f"report: {directory / 'report.html'}, dataset: {directory / 'distilled.npz'}")
+    console.say(f"report: {directory / 'report.html'}, dataset: {directory / 'distilled.npz'}")

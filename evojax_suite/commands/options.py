@@ -7,13 +7,14 @@ import sys
 import tempfile
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import jax
 import numpy as np
+import tyro
 
 from evojax_suite import devices
-from evojax_suite.commands.progress import console
+from evojax_suite.commands.progress import LogFormat, console
 from evojax_suite.data.splits import balanced_subset
 from evojax_suite.results import plain
 from evojax_suite.types import Dataset, Split
@@ -41,9 +42,18 @@ def some_images(
 
 
 @dataclass(frozen=True)
-class Placement:
-    """Where a run computes. It is settled before anything else (`cli.main`), as some libraries
-    start the devices when they are imported."""
+class Command:
+    """Options of any command."""
+
+    def here(self) -> Self:
+        """These options for this process."""
+        return self
+
+
+@dataclass(frozen=True)
+class Placement(Command):
+    """Where a run computes, and what it says. The devices are taken before anything else
+    (`cli.main`), as some libraries start them when they are imported."""
 
     devices: int | Literal["all"] = "all"
     """Devices of this machine that share the population; of a CPU so many are made."""
@@ -56,6 +66,10 @@ class Placement:
     num_processes: int | None = None
     process_id: int | None = None
     """Which of them this is, from 0."""
+    quiet: bool = False
+    """Say nothing but errors, and what was asked for."""
+    log_format: LogFormat = "text"
+    """json: what is told on the way as a line of JSON each, on standard error."""
 
     def __post_init__(self):
         if self.devices != "all" and self.devices < 1:
@@ -75,8 +89,9 @@ class Placement:
         devices.take(self.devices)
 
     def here(self) -> Self:
-        """These options for this process: one that does not write is silent."""
-        console.quiet = not devices.is_first()
+        """One that does not write is silent."""
+        console.quiet = self.quiet or not devices.is_first()
+        console.log_format = self.log_format
         return self
 
 
@@ -90,6 +105,10 @@ class RunOptions(Placement):
     """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
     seed: int = 0
     """Of everything random in the run."""
+    seeds: str | None = None
+    """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
     name: str | None = None
     """Name of the run; system, dataset and seed by default."""
     runs_dir: Path = Path("runs")
@@ -103,7 +122,33 @@ class RunOptions(Placement):
         for name in ("seed", "checkpoint_seconds"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        if self.seeds is not None and self.seed:
+            raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
+        self.each()
         super().__post_init__()
+
+    def each(self) -> list[Self]:
+        """The options of each seed."""
+        if self.seeds is None:
+            return [self]
+        start, colon, end = self.seeds.partition(":")
+        try:
+            numbers = (
+                list(range(int(start or 0), int(end)))
+                if colon
+                else [int(number) for number in self.seeds.split(",")]
+            )
+        except ValueError:
+            numbers = []
+        if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"seeds must be a range such as 0:10 or different numbers >= 0 such as 0,3,5, got "
+                f"{self.seeds}"
+            )
+        return [
+            replace(self, seeds=None, seed=n, name=self.name and f"{self.name}-seed{n}")
+            for n in numbers
+        ]
 
     def here(self) -> Self:
         """One that does not write leaves its copy of the run in a folder that is deleted."""
@@ -121,9 +166,11 @@ class RunOptions(Placement):
 
     def settings(self) -> dict:
         """What decides the result, for config.json."""
-        settings = plain(self)
+        settings = plain(self, non_finite=str)
         placement = [field.name for field in fields(Placement)]
-        others = "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name"
+        others = (
+            "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file"
+        )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]
         return settings
@@ -155,6 +202,14 @@ def differing(value, default) -> dict:
         elif setting != defaults[name]:
             found[name] = setting
     return found
+
+
+def duration(seconds: float) -> str:
+    """In words."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 600 else f"{hours} h {minutes} min"
 
 
 def percent(accuracies: np.ndarray | list[float]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Literal
 
 from rich.console import Console
 from rich.progress import (
@@ -17,8 +19,24 @@ from rich.progress import (
 )
 
 from evojax_suite.loop import Report
+from evojax_suite.results import plain
 
-console = Console(stderr=True, highlight=False, soft_wrap=True)
+LogFormat = Literal["text", "json"]
+
+
+class Terminal(Console):
+    """Standard error, where a run tells how it goes."""
+
+    log_format: LogFormat = "text"
+
+    def say(self, text: str, **more: object) -> None:
+        """A line; as JSON with `more`, what it tells apart."""
+        if self.log_format == "json":
+            text = json.dumps(plain({"time": time.time(), "message": text} | more))
+        self.print(text, markup=False)
+
+
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
 _SHOWN = {
@@ -53,10 +71,10 @@ def _describe(report: Report, members_per_step: int) -> str:
 @contextmanager
 def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
     """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
-    if not console.is_terminal:
+    if not console.is_terminal or console.log_format == "json":
         last, first = 0.0, None
 
-        def plain(report: Report) -> None:
+        def line(report: Report) -> None:
             nonlocal last, first
             now = time.monotonic()
             first = first or (report.step - 1, now - report.seconds_per_step)
@@ -64,12 +82,17 @@ def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
                 last = now
                 pace = (now - first[1]) / (report.step - first[0])
                 left = (report.num_steps - report.step) * pace
-                console.print(
+                console.say(
                     f"{title} {report.step}/{report.num_steps}: "
-                    f"{_describe(report, members_per_step)}, {left:.0f} s left"
+                    f"{_describe(report, members_per_step)}, {left:.0f} s left",
+                    title=title,
+                    step=report.step,
+                    num_steps=report.num_steps,
+                    seconds_left=left,
+                    metrics=report.metrics,
                 )
 
-        yield plain
+        yield line
         return
     columns = (
         TextColumn("{task.description}"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from evojax_suite.commands.progress import console
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.report import Figure, Table
 from evojax_suite.results import write_json
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Dataset
@@ -77,7 +76,7 @@ def finish(
     """
     results, rows, figures = [], [], []
     augmentation = distilled.augmentation_of(training)
-    console.print(f"judged by {options.num_networks} networks each; augmentation: {augmentation}")
+    console.say(f"judged by {options.num_networks} networks each; augmentation: {augmentation}")
     for small in sorted(sets, key=lambda small: (small.method, -len(small.images))):
         size = len(small.images)
         accuracies = np.array([])
@@ -123,7 +122,7 @@ def finish(
         shown = percent(accuracies) if accuracies.size else "not judged"
         rows.append([small.method, f"{size:,}", shown, f"{small.seconds:.1f} s", small.features])
         unit = " %" if accuracies.size else ""
-        console.print(
+        console.say(
             f"{small.method}, {size} images: {shown}{unit}, made in {small.seconds:.1f} s; "
             f"features: {small.features}"
         )
@@ -131,14 +130,13 @@ def finish(
             picture = directory / "figures" / f"{small.method}-{size}.png"
             plotting.soft_label_images(picture, dataset, small.images, small.labels)
             caption = f"{small.method}: {size} images with the probabilities of their labels"
-            figures.append((picture, caption))
-    write_json(directory / "summary.json", summary | {"results": results})
+            figures.append(Figure(picture.stem, caption))
+    summary |= {"results": results}
+    write_json(directory / "summary.json", summary)
     if not options.num_networks:
         return
     methods = sorted({row["method"] for row in results})
-    curves = directory / "figures" / "accuracy.png"
-    plotting.accuracy_by_size(
-        curves,
+    curves = plotting.accuracy_by_size(
         {
             method: [
                 (row["num_images"], row["test_accuracy_mean"], row["test_accuracy_std"])
@@ -146,7 +144,7 @@ def finish(
                 if row["method"] == method
             ]
             for method in methods
-        },
+        }
     )
     best = max(results, key=lambda row: row["test_accuracy_mean"])
     lead = (
@@ -161,11 +159,16 @@ def finish(
         title,
         lead,
         [
-            (f"Accuracy on the test part (%), {judges}", header, rows),
-            ("The run", ["", ""], numbers),
+            (f"{row[2]} %", f"test accuracy, {row[1]} images, {row[0]}")
+            for row in sorted(rows, key=lambda row: int(row[1].replace(",", "")))
+            if int(row[1].replace(",", "")) == best["num_images"]
         ],
-        [(curves, "Accuracy against the number of images"), *figures],
-        shlex.join(["evojax-suite", *sys.argv[1:]]),
-        options.settings(),
+        [
+            Table(f"Accuracy on the test part (%), {judges}", header, rows),
+        ],
+        [Figure("accuracy", "Accuracy against the number of images", curves), *figures],
+        numbers,
+        report.commands(directory, summary["system"]),
+        {"config.json": options.settings(), "summary.json": summary},
     )
-    console.print(f"report: {directory / 'report.html'}")
+    console.say(f"report: {directory / 'report.html'}")

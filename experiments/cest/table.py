@@ -20,6 +20,7 @@ import tyro
 
 from evojax_suite import networks, plotting
 from evojax_suite.algorithms import cest
+from evojax_suite.charts import save_png
 from evojax_suite.commands.options import some_images
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
@@ -150,9 +151,8 @@ def main(options: Options) -> None:
             ("figure-6-7", ("full", "cest")),
             ("rules", tuple(first)),
         ):
-            plotting.training_curves(
-                options.output / f"{name}.png", {rule: first[rule] for rule in shown}
-            )
+            curves = plotting.training_curves({rule: first[rule] for rule in shown})
+            save_png(options.output / f"{name}.png", curves)
 
 
 def table(rows: Rows, options: Options, equal: int) -> str:

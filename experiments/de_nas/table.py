@@ -21,6 +21,7 @@ import tyro
 
 from evojax_suite import plotting
 from evojax_suite.algorithms import de_nas
+from evojax_suite.charts import save_png
 from evojax_suite.commands.de_nas import history, populations
 from evojax_suite.commands.options import some_images
 from evojax_suite.commands.smaller_sets import fitted_to
@@ -155,14 +156,12 @@ def main(options: Options) -> None:
             shown, key=lambda row: row["most_accurate"]["units"] != row["smallest"]["units"]
         )
         lines = populations(setting, shown[0]["history"], de_nas.Params())
-        plotting.population_movement(folder / "figure-6.png", lines, "num_parameters", "parameters")
-        plotting.training_curves(
-            folder / "figure-7-9.png",
-            {
-                role.replace("_", " "): differing[role]["curve"]
-                for role in ("most_accurate", "smallest")
-            },
+        save_png(
+            folder / "figure-6.png",
+            plotting.population_movement(lines, "num_parameters", "parameters"),
         )
+        curves = {r.replace("_", " "): differing[r]["curve"] for r in ("most_accurate", "smallest")}
+        save_png(folder / "figure-7-9.png", plotting.training_curves(curves))
 
 
 def table(rows: Rows, config: de_nas.Config) -> str:

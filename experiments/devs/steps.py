@@ -18,6 +18,7 @@ import tyro
 
 from evojax_suite import distilled, plotting
 from evojax_suite.algorithms import devs
+from evojax_suite.charts import save_png
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.results import write_json
 from evojax_suite.types import training_data
@@ -62,17 +63,15 @@ def main(options: table.Options) -> None:
             )
             accuracies.setdefault(("one-step", size), []).append(float(np.mean(found)))
         print(f"seed {seed} done", flush=True)
-    plotting.accuracy_by_size(
-        options.output / f"steps-{options.setting}.png",
-        {
-            kind: [
-                (size, np.mean(values), np.std(values))
-                for (found, size), values in sorted(accuracies.items())
-                if found == kind
-            ]
-            for kind in ("one-step", "step-wise")
-        },
-    )
+    results = {
+        kind: [
+            (size, np.mean(values), np.std(values))
+            for (found, size), values in sorted(accuracies.items())
+            if found == kind
+        ]
+        for kind in ("one-step", "step-wise")
+    }
+    save_png(options.output / f"steps-{options.setting}.png", plotting.accuracy_by_size(results))
     report = [
         {"kind": kind, "num_images": size, "accuracies": values}
         for (kind, size), values in sorted(accuracies.items())

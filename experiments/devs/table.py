@@ -22,6 +22,7 @@ import tyro
 from evojax_suite import distilled, plotting
 from evojax_suite.algorithms import devs as algorithm
 from evojax_suite.baselines import gradient_matching
+from evojax_suite.charts import save_png
 from evojax_suite.commands import coreset, devs
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
@@ -224,18 +225,16 @@ def main(options: Options) -> None:
         },
     )
     cells = {(row["method"], row["num_images"]): row for row in rows}
-    plotting.accuracy_by_size(
-        options.output / f"accuracy-{name}.png",
-        {
-            method: [
-                (size, np.mean(row["accuracies"]), np.std(row["accuracies"]))
-                for (found, size), row in cells.items()
-                if found == method
-            ]
-            for method in METHODS
-            if any(found == method for found, _ in cells)
-        },
-    )
+    results = {
+        method: [
+            (size, np.mean(row["accuracies"]), np.std(row["accuracies"]))
+            for (found, size), row in cells.items()
+            if found == method
+        ]
+        for method in METHODS
+        if any(found == method for found, _ in cells)
+    }
+    save_png(options.output / f"accuracy-{name}.png", plotting.accuracy_by_size(results))
     judges = f"{options.num_seeds} x {SETTINGS[options.setting].num_networks} networks"
     print("| method |", " | ".join(f"{size} images" for size in SIZES), end=" | ")
     print("time to make them | features | augmentation while judging | judged by |")

@@ -1,0 +1,84 @@
+"""Options in a file: what it holds becomes arguments, so that one parser judges both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+import yaml
+
+from evojax_suite.results import flat
+
+_OMITTED = tyro.conf.OmitArgPrefixes[int].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def flags(options: type, path: str = "", prefix: str = "", omitted: bool = False) -> dict[str, str]:
+    """Of a class of options: the path of each setting (config.network.width) and its option
+    (--width), as tyro names it."""
+    found = {}
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        hint = hints[field.name]
+        notes = getattr(hint, "__metadata__", ())
+        inner = typing.get_args(hint)[0] if notes else hint
+        name = next((note.name for note in notes if getattr(note, "name", None)), field.name)
+        own = f"{path}{field.name}"
+        if dataclasses.is_dataclass(inner):
+            without = omitted or _OMITTED in notes
+            below = "" if without else f"{prefix}{name}."
+            found |= flags(typing.cast(type, inner), f"{own}.", below, without)
+        else:
+            found[own] = f"--{prefix}{name}".replace("_", "-")
+    return found
+
+
+def named_in(arguments: list[str]) -> Path | None:
+    """The file that `--config` names among `arguments`, the last if it is there twice."""
+    found = [
+        argument.partition("=")[2] if "=" in argument else following
+        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        if argument.partition("=")[0] == "--config"
+    ]
+    return Path(found[-1]).expanduser() if found and found[-1] else None
+
+
+def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -> list[str]:
+    """What a YAML or JSON file says, as arguments of a command with these options.
+
+    Keys are the options (learning_rate, with - or _), or paths as in a run's config.json; others:
+    what to do with keys that `options` does not have. Raises ValueError or OSError, one line.
+    """
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is neither YAML nor JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold options and their values, got {content!r:.40}")
+    by_path = flags(options)
+    by_name = {flag.removeprefix("--"): flag for flag in by_path.values()}
+    arguments = []
+    for path, value in flat(content).items():
+        name = path.replace("_", "-")
+        flag = by_path.get(path) or by_name.get(name)
+        if flag is None and others == "skip":
+            continue
+        if flag is None:
+            known = [*by_path, *by_name]
+            close = difflib.get_close_matches(path, known, 1) or difflib.get_close_matches(
+                name, known, 1
+            )
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{file}: this command has no option {path!r}{hint}")
+        arguments += _argument(flag, value)
+    return arguments
+
+
+def _argument(flag: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    values = value if isinstance(value, list) else [value]
+    return [flag, *map(str, values)]

@@ -1,0 +1,109 @@
+"""Say what this installation has: versions, devices, datasets, folders that can be written."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import psutil
+
+from evojax_suite.commands.options import Command
+from evojax_suite.data import NAMES
+from evojax_suite.data.catalog import find_known
+from evojax_suite.data.errors import DataError
+from evojax_suite.data.loader import DATA_DIR_VARIABLE
+from evojax_suite.data.local import find_local
+
+PACKAGES = (
+    "evojax-suite", "jax", "jaxlib", "flax", "optax", "evosax", "numpy", "scikit-learn",
+    "tensorflow-datasets", "orbax-checkpoint", "tyro", "bokeh",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options(Command):
+    """Show versions, devices, the datasets that are found, and whether folders can be written."""
+
+    data_dir: Path | None = None
+    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    runs_dir: Path = Path("runs")
+    """Where runs would be made."""
+
+
+def _writable(folder: Path) -> str:
+    """ok, or why nothing can be written below the first part of `folder` that exists."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free = psutil.disk_usage(str(existing)).free / 2**30
+            return f"ok, {free:.1f} GiB free"
+    except OSError as error:
+        return f"cannot be written: {error.strerror}"
+
+
+def _computes(device) -> str:
+    """ok, or what went wrong in a small product on the device."""
+    try:
+        ones = jax.device_put(jnp.ones((64, 64)), device)
+        return "ok" if float((ones @ ones)[0, 0]) == 64 else "a product came out wrong"
+    except Exception as error:  # the point is to name whatever it is
+        return f"fails: {str(error).splitlines()[0]}"
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _found(name: str, data_dir: str | Path | None) -> str:
+    known = find_known(name)
+    if known is None or known.files == "bundled":
+        return "bundled"
+    if not data_dir:
+        return f"no --data-dir and {DATA_DIR_VARIABLE} is not set"
+    try:
+        source = find_local(known, Path(data_dir).expanduser())
+    except DataError as error:
+        return str(error)
+    if source is None:
+        return "not there"
+    sizes = ", ".join(f"{part} {len(split):,}" for part, split in source.parts.items())
+    return f"{source.where}: {sizes}"
+
+
+def run(options: Options) -> int:
+    """Print what was found; 2 where something that every run needs is broken."""
+    broken = False
+    print(f"Python {platform.python_version()}, {sys.executable}")
+    for package in PACKAGES:
+        print(f"{package} {_version(package)}")
+    print(f"{os.cpu_count()} CPU cores, {psutil.virtual_memory().total / 2**30:.1f} GiB of memory")
+    for device in jax.devices():
+        state = _computes(device)
+        broken |= state != "ok"
+        print(f"device {device.id}: {device.device_kind} ({device.platform}), {state}")
+    for title, folder in (
+        ("runs", options.runs_dir),
+        ("temporary files", Path(tempfile.gettempdir())),
+        ("JAX's cache of programs", os.environ.get("JAX_COMPILATION_CACHE_DIR")),
+    ):
+        if folder:
+            state = _writable(Path(folder).absolute())
+            broken |= not state.startswith("ok")
+            print(f"folder for {title}, {folder}: {state}")
+    data_dir = options.data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    print(f"datasets in {data_dir or 'no folder'}:")
+    for name in NAMES:
+        print(f"  {name}: {_found(name, data_dir)}")
+    return 2 if broken else 0

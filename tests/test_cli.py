@@ -1,0 +1,164 @@
+"""The command line: options from a file, several seeds, what it says, what it has."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tyro
+
+from evojax_suite.cli import main
+from evojax_suite.commands import (
+    cest,
+    coreset,
+    de_nas,
+    devs,
+    ecomp,
+    evaluate,
+    ga_distillation,
+)
+from evojax_suite.commands.config_file import arguments_of, flags, named_in
+
+COMMANDS = (ga_distillation, devs, coreset, cest, ecomp, de_nas)
+TINY = [
+    "ga-distillation", "--population-size", "4", "--width", "4", "--depth", "1", "--num-epochs",
+    "2", "--num-networks", "2", "--strong-random-repeats", "0", "--generations", "3",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.split(".")[-1])
+def test_what_a_run_was_made_with_comes_back_from_its_file(command, tmp_path):
+    given = {
+        ga_distillation: ["--no-common-random-numbers", "--patience", "3", "--holdout-ratio", ".1"],
+        devs: ["--reduction-factor", "inf", "--target-sizes", "20", "10", "--siamese", "flip"],
+        coreset: ["--method", "random", "--dc.network.width", "7", "--balanced"],
+        cest: ["--width", "4", "--crossover-rate", "0.25", "--no-baseline"],
+        ecomp: ["--inputs", "normalized", "--parent", "a b.npz", "--shrinking"],
+        de_nas: ["--kernels", "1", "3", "--rungs", "3", "--error-weight", "0.5"],
+    }[command]
+    options = tyro.cli(command.Options, args=[*given, "--seed", "3"])
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(options.settings()))
+    again = tyro.cli(command.Options, args=arguments_of(file, command.Options, "refuse"))
+    assert again == options
+    assert again.settings() == options.settings()
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, evaluate], ids=lambda module: module.__name__)
+def test_every_option_of_tyro_is_known_by_its_path(command, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(command.Options, args=["--help"])
+    shown = capsys.readouterr().out
+    for path, flag in flags(command.Options).items():
+        if path != "path":  # a positional argument
+            assert f"{flag} " in shown or f"{flag}," in shown or f"{flag}\n" in shown, path
+
+
+def test_options_in_yaml_by_their_own_names_and_what_is_typed_wins(tmp_path, capsys):
+    file = tmp_path / "Ünïcode name.yaml"
+    file.write_text(
+        "population-size: 4\nwidth: 4\ndepth: 1\nnum_epochs: 2\nnum_networks: 2\n"
+        f"strong_random_repeats: 0\nnum_generations: 9\nruns_dir: {tmp_path}\nlearning_rate: 1e-2\n"
+    )
+    arguments = ["ga-distillation", f"--config={file}", "--generations", "2", "--name", "run"]
+    assert main(arguments) == 0
+    capsys.readouterr()
+    settings = json.loads((tmp_path / "run/config.json").read_text())
+    assert settings["num_generations"] == 2
+    assert settings["config"]["training"]["learning_rate"] == 0.01
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_file_that_is_named_last_is_the_one():
+    assert named_in(["x", "--config", "a", "--config=b"]).name == "b"
+    assert named_in(["x", "--configuration", "a"]) is None
+    assert named_in(["x", "--config"]) is None  # tyro says what is missing
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("widht: 3", "no option 'widht'; did you mean width?"),
+        ("config: {network: {widht: 3}}", "did you mean config.network.width?"),
+        ("- 1\n- 2", "must hold options and their values, got [1, 2]"),
+        ("a: [", "is neither YAML nor JSON"),
+        ("", "must hold options and their values, got None"),
+        ("width: wide", "wide"),
+        ("seed: -1", "seed must be >= 0, got -1"),
+        ("!!python/object/apply:os.system [true]", "is neither YAML nor JSON"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_one_line(content, says, tmp_path, capsys):
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    assert main(["ga-distillation", "--config", str(file), "--runs-dir", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert says in said[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_a_file_that_is_not_there(tmp_path, capsys):
+    assert main(["ecomp", "--config", str(tmp_path / "none.yaml")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "none.yaml" in said[0]
+
+
+def test_several_seeds_are_runs_of_their_own_and_a_page(tmp_path, capsys):
+    runs = [*TINY, "--runs-dir", str(tmp_path)]
+    assert main([*runs, "--seeds", "1:3", "--quiet"]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == captured.out == ""
+    compared = json.loads(
+        (tmp_path / "ga_distillation-digits-all-seeds/comparison.json").read_text()
+    )
+    assert compared[0]["seeds"] == [1, 2]
+    assert main([*runs, "--seed", "2", "--name", "alone", "--quiet"]) == 0
+    for file in ("distilled.npz", "metrics.jsonl", "config.json"):
+        one, other = tmp_path / "ga_distillation-digits-seed2" / file, tmp_path / "alone" / file
+        assert one.read_bytes() == other.read_bytes()
+    assert main([*runs, "--seeds", "1,3", "--name", "named", "--quiet"]) == 0
+    assert (tmp_path / "named-seed3/summary.json").exists()
+    assert (tmp_path / "named-all-seeds/report.html").exists()
+
+
+@pytest.mark.parametrize("seeds", ["3:3", "a:b", "1,1", "-1:2", "", "1.5", "2:1"])
+def test_seeds_that_are_none(seeds, tmp_path, capsys):
+    assert main([*TINY, f"--seeds={seeds}", "--runs-dir", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "seeds must be a range such as 0:10" in said[0]
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_log_in_json(tmp_path, capsys):
+    assert main([*TINY, "--runs-dir", str(tmp_path), "--log-format", "json"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert all(set(line) >= {"time", "message"} for line in lines)
+    last = next(line for line in lines if line.get("step") == 3)
+    assert last["metrics"]["generation"] == 3
+    assert last["num_steps"] == 3
+
+
+def test_a_doctor_names_what_is_there(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    arrays = {
+        f"{part}_{kind}": value
+        for part in ("train", "val", "test")
+        for kind, value in (
+            ("images", rng.integers(0, 256, (4, 28, 28), np.uint8)),
+            ("labels", np.array([[0], [1], [0], [1]])),
+        )
+    }
+    np.savez(tmp_path / "pneumoniamnist.npz", **arrays)
+    (tmp_path / "mnist").mkdir()
+    assert main(["doctor", "--data-dir", str(tmp_path), "--runs-dir", str(tmp_path / "new")]) == 0
+    said = capsys.readouterr().out
+    assert "pneumoniamnist.npz: train 4" in said.replace("test 4, ", "")
+    assert "  mnist: not there" in said
+    assert f"folder for runs, {tmp_path / 'new'}: ok" in said
+    assert "device 0" in said
+    (tmp_path / "file").write_text("")
+    assert main(["doctor", "--runs-dir", str(tmp_path / "file/runs")]) == 2

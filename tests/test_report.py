@@ -1,0 +1,188 @@
+"""Charts, the page of a run in a real browser, and several runs on one page."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from evojax_suite import comparison, report
+from evojax_suite.charts import Chart, Series, as_html, save_png
+from evojax_suite.cli import main
+from evojax_suite.report import Figure, Table
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHARTS = [
+    Chart(
+        "generation",
+        "fitness",
+        [
+            Series("best", [1, 2, 3], [0.1, None, 0.3]),
+            Series("mean", [1, 2, 3], np.array([0.1, 0.2, 0.3]), [0.0] * 3, [0.4] * 3, "dashed"),
+        ],
+        levels={"strong random": 0.25},
+    ),
+    Chart(
+        "parameters",
+        "accuracy",
+        [
+            Series("front", [10, 1000], [0.5, 0.9], style="points", notes=["4-2", "<b>40-20"]),
+            Series("sets", [10, 99], [0.4, 0.8], [0.3, 0.7], [0.5, 0.9], "joined points"),
+            Series("network", [100], [0.7], style="star"),
+            Series("nothing", [], [], style="points", in_legend=False),
+        ],
+        log_x=True,
+        log_y=True,
+    ),
+]
+
+
+def write(folder, name="report.html"):
+    report.write(
+        folder / name,
+        "A <title> & more",
+        "One sentence.",
+        [("12.3 %", "test accuracy")],
+        [Table("Results <1>", ["", "x" * 40, "y" * 40], [["row", "1", "2"]])],
+        [Figure("curves", "Two charts", CHARTS), Figure("again", "One", CHARTS[:1])],
+        [["seconds", "3"]],
+        ["evojax-suite ga-distillation --name 'a b'"],
+        {"config.json": {"reduction_factor": float("inf"), "array": np.arange(2)}},
+    )
+    return folder / name
+
+
+def test_a_chart_is_a_picture_and_a_figure(tmp_path):
+    save_png(tmp_path / "new" / "chart.png", CHARTS)
+    assert (tmp_path / "new" / "chart.png").read_bytes().startswith(b"\x89PNG")
+    script, elements = as_html(CHARTS)
+    assert len(elements) == 2
+    assert "strong random" in script
+    assert as_html([]) == ("", [])
+
+
+def test_the_page_fetches_nothing_and_escapes_what_it_shows(tmp_path):
+    page = write(tmp_path).read_text()
+    assert "A &lt;title&gt; &amp; more" in page
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=\"(?!data:)", page)
+    assert (tmp_path / "figures/curves.png").exists()
+    assert "&#39;a b&#39;" in page
+
+
+PROBE = """<script>
+const errors = [];
+window.addEventListener("error", event => errors.push(event.message));
+const said = console.error; console.error = (...words) => { errors.push(words.join(" ")); };
+window.addEventListener("load", () => setTimeout(() => {
+  const boxes = [...document.querySelectorAll(".charts > div")].map(box => {
+    const area = box.getBoundingClientRect(); return [area.width, area.height]; });
+  const pixels = []; const visit = node => {
+    if (node.tagName === "CANVAS" && node.width) pixels.push(
+      new Set(node.getContext("2d").getImageData(0, 0, node.width, node.height).data).size);
+    if (node.shadowRoot) visit(node.shadowRoot);
+    node.childNodes.forEach(visit); };
+  visit(document.body);
+  const found = {errors, boxes, pixels, page: document.documentElement.scrollWidth,
+                 window: window.innerWidth};
+  const element = document.createElement("pre"); element.id = "found";
+  element.textContent = JSON.stringify(found); document.body.append(element);
+}, 1500));
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [500, 1280])  # headless windows are at least 500 wide
+def test_a_browser_shows_every_chart_without_an_error(tmp_path, width):
+    page = write(tmp_path).read_text().replace("<head>", f"<head>{PROBE}", 1)
+    (tmp_path / "probed.html").write_text(page)
+    said = subprocess.run(
+        [
+            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu",
+            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
+            "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'probed.html'}",
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+    match = re.search(r'<pre id="found">(.*?)</pre>', said)
+    assert match
+    found = json.loads(html.unescape(match.group(1)))
+    assert found["errors"] == []
+    assert found["window"] == width
+    assert found["page"] <= width  # nothing is cut off; wide tables scroll by themselves
+    assert len(found["boxes"]) == 3
+    assert all(w > 250 and h > 250 for w, h in found["boxes"])
+    drawn = [colors for colors in found["pixels"] if colors > 10]
+    assert len(drawn) >= 3  # not empty canvases
+
+
+def fake(folder, seed, accuracy, width=8, system="ga_distillation", **summary):
+    folder.mkdir(parents=True)
+    config = {"dataset": "digits", "seed": seed, "config": {"network": {"width": width}}}
+    (folder / "config.json").write_text(json.dumps(config))
+    summary = {"system": system, "seed": seed, "test_accuracy_mean": accuracy, **summary}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    lines = [
+        {"generation": g, "fitness_best": accuracy * g, "fitness_mean": None} for g in (1, 2, 3)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_runs_are_compared_over_seeds(tmp_path, capsys):
+    runs = [
+        fake(tmp_path / f"{width}-{seed}", seed, accuracy + 0.01 * seed * seed, width)
+        for width, accuracy in ((8, 0.5), (16, 0.6))
+        for seed in (0, 1, 2)
+    ]
+    output = tmp_path / "page"
+    assert main(["compare", *map(str, runs), "--output", str(output)]) == 0
+    said = capsys.readouterr().out
+    narrow, wide = json.loads((output / "comparison.json").read_text())
+    assert (narrow["name"], wide["name"]) == ("width 8", "width 16")
+    assert narrow["seeds"] == [0, 1, 2]
+    assert wide["values"]["test_accuracy_mean"] == pytest.approx([0.6, 0.61, 0.64])
+    values = 100 * np.array([0.5, 0.51, 0.54])
+    cell = f"{values.mean():.2f} ± {values.std():.2f}"
+    assert cell in said
+    assert cell in (output / "report.html").read_text()
+    assert "10.00 ± 0.00" in said  # the paired difference
+    assert (output / "figures/ga_distillation-curves.png").exists()
+
+
+def test_sets_of_several_methods_are_compared(tmp_path):
+    results = [
+        {"method": m, "num_images": n, "test_accuracy_mean": a}
+        for m, n, a in (("DEvS", 10, 0.3), ("DEvS", 20, 0.5), ("random", 10, 0.2))
+    ]
+    run = fake(tmp_path / "a", 0, 0.0, system="devs", results=results)
+    other = fake(tmp_path / "b", 1, 0.0, system="devs", results=results[:2])
+    said = comparison.write([run, other], tmp_path / "page", ["x"])
+    assert said.splitlines()[0].split("  ")[-1].strip() == "random, 10 images (%)"
+    assert "30.00 ± 0.00" in said
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda p: [fake(p / "a", 0, 0.5)] * 2, "is given twice"),
+        (
+            lambda p: [fake(p / "a", 0, 0.5), fake(p / "b", 0, 0.5)],
+            "b have the same settings and seed 0 (ga_di",
+        ),
+        (lambda p: [fake(p / "a", 0, 0.5)], "runs must be two folders or more, got 1"),
+        (lambda p: [p / "none", p / "nothing"], "none holds no finished run: summary.json"),
+        (lambda p: [fake(p / "a", 0, 1, system="x"), p], "summary.json is of none of"),
+    ],
+)
+def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, make, says):
+    runs = make(tmp_path)
+    assert main(["compare", *map(str, runs), "--output", str(tmp_path / "page")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert says in error[0]
+    assert not (tmp_path / "page").exists()
