@@ -1,6 +1,6 @@
 """Evolution over thousands of small neural networks, in JAX."""
 
-from evojax_suite.data import load
+from evojax_suite.data import from_arrays, load
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Algorithm, Dataset, Split
@@ -15,5 +15,6 @@ __all__ = [
     "Split",
     "TrainingConfig",
     "__version__",
+    "from_arrays",
     "load",
 ]

@@ -87,6 +87,7 @@ def _commands() -> dict:
         doctor,
         ecomp,
         evaluate,
+        export,
         ga_distillation,
     )
 
@@ -98,6 +99,7 @@ def _commands() -> dict:
         "ecomp": ecomp,
         "de-nas": de_nas,
         "evaluate": evaluate,
+        "export": export,
         "compare": compare,
         "doctor": doctor,
     }
@@ -174,5 +176,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The entry point."""
+    """The entry point. A network or a fitness function may lie in the working directory."""
+    sys.path.append(os.getcwd())
     sys.exit(main())

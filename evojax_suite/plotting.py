@@ -33,7 +33,7 @@ def fitness_curves(
         series.append(Series("best, held-out images", generations, held_out))
     names = {"accuracy": "accuracy on the fitness images", "cross_entropy": "minus cross-entropy"}
     levels = {"strong random": float(np.mean(strong_random))} if strong_random else {}
-    return [Chart("generation", names[fitness], series, levels=levels)]
+    return [Chart("generation", names.get(fitness, fitness), series, levels=levels)]
 
 
 def _for_display(images: np.ndarray) -> np.ndarray:

@@ -365,6 +365,8 @@ class Evaluation(NamedTuple):
     """Fraction of images classified as their label, in [0, 1]."""
     cross_entropy: Array
     """Mean over the images, in nats."""
+    score: Array | None = None
+    """Mean over the images of the caller's own function, where there is one."""
 
 
 class Batches(NamedTuple):
@@ -389,24 +391,32 @@ def make_batches(images: Array, labels: Array, batch_size: int) -> Batches:
     return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
 
 
-def evaluate(network: nn.Module, variables: PyTree, batches: Batches) -> Evaluation:
-    """Accuracy and cross-entropy of one network, a batch at a time."""
+Score = Callable[[Array, Array], Array]
+"""(logits (n, num_classes), labels (n,)) -> what each prediction is worth (n,), more is better."""
+
+
+def evaluate(
+    network: nn.Module, variables: PyTree, batches: Batches, score: Score | None = None
+) -> Evaluation:
+    """Accuracy, cross-entropy and mean `score` of one network, a batch at a time."""
 
     def evaluate_batch(batch):
         images, labels, weights = batch
         logits = jnp.asarray(network.apply(variables, images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         correct = logits.argmax(-1) == labels
+        worth = None if score is None else jnp.where(weights > 0, score(logits, labels), 0).sum()
         # A filling image must not turn the sum into NaN: zero times infinity.
-        return jnp.where(weights > 0, losses, 0).sum(), (correct * weights).sum()
+        return jnp.where(weights > 0, losses, 0).sum(), (correct * weights).sum(), worth
 
-    losses, correct = jax.lax.map(evaluate_batch, batches)
+    losses, correct, worth = jax.lax.map(evaluate_batch, batches)
     total = batches.weights.sum()
     cross_entropy = losses.sum() / total
     failed = ~jnp.isfinite(cross_entropy)
     return Evaluation(
         accuracy=jnp.where(failed, jnp.nan, correct.sum() / total),
         cross_entropy=jnp.where(failed, jnp.nan, cross_entropy),
+        score=None if worth is None else jnp.where(failed, jnp.nan, worth.sum() / total),
     )
 
 
@@ -492,6 +502,7 @@ def fit_and_evaluate_population(
     labels: Array,
     evaluations: tuple[Batches, ...],
     engine: EngineConfig = EngineConfig(),
+    score: Score | None = None,
 ) -> tuple[Evaluation, ...]:
     """Train each member on its own images and evaluate it on shared ones.
 
@@ -502,6 +513,6 @@ def fit_and_evaluate_population(
 
     def member(key, images, labels):
         variables = fit(key, network, config, images, labels)
-        return tuple(evaluate(network, variables, batches) for batches in evaluations)
+        return tuple(evaluate(network, variables, batches, score) for batches in evaluations)
 
     return map_members(member, (keys, images, labels), engine.resolved_members_in_flight)

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -292,6 +292,52 @@ def _at_their_widths(function, population: Population, most_widths: int, togethe
     )
 
 
+def relation(config: Config, activations: Array) -> Array:
+    """Pairs of images (n, n) by a layer's activations (n, ...): all that similarity needs."""
+    activations = activations.reshape(len(activations), -1)
+    if config.similarity == "cka":
+        return similarity.centred_gram(activations)
+    return similarity.squared_distances(activations)
+
+
+def targets_of(config: Config, params: Params, activations: list[Array]) -> list[Any]:
+    """What each hidden layer of the parent, of these activations, is to be like."""
+    found = [relation(config, layer) for layer in activations]
+    if config.similarity == "cka":
+        return found
+    return [similarity.joint_probabilities(layer, params.perplexity) for layer in found]
+
+
+def similarity_losses(
+    config: Config, params: Params, targets: list[Any], relations: list[Array], sizes: Array
+) -> Array:
+    """(P,): how unlike the parent's the members' representations are, summed over hidden layers.
+
+    relations: of each layer (P, n, n), of `relation`; sizes: (P, layers), hidden units.
+    """
+
+    def loss(target, relation, size):
+        match config.similarity:
+            case "gaussian":
+                start = target.log_precisions
+                other = similarity.joint_probabilities(relation, params.perplexity, start)
+                return similarity.divergence(target.probabilities, other.probabilities)
+            case "student_t":
+                other = similarity.student_t_probabilities(relation, size)
+                return similarity.divergence(target.probabilities, other)
+            case "cka":
+                return 1 - similarity.centred_kernel_alignment(target, relation)
+            case _:
+                raise ValueError(f"unknown similarity {config.similarity!r}")
+
+    return jnp.stack(
+        [
+            jax.vmap(loss, in_axes=(None, 0, 0))(target, relation, sizes[:, layer])
+            for layer, (target, relation) in enumerate(zip(targets, relations, strict=True))
+        ]
+    ).sum(0)
+
+
 def build(config: Config) -> Algorithm:
     """The algorithm for any parent and images: their shapes are those of the data."""
     on_cpu = jax.default_backend() == "cpu"
@@ -361,50 +407,21 @@ def build(config: Config) -> Algorithm:
         together = not (on_cpu and population.layers[0].weight.ndim == 5)
         return _at_their_widths(function, population, most_widths, together)
 
-    def relate(activations: Array) -> Array:
-        """Pairs of images (n, n) by a layer's activations (n, ...): all that similarity needs."""
-        activations = activations.reshape(len(activations), -1)
-        if config.similarity == "cka":
-            return similarity.centred_gram(activations)
-        return similarity.squared_distances(activations)
-
     def evaluate_on(population: Population, params: Params, data: Data, batch: Array) -> Scores:
         images, labels = data.images[batch], data.labels[batch]
-        targets = [relate(activations) for activations in activations_of_parent(data, images)]
-        if config.similarity != "cka":
-            targets = [similarity.joint_probabilities(t, params.perplexity) for t in targets]
-
+        targets = targets_of(config, params, activations_of_parent(data, images))
         compute = members_of(population, data, images)
 
         def member(index, widths):
             *hidden, logits = compute(index, widths)
             accuracy = (logits.argmax(-1) == labels).mean()
             accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
-            return [relate(activations) for activations in hidden], accuracy
+            return [relation(config, activations) for activations in hidden], accuracy
 
         relations, accuracy = compute_all(member, population, _MOST_WIDTHS if on_cpu else 1)
 
-        def loss(target, relation, size):
-            match config.similarity:
-                case "gaussian":
-                    start = target.log_precisions
-                    other = similarity.joint_probabilities(relation, params.perplexity, start)
-                    return similarity.divergence(target.probabilities, other.probabilities)
-                case "student_t":
-                    other = similarity.student_t_probabilities(relation, size)
-                    return similarity.divergence(target.probabilities, other)
-                case "cka":
-                    return 1 - similarity.centred_kernel_alignment(target, relation)
-                case _:
-                    raise ValueError(f"unknown similarity {config.similarity!r}")
-
         sizes = population.sizes
-        losses = jnp.stack(
-            [
-                jax.vmap(loss, in_axes=(None, 0, 0))(target, relation, sizes[:, layer])
-                for layer, (target, relation) in enumerate(zip(targets, relations, strict=True))
-            ]
-        ).sum(0)
+        losses = similarity_losses(config, params, targets, relations, sizes)
         relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
         count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
         parameters = count / sum(array.size for layer in data.parent for array in layer)

@@ -37,15 +37,19 @@ from flax import struct
 from evojax_suite import networks, strategies
 from evojax_suite.baselines import random
 from evojax_suite.data.transforms import normalize
+from evojax_suite.imports import imported
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import LaplaceSign
 from evojax_suite.training import (
     EngineConfig,
+    Score,
     TrainingConfig,
     fit_and_evaluate_population,
     make_batches,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
+
+FITNESS = "accuracy", "cross_entropy"
 
 
 @dataclass(frozen=True)
@@ -71,8 +75,9 @@ class Config:
     """Give all members of a generation the same initialisation, a new one each generation."""
     networks_per_member: int = 1
     """Average the fitness of a member over this many networks."""
-    fitness: Literal["accuracy", "cross_entropy"] = "accuracy"
-    """What selection maximises: the accuracy, or minus the mean cross-entropy."""
+    fitness: Literal["accuracy", "cross_entropy"] | str = "accuracy"
+    """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
+    `training.Score`, as package.module:function."""
     fitness_subset_size: int | None = None
     """Evaluate on a fresh random subset of this many fitness images in each generation."""
     holdout_ratio: float = 0.0
@@ -94,6 +99,11 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        if self.fitness not in FITNESS and ":" not in self.fitness:
+            raise ValueError(
+                f"fitness must be one of {', '.join(FITNESS)}, or package.module:function, got "
+                f"{self.fitness!r}"
+            )
         for name, least in (
             ("population_size", 2),
             ("images_per_class", 1),
@@ -308,10 +318,15 @@ def score_population(
         trained.labels,
         tuple(make_batches(images[part], labels[part], batch_size) for part in parts),
         config.engine,
+        own_score(config),
     )
 
     def score(evaluation):
-        value = evaluation.accuracy if config.fitness == "accuracy" else -evaluation.cross_entropy
+        if config.fitness in FITNESS:
+            minus = config.fitness == "cross_entropy"
+            value = -evaluation.cross_entropy if minus else evaluation.accuracy
+        else:
+            value = evaluation.score
         return value.reshape(population_size, repeats).mean(-1)
 
     return Scores(
@@ -319,6 +334,25 @@ def score_population(
         accuracy=evaluations[0].accuracy.reshape(population_size, repeats).mean(-1),
         holdout=score(evaluations[1]) if num_holdout else jnp.full(population_size, jnp.nan),
     )
+
+
+def own_score(config: Config) -> Score | None:
+    """The function that `fitness` names. Raises ValueError where there is none, or it does not
+    give a number for each of some predictions."""
+    if config.fitness in FITNESS:
+        return None
+    function = imported(config.fitness)
+    logits, labels = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((2,), int)
+    try:
+        shape = jax.eval_shape(function, logits, labels).shape
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"{config.fitness!r} must take logits (n, num_classes) and labels (n,): {reason}"
+        ) from error
+    if shape != (2,):
+        raise ValueError(f"{config.fitness!r} must give (n,) numbers, got {shape} for n = 2")
+    return function
 
 
 def rank_last(fitness: Array) -> Array:
@@ -374,6 +408,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     if config.evolve_labels:
         num_dims += num_images * num_classes
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
+    own_score(config)
     strategy = _strategy(config, num_dims)
     population_based = strategies.is_population_based(strategy)
 

@@ -39,8 +39,8 @@ class Options(Placement):
     """Another number of epochs than the protocol's, such as 1000."""
     width: int | None = None
     """Another width of the ConvNet than the protocol's."""
-    network: tuple[NetworkName, ...] = ()
-    """One or more architectures; the one of the recipe by default."""
+    network: tuple[NetworkName | str, ...] = ()
+    """One or more architectures, your own as package.module:Class; by default the recipe's."""
     num_networks: int = 20
     """Networks of each architecture, each from its own initialisation."""
     seed: int = 1

@@ -2,7 +2,7 @@
 
 from evojax_suite.data.catalog import NAMES
 from evojax_suite.data.errors import DataError
-from evojax_suite.data.loader import load
+from evojax_suite.data.loader import from_arrays, load
 from evojax_suite.data.splits import hold_out, with_whole_training_set
 from evojax_suite.data.transforms import (
     denormalize,
@@ -17,6 +17,7 @@ __all__ = [
     "NAMES",
     "DataError",
     "denormalize",
+    "from_arrays",
     "hold_out",
     "load",
     "mixup",

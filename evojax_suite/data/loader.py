@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,29 @@ def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
         raise unknown_name(str(name))
     own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
     return _assemble(read_path(path), None, own_name)
+
+
+def from_arrays(
+    train: tuple[np.ndarray, np.ndarray],
+    validation: tuple[np.ndarray, np.ndarray] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    class_names: Sequence[str] | None = None,
+    name: str = "arrays",
+) -> Dataset:
+    """A dataset of images and labels that are in memory.
+
+    Each part: images (N, H, W) or (N, H, W, C), uint8 in 0..255 or float in [0, 1], and labels
+    (N,), integers from 0. Parts that lack are split off as `load` does it. Raises DataError, one
+    line, for every other type, shape or value.
+    """
+    given = {"train": train, "validation": validation, "test": test}
+    parts = {
+        part: checked_split(arrays[0], arrays[1], f"{name} ({part})")
+        for part, arrays in given.items()
+        if arrays is not None
+    }
+    names = None if class_names is None else tuple(class_names)
+    return _assemble(Source(parts, names, name), None, name)
 
 
 def _find(known: Known, data_dir: str | Path | None) -> Source:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import FlaxError
 
+from evojax_suite.imports import imported
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
 from evojax_suite.networks.zoo import MLP, VGG10, VGG11, AlexNet, LeNet, ResNet18
@@ -20,8 +24,8 @@ NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "R
 class NetworkConfig:
     """Which network a member trains."""
 
-    network: NetworkName = "ConvNet"
-    """Architecture."""
+    network: NetworkName | str = "ConvNet"
+    """Architecture: a name, or package.module:Class of your own flax module (`own_module`)."""
     width: int = 128
     """Filters of each ConvNet block; units of each MLP layer; filters of VGG10's first pair."""
     depth: int = 3
@@ -44,6 +48,11 @@ class NetworkConfig:
     """How convolutions are lowered; auto takes the fastest measured on the platform."""
 
     def __post_init__(self):
+        if self.network not in get_args(NetworkName) and ":" not in self.network:
+            raise ValueError(
+                f"network must be one of {', '.join(get_args(NetworkName))}, or "
+                f"package.module:Class, got {self.network!r}"
+            )
         for name in ("width", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -103,14 +112,41 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
                 dtype,
             )
         case _:
-            raise ValueError(f"network must be one of {NetworkName}, got {config.network!r}")
+            network = own_module(config.network)(num_classes=num_classes)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
-        jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    except ValueError as error:
+        logits, _ = jax.eval_shape(
+            lambda key, images: network.init_with_output(key, images), jax.random.key(0), images
+        )
+    except (ValueError, TypeError, FlaxError) as error:
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{config.network} does not fit images of {image_shape}: {error}"
+            f"{config.network} does not fit images of {image_shape}: {reason}"
         ) from error
+    if getattr(logits, "shape", None) != (1, num_classes):
+        raise ValueError(
+            f"{config.network} must give logits (N, {num_classes}) for images (N, "
+            f"{', '.join(map(str, image_shape))}), got {getattr(logits, 'shape', type(logits))}"
+        )
     return network
+
+
+def own_module(path: str) -> type[nn.Module]:
+    """The class of flax modules that `path` (package.module:Class) names.
+
+    It is made with `num_classes` alone and called with images (N, H, W, C) float32, normalised, and
+    `train=True` while it trains; it gives logits (N, num_classes). Collections beside `params` are
+    kept as batch statistics are; random numbers come from `dropout`. Raises ValueError where there
+    is no such class, or its `__call__` takes no `train`.
+    """
+    found = imported(path)
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{path!r} must be a class of flax.linen modules, got {found!r:.60}")
+    if "num_classes" not in {field.name for field in dataclasses.fields(found)}:
+        raise ValueError(f"{path!r} must have a field num_classes")
+    if "train" not in inspect.signature(found.__call__).parameters:
+        raise ValueError(f"{path!r} must take train as its second argument: whether it trains")
+    return found
 
 
 __all__ = [
@@ -123,4 +159,5 @@ __all__ = [
     "NetworkConfig",
     "ResNet18",
     "create",
+    "own_module",
 ]

@@ -1,0 +1,74 @@
+"""A small set in the files of other tools: tensors for PyTorch, images in class folders."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+from PIL import Image
+
+from evojax_suite.data.transforms import denormalize
+from evojax_suite.distilled import DistilledDataset
+from evojax_suite.results import plain, write_atomically
+
+
+def save_safetensors(path: Path, data: DistilledDataset) -> None:
+    """Tensors as PyTorch has them: `images` (n, C, H, W) float32, normalised; `labels` (n, K)
+    float32, probabilities; `mean` and `std` (C,), for test images in [0, 1].
+
+    The recipe, class names and the dataset's name are JSON in the file's metadata, key `recipe`.
+    """
+    recipe = {
+        "dataset": data.dataset,
+        "class_names": data.class_names,
+        "network": data.network,
+        "training": data.training,
+    }
+    arrays = {
+        "images": np.ascontiguousarray(np.moveaxis(np.asarray(data.images, np.float32), -1, 1)),
+        "labels": np.asarray(data.labels, np.float32),
+        "mean": np.asarray(data.mean, np.float32),
+        "std": np.asarray(data.std, np.float32),
+    }
+    metadata = {"recipe": json.dumps(plain(recipe))}
+    write_atomically(path, safetensors.numpy.save(arrays, metadata))
+
+
+def save_image_folder(folder: Path, data: DistilledDataset) -> float:
+    """PNG files train/<class>/<number>.png, which this package, TensorFlow Datasets' ImageFolder,
+    Hugging Face's imagefolder and torchvision's ImageFolder read; the class is the most probable.
+    labels.csv has the probabilities of all classes, a row a file.
+
+    PNG has 256 values from black to white: returns the fraction of pixels that lay outside and were
+    cut. Raises ValueError for images of 2 channels, and for a class whose name is no name of a
+    folder, before anything is written; FileExistsError where `folder` holds something.
+    """
+    if data.images.shape[-1] not in (1, 3, 4):
+        raise ValueError(f"PNG has 1, 3 or 4 channels, the images have {data.images.shape[-1]}")
+    for name in data.class_names:
+        if not name or name in (".", "..") or set(name) & set('/\\\0:*?"<>|'):
+            raise ValueError(f"class {name!r} cannot be the name of a folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and is not an empty folder")
+    pixels = denormalize(np.asarray(data.images), data.mean, data.std)
+    cut = float(np.mean((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)))
+    pictures = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
+    classes = np.asarray(data.labels).argmax(-1)
+    digits = len(str(len(pictures) - 1))
+    table = io.StringIO()
+    rows = csv.writer(table, lineterminator="\n")
+    rows.writerow(["file_name", *data.class_names])
+    for number, (picture, label) in enumerate(zip(pictures, classes, strict=True)):
+        file = Path("train") / data.class_names[label] / f"{number:0{digits}}.png"
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        squeezed = picture[..., 0] if picture.shape[-1] == 1 else picture
+        buffer = io.BytesIO()
+        Image.fromarray(squeezed).save(buffer, "PNG")
+        write_atomically(folder / file, buffer.getvalue())
+        rows.writerow([file.as_posix(), *(f"{float(p):.8g}" for p in data.labels[number])])
+    write_atomically(folder / "labels.csv", table.getvalue())
+    return cut
