@@ -162,7 +162,10 @@ def run(options: Options) -> Path:
     judge = jax.jit(lambda variables: evaluate(network, variables, test))
     for name, row in rows.items():
         found = judge(trained[name])
-        row["test_accuracy"], row["test_loss"] = (float(value) for value in found)
+        row |= {
+            "test_accuracy": float(found.accuracy),
+            "test_loss": float(found.cross_entropy),
+        }
     summary = {
         "system": "cest",
         "dataset": dataset.name,
