@@ -9,7 +9,7 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .$(if $(filter-out user,$*),[$*])
 	touch $@
 
-.PHONY: demo test bench clean
+.PHONY: demo test bench docs clean
 
 # The paper's strategy at a size for two cores, with the options that its small networks need.
 DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
@@ -29,5 +29,8 @@ test: $(VENV)/installed-dev
 bench: $(VENV)/installed-bench
 	$(BIN)/python experiments/benchmarks/suite.py $(BENCH)
 
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf $(VENV) build site *.egg-info

@@ -119,9 +119,13 @@ def _with_file(arguments: list[str], modules: dict) -> list[str]:
 def _run(command, options) -> int:
     """The command; for each seed where there are several, and then a page of them all."""
     from evojax_suite import comparison
+    from evojax_suite.commands import dry_run
     from evojax_suite.commands.options import RunOptions
     from evojax_suite.commands.progress import console
 
+    if isinstance(options, RunOptions) and options.dry_run:
+        dry_run.show(command, options)
+        return 0
     if not isinstance(options, RunOptions) or options.seeds is None:
         code = command.run(options.here())
         return code if isinstance(code, int) else 0

@@ -41,6 +41,7 @@ class Report:
     num_steps: int
     metrics: dict[str, float]
     seconds_per_step: float
+    rows: list[dict[str, float]]  # metrics of each step of the call, the newest last
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def run(
                 timing |= {"stages": {name: float(value[0]) for name, value in stages.items()}}
                 last_compile = 0.0
                 timing_file.write([timing])
-                on_report(Report(done, num_steps, rows[-1], seconds / length))
+                on_report(Report(done, num_steps, rows[-1], seconds / length, rows))
                 stopped = devices.any_process(bool(signals))
                 if stopped or time.perf_counter() - saved_at >= checkpoint_seconds:
                     _save(checkpoints, done, state, metrics_file, timing_file)

@@ -162,3 +162,59 @@ def test_a_doctor_names_what_is_there(tmp_path, capsys):
     assert "device 0" in said
     (tmp_path / "file").write_text("")
     assert main(["doctor", "--runs-dir", str(tmp_path / "file/runs")]) == 2
+
+
+DRY = [
+    TINY,
+    ["cest", "--num-images", "100", "--width", "4", "--num-epochs", "5"],
+    [
+        "coreset",
+        "--num-images",
+        "100",
+        "--method",
+        "herding",
+        "--num-samples",
+        "10",
+        "--width",
+        "4",
+    ],
+    ["ecomp", "--dataset", "digits", "--parent-units", "10", "--population-size", "10"],
+]
+
+
+@pytest.mark.parametrize("arguments", DRY, ids=lambda arguments: arguments[0])
+def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(arguments, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    file = tmp_path / "settings.yaml"
+    assert main([*arguments, "--runs-dir", str(runs), "--dry-run", "--seeds", "0:4"]) == 0
+    said = capsys.readouterr().out
+    assert not runs.exists()
+    assert "4 seeds, if the other steps are like the first 3" in said
+    assert "GiB" in said
+    file.write_text(said.split("\n\n")[0])  # the settings, which --config takes
+    options = {
+        "ga-distillation": ga_distillation, "cest": cest, "coreset": coreset, "ecomp": ecomp,
+    }[arguments[0]].Options  # fmt: skip
+    assert tyro.cli(options, args=arguments_of(file, options, "refuse")).seed == 0
+
+
+def test_metrics_go_to_tensorboard_and_weights_and_biases(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("tensorboardX")
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = [*TINY, "--runs-dir", str(tmp_path), "--name", "run"]
+    assert main([*run, "--loggers", "tensorboard", "wandb"]) == 0
+    (events,) = (tmp_path / "run/tensorboard").iterdir()
+    content = events.read_bytes()
+    assert content.count(b"fitness_best") == 3  # one a generation
+    (kept,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    assert b"fitness_best" in kept.read_bytes()
+
+
+def test_a_logger_that_is_not_installed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main([*TINY, "--loggers", "wandb", "--runs-dir", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "logger wandb needs: pip install 'evojax-suite[wandb]'" in said[0]

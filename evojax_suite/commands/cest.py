@@ -18,7 +18,7 @@ from evojax_suite.commands.options import (
     is_small,
     some_images,
 )
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.report import Figure, Table
@@ -60,22 +60,18 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
     algorithm = cest.build(config, dataset.num_classes, dataset.image_shape, timed=True)
     data = cest.make_data(config, dataset)
 
-    def train(title: str, num_epochs: int) -> tuple[PyTree, loop.Outcome]:
+    def train(title: str, num_epochs: int, last: bool) -> tuple[PyTree, loop.Outcome]:
         directory.mkdir(parents=True, exist_ok=True)
-        with (
-            progress(title, num_epochs) as on_report,
-            recorded(directory / "resources.jsonl"),  # Figs. 8 and 9
-        ):
-            outcome = loop.run(
+        with recorded(directory / "resources.jsonl"):  # Figs. 8 and 9
+            outcome = options.drive(
+                title,
                 algorithm,
                 jax.random.key(options.seed),
                 options.params,
                 data,
                 num_epochs,
                 directory,
-                checkpoint_seconds=options.checkpoint_seconds,
-                num_devices=options.devices,
-                on_report=on_report,
+                last=last,
             )
         return algorithm.result(outcome.state, options.params, data), outcome
 
@@ -136,25 +132,24 @@ def run(options: Options) -> Path:
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
         console.say(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
 
-    variables, outcome = train(config.selection, num_epochs)
+    baseline = options.baseline and config.selection != "full"
+    variables, outcome = train(config.selection, num_epochs, last=not baseline)
     trained = {config.selection: variables}
-    rows = {config.selection: of_epoch(directory, num_epochs)}
     taken = {config.selection: times(outcome)}
-    if options.baseline and config.selection != "full":
+    ends = {config.selection: (directory, num_epochs)}
+    if baseline:
         below = directory / "full"
         train = trainer(replace(config, selection="full"), dataset, options, below)
         few = min(cest.epochs_of_equal_gradients(config, len(dataset.train)), num_epochs)
         file = below / f"network-{few}.safetensors"
-        if not file.exists():
-            save_variables(file, train(f"full, {few} epochs", few)[0])
-        after_all, outcome_full = train("full", num_epochs)
+        if not file.exists() and options.plan is None:
+            save_variables(file, train(f"full, {few} epochs", few, last=False)[0])
+        after_all, outcome_full = train("full", num_epochs, last=True)
         trained |= {"full, equal gradients": load_variables(file), "full": after_all}
-        rows |= {
-            "full, equal gradients": of_epoch(below, few),
-            "full": of_epoch(below, num_epochs),
-        }
+        ends |= {"full, equal gradients": (below, few), "full": (below, num_epochs)}
         taken["full"] = times(outcome_full)
         save_variables(below / "network.safetensors", after_all)
+    rows = {name: of_epoch(folder, epoch) for name, (folder, epoch) in ends.items()}
     save_variables(directory / "network.safetensors", variables)
 
     # Selection is over: only here is the test part opened.

@@ -11,12 +11,11 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import loop
 from evojax_suite.algorithms.devs import NETWORK, RECIPE
 from evojax_suite.baselines import forgetting, gradient_matching, herding, k_center, probe, random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import JudgedRunOptions
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.distilled import augmentation_of, with_augmentation
@@ -100,20 +99,13 @@ def run(options: Options) -> Path:
     )
     num_failed = 0
 
-    def drive(title, algorithm, key, data, num_steps, where):
+    condensed = options.num_samples if "gradient_matching" in options.method else ()
+
+    def drive(title, algorithm, key, data, num_steps, where, last):
         nonlocal num_failed
-        with progress(title, num_steps) as on_report:
-            outcome = loop.run(
-                algorithm,
-                key,
-                None,
-                data,
-                num_steps,
-                directory / where,
-                checkpoint_seconds=options.checkpoint_seconds,
-                num_devices=options.devices,
-                on_report=on_report,
-            )
+        outcome = options.drive(
+            title, algorithm, key, None, data, num_steps, directory / where, last=last
+        )
         num_failed += outcome.num_failed
         result = algorithm.result(outcome.state, None, data)
         return jax.device_get(result), outcome.seconds + outcome.compile_seconds
@@ -137,7 +129,13 @@ def run(options: Options) -> Path:
         )
         algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
         evidence, probe_seconds = drive(
-            "training on all", algorithm, key_probe, data, options.probe_epochs, "probe"
+            "training on all",
+            algorithm,
+            key_probe,
+            data,
+            options.probe_epochs,
+            "probe",
+            last=not condensed,
         )
 
     for method in options.method:
@@ -162,9 +160,9 @@ def run(options: Options) -> Path:
             seconds = time.perf_counter() - start + (method != "random") * probe_seconds
             sets.append(smaller_sets.chosen(method, dataset, indices, seconds, features[method]))
 
-    if "gradient_matching" in options.method:
+    if condensed:
         condensation_data = gradient_matching.make_data(dataset)
-        for size in options.num_samples:
+        for size in condensed:
             config = replace(options.condensation, images_per_class=size // dataset.num_classes)
             made, seconds = drive(
                 f"gradient matching, {size} images",
@@ -173,6 +171,7 @@ def run(options: Options) -> Path:
                 condensation_data,
                 options.condensation_iterations,
                 f"gradient_matching-{size}",
+                last=size == condensed[-1],
             )
             gradients = features["gradient_matching"]
             sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))

@@ -12,7 +12,7 @@ import tyro
 from evojax_suite import devices, loop, plotting, report
 from evojax_suite.algorithms import de_nas
 from evojax_suite.commands.options import RunOptions, Scale, differing, is_small, some_images
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.commands.smaller_sets import fitted_to
 from evojax_suite.data import load
 from evojax_suite.networks.sequence import layers
@@ -145,18 +145,16 @@ def run(options: Options) -> Path:
     console.say(f"settings that differ from the paper's: {shown}")
 
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
-    with progress("candidates", config.num_candidates) as on_report:
-        searched = loop.run(
-            algorithm,
-            key_search,
-            params,
-            data,
-            config.num_candidates,
-            directory,
-            on_report=on_report,
-            checkpoint_seconds=options.checkpoint_seconds,
-            num_devices=options.devices,
-        )
+    searched = options.drive(
+        "candidates",
+        algorithm,
+        key_search,
+        params,
+        data,
+        config.num_candidates,
+        directory,
+        last=True,
+    )
     found = algorithm.result(searched.state, params, data)
     rows = history(config, searched.state, dataset)
     write_json(directory / "history.json", rows)
@@ -173,18 +171,15 @@ def run(options: Options) -> Path:
             trained[role] = trained["most accurate"]
             continue
         final = de_nas.build_final(config, own, num_classes, shape)
-        with progress(role, config.final_epochs) as on_report:
-            outcomes[role] = loop.run(
-                final,
-                jax.random.fold_in(key_final, number),
-                None,
-                data,
-                config.final_epochs,
-                directory / "training" / role.replace(" ", "_"),
-                on_report=on_report,
-                checkpoint_seconds=options.checkpoint_seconds,
-                num_devices=options.devices,
-            )
+        outcomes[role] = options.drive(
+            role,
+            final,
+            jax.random.fold_in(key_final, number),
+            None,
+            data,
+            config.final_epochs,
+            directory / "training" / role.replace(" ", "_"),
+        )
         trained[role] = SearchedNetwork(
             network=de_nas.network_of(config, own, num_classes),
             variables=jax.device_get(final.result(outcomes[role].state, None, data)),

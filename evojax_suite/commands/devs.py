@@ -10,12 +10,11 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import loop
 from evojax_suite.algorithms import devs
 from evojax_suite.baselines import random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import JudgedRunOptions, differing
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.operators import check_shares
@@ -63,18 +62,9 @@ def run(options: Options) -> Path:
     data = training_data(dataset)
     key_run, key_random, key_test = jax.random.split(jax.random.key(options.seed), 3)
     num_steps = devs.num_steps(config, len(dataset.train))
-    with progress("reducing", num_steps) as on_report:
-        outcome = loop.run(
-            algorithm,
-            key_run,
-            None,
-            data,
-            num_steps,
-            directory,
-            checkpoint_seconds=options.checkpoint_seconds,
-            num_devices=options.devices,
-            on_report=on_report,
-        )
+    outcome = options.drive(
+        "reducing", algorithm, key_run, None, data, num_steps, directory, last=True
+    )
     reached = jax.device_get(algorithm.result(outcome.state, None, data))
     seconds = outcome.seconds + outcome.compile_seconds
     features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"

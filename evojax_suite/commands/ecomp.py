@@ -248,19 +248,18 @@ def run(options: Options) -> Path:
     data = ecomp.make_data(parent, images, labels, mean, std, options.pooling)
     algorithm = ecomp.build(config)
     num_steps = ecomp.num_steps(config, len(places))
-    with progress("compressing", num_steps, config.population_size) as on_report:
-        outcome = loop.run(
-            algorithm,
-            jax.random.key(options.seed),
-            params,
-            data,
-            num_steps,
-            directory,
-            steps_per_call=_STEPS_PER_CALL,
-            checkpoint_seconds=options.checkpoint_seconds,
-            num_devices=options.devices,
-            on_report=on_report,
-        )
+    outcome = options.drive(
+        "compressing",
+        algorithm,
+        jax.random.key(options.seed),
+        params,
+        data,
+        num_steps,
+        directory,
+        steps_per_call=_STEPS_PER_CALL,
+        members_per_step=config.population_size,
+        last=True,
+    )
     best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))
     network = compression.trimmed(best.network, best.sizes)
     units = [u[:size] for u, size in zip(best.units, best.sizes, strict=True)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,11 +10,11 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import distilled, loop, plotting, report
+from evojax_suite import devices, distilled, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
 from evojax_suite.commands.options import JudgedRunOptions, differing, duration, percent
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.report import Figure, Table
@@ -52,6 +52,10 @@ def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
     config = options.config
+    if options.plan is not None:  # as many members as are in flight, on each device; all are alike
+        alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
+        options.plan.members = max(1.0, config.population_size / alike)
+        config = replace(config, population_size=min(config.population_size, alike))
     dataset = load(options.dataset, options.data_dir)
     ga_distillation.check(config, dataset)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
@@ -73,21 +77,17 @@ def run(options: Options) -> Path:
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
     per_step = config.population_size * config.networks_per_member
 
-    def drive(title, algorithm, key, num_steps, directory):
-        with progress(title, num_steps, per_step) as on_report:
-            return loop.run(
-                algorithm,
-                key,
-                options.params,
-                data,
-                num_steps,
-                directory,
-                checkpoint_seconds=options.checkpoint_seconds,
-                num_devices=options.devices,
-                on_report=on_report,
-            )
-
-    outcome = drive("evolving", algorithm, key_run, options.num_generations, directory)
+    outcome = options.drive(
+        "evolving",
+        algorithm,
+        key_run,
+        options.params,
+        data,
+        options.num_generations,
+        directory,
+        members_per_step=per_step,
+        last=not options.strong_random_repeats,
+    )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
 
     baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
@@ -96,12 +96,16 @@ def run(options: Options) -> Path:
             config, options.strong_random_repeats, dataset.num_classes, dataset.image_shape
         )
         baseline_directory = directory / "strong_random"
-        baseline_outcome = drive(
+        baseline_outcome = options.drive(
             "strong random",
             baseline,
             key_baseline,
+            options.params,
+            data,
             options.strong_random_repeats,
             baseline_directory,
+            members_per_step=per_step,
+            last=True,
         )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
         lines = read_lines(baseline_directory / "metrics.jsonl")

@@ -13,11 +13,13 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import devices
-from evojax_suite.commands.progress import LogFormat, console
+from evojax_suite import devices, loop
+from evojax_suite.commands.dry_run import Plan, Planned
+from evojax_suite.commands.loggers import Logger, check, logged
+from evojax_suite.commands.progress import LogFormat, console, progress
 from evojax_suite.data.splits import balanced_subset
 from evojax_suite.results import plain
-from evojax_suite.types import Dataset, Split
+from evojax_suite.types import Algorithm, Dataset, PyTree, Split
 
 Scale = Literal["auto", "paper", "small"]
 """auto is small on a machine without accelerator."""
@@ -99,6 +101,9 @@ class Placement(Command):
 class RunOptions(Placement):
     """Of every command that makes the directory of a run."""
 
+    dry_run: bool = False
+    """Do the first steps of the run in a folder that is deleted, and say what it would take."""
+
     dataset: str = "digits"
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
     data_dir: Path | None = None
@@ -117,6 +122,10 @@ class RunOptions(Placement):
     """Go on with an interrupted run, or with more generations."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints."""
+    loggers: tuple[Logger, ...] = ()
+    """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
+    plan: tyro.conf.Suppress[Plan | None] = None
+    """Of a dry run."""
 
     def __post_init__(self):
         for name in ("seed", "checkpoint_seconds"):
@@ -125,6 +134,7 @@ class RunOptions(Placement):
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
         self.each()
+        check(self.loggers)
         super().__post_init__()
 
     def each(self) -> list[Self]:
@@ -159,6 +169,49 @@ class RunOptions(Placement):
         atexit.register(folder.cleanup)
         return replace(self, runs_dir=Path(folder.name))
 
+    def drive(
+        self,
+        title: str,
+        algorithm: Algorithm,
+        key: jax.Array,
+        params: PyTree,
+        data: PyTree,
+        num_steps: int,
+        directory: Path,
+        *,
+        steps_per_call: int = 1,
+        members_per_step: int = 0,
+        last: bool = False,
+    ) -> loop.Outcome:
+        """`loop.run` with progress. In a dry run only the first steps; `last` ends that."""
+        most = num_steps if self.plan is None else min(num_steps, self.plan.most_steps)
+        with (
+            progress(title, num_steps, members_per_step) as show,
+            logged(self.loggers if devices.is_first() else (), directory, self.settings()) as log,
+        ):
+
+            def on_report(report: loop.Report) -> None:
+                show(report)
+                log(report)
+
+            outcome = loop.run(
+                algorithm,
+                key,
+                params,
+                data,
+                most,
+                directory,
+                steps_per_call=steps_per_call,
+                checkpoint_seconds=self.checkpoint_seconds,
+                num_devices=self.devices,
+                on_report=on_report,
+            )
+        if self.plan is not None:
+            self.plan.add(title, num_steps, directory)
+            if last:
+                raise Planned
+        return outcome
+
     def directory(self, system: str, dataset: Dataset) -> Path:
         """Of the run."""
         name = self.name or f"{system}-{Path(dataset.name).name}-seed{self.seed}"
@@ -169,7 +222,8 @@ class RunOptions(Placement):
         settings = plain(self, non_finite=str)
         placement = [field.name for field in fields(Placement)]
         others = (
-            "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file"
+            "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file",
+            "dry_run", "plan", "loggers",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]
