@@ -7,9 +7,15 @@ import shlex
 import sys
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
+from evojax_suite import NetworkConfig, TrainingConfig, exports, load
+from evojax_suite.baselines import random
 from evojax_suite.cli import main
+from evojax_suite.data import normalize
+from evojax_suite.distilled import DistilledDataset, accuracies_on_test
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
@@ -23,6 +29,7 @@ BLOCK = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(DOCS)))
 def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("EVOJAX_SUITE_DATA", raising=False)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_parts", raising=False)
     names: dict = {}
@@ -39,10 +46,32 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
                 assert main(arguments) == 0, line
 
 
-def test_the_fifteen_lines_for_pytorch_are_at_most_as_many():
+def test_fifteen_lines_of_pytorch_find_what_we_find(tmp_path, monkeypatch):
+    pytest.importorskip("torch")
     (text,) = re.findall(r"```python torch\n(.*?)```", (DOCS / "elsewhere.md").read_text(), re.S)
-    lines = [line for line in text.splitlines() if line.strip()]
-    assert len(lines) <= 17  # two of them imports
+    assert sum(bool(line.strip()) for line in text.splitlines()) <= 16
+    digits = load("digits")
+    chosen = np.asarray(random.select(jax.random.key(0), digits.train.labels, 100, 10))
+    network = NetworkConfig(network="MLP", width=32)
+    training = TrainingConfig(num_epochs=100, learning_rate=0.001)
+    images = normalize(digits.train.images[chosen], digits.mean, digits.std)
+    labels = np.eye(10, dtype=np.float32)[digits.train.labels[chosen]]
+    data = DistilledDataset(
+        images, labels, "digits", digits.class_names, digits.mean, digits.std, network, training, 0
+    )
+    monkeypatch.chdir(tmp_path)
+    exports.save_safetensors(Path("source.safetensors"), data)
+    block = compile(text, "elsewhere.md", "exec")
+    theirs = []
+    for _ in range(8):
+        names = {"test_images": digits.test.images, "test_labels": digits.test.labels}
+        exec(block, names)
+        theirs.append(float(names["accuracy"]))
+    key = jax.random.key(1)
+    ours = accuracies_on_test(key, images, labels, digits, network, training, 8)
+    assert np.mean(theirs) > 0.6
+    error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(8)
+    assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 0.01
 
 
 def test_links_between_pages_lead_somewhere():
