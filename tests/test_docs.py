@@ -40,7 +40,7 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
         if language == "python":
             exec(compile(text, f"{page}, block {number}", "exec"), names)
         if language == "console":
-            for line in text.splitlines():
+            for line in text.replace("\\\n", "").splitlines():
                 prompt, program, *arguments = shlex.split(line)
                 assert (prompt, program) == ("$", "evojax-suite")
                 assert main(arguments) == 0, line
