@@ -20,7 +20,11 @@ from evojax_suite.types import PyTree
 
 def plain(value: Any, non_finite: Callable[[float], Any] = lambda number: None) -> Any:
     """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null, or
-    as `non_finite` makes them."""
+    as `non_finite` makes them.
+
+    >>> plain({"shape": (1, 2), "loss": float("nan"), "path": Path("a") / "b"})
+    {'shape': [1, 2], 'loss': None, 'path': 'a/b'}
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
             f.name: plain(getattr(value, f.name), non_finite) for f in dataclasses.fields(value)
@@ -125,7 +129,11 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
 
 
 def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one, its paths joined by dots."""
+    """A nested mapping as one, its paths joined by dots.
+
+    >>> flat({"seed": 0, "config": {"width": 8}})
+    {'seed': 0, 'config.width': 8}
+    """
     found = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"

@@ -459,6 +459,9 @@ def map_members(function: Callable[..., Result], members: PyTree, members_in_fli
 
     members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the
     results with leading axis P, for any P: the last group is filled up and cut off again.
+
+    >>> map_members(lambda x, y: x * y, (jnp.arange(5), jnp.arange(5)), 2).tolist()
+    [0, 1, 4, 9, 16]
     """
     population_size = jax.tree.leaves(members)[0].shape[0]
     size = min(members_in_flight, population_size)

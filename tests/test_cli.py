@@ -142,7 +142,7 @@ def test_the_log_in_json(tmp_path, capsys):
     assert last["num_steps"] == 3
 
 
-def test_a_doctor_names_what_is_there(tmp_path, capsys):
+def test_a_doctor_names_what_is_there(tmp_path, capsys, monkeypatch):
     rng = np.random.default_rng(0)
     arrays = {
         f"{part}_{kind}": value
@@ -161,6 +161,7 @@ def test_a_doctor_names_what_is_there(tmp_path, capsys):
     assert f"folder for runs, {tmp_path / 'new'}: ok" in said
     assert "device 0" in said
     (tmp_path / "file").write_text("")
+    monkeypatch.delenv("EVOJAX_SUITE_DATA", raising=False)
     assert main(["doctor", "--runs-dir", str(tmp_path / "file/runs")]) == 2
 
 

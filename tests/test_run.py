@@ -172,7 +172,7 @@ def test_evaluate_reproduces_the_stored_accuracy(finished, tmp_path, capsys):
         (["--learning-rate", "0"], "learning_rate must be > 0, got 0.0"),
         (["--members-in-flight", "0"], "members_in_flight must be >= 1, got 0"),
         (["--seed", "x"], "invalid literal for int"),
-        (["--network", "ResNet99"], "'ConvNet', 'MLP'"),
+        (["--network", "ResNet99"], "network must be one of ConvNet, MLP, "),
         (["--poplation-size", "3"], "--population-size"),
         (["--strategy", "SNEZ"], "did you mean SNES?"),
         (["--strategy", "SNES", "--survival-ratio", "0.4"], "survival_ratio belongs to LaplaceGA"),

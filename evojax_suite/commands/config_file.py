@@ -13,7 +13,10 @@ import yaml
 
 from evojax_suite.results import flat
 
-_OMITTED = tyro.conf.OmitArgPrefixes[int].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
+_OMITTED, _SUPPRESSED = (
+    marker[int].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
+    for marker in (tyro.conf.OmitArgPrefixes, tyro.conf.Suppress)
+)
 
 
 def flags(options: type, path: str = "", prefix: str = "", omitted: bool = False) -> dict[str, str]:
@@ -27,6 +30,8 @@ def flags(options: type, path: str = "", prefix: str = "", omitted: bool = False
         inner = typing.get_args(hint)[0] if notes else hint
         name = next((note.name for note in notes if getattr(note, "name", None)), field.name)
         own = f"{path}{field.name}"
+        if _SUPPRESSED in notes:
+            continue
         if dataclasses.is_dataclass(inner):
             without = omitted or _OMITTED in notes
             below = "" if without else f"{prefix}{name}."

@@ -64,6 +64,10 @@ def balanced_subset(labels: np.ndarray, num_images: int, num_classes: int) -> np
 
     labels: (N,) integers; the first classes give one more where num_images is no multiple of
     num_classes. Raises ValueError where a class has too few.
+
+    >>> labels = np.array([0, 0, 0, 1, 1, 1, 1])
+    >>> np.bincount(labels[balanced_subset(labels, 4, 2)]).tolist()
+    [2, 2]
     """
     check_shares(labels, num_images, num_classes, balanced=True)
     order = np.random.RandomState(0).permutation(len(labels))

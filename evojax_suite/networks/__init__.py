@@ -71,6 +71,11 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
 
     Raises ValueError where the network does not fit images of `image_shape` (height, width,
     channels).
+
+    >>> network = create(NetworkConfig(network="MLP", width=8), 10, (8, 8, 1))
+    >>> variables = network.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+    >>> network.apply(variables, jnp.zeros((5, 8, 8, 1))).shape
+    (5, 10)
     """
     dtype = jnp.dtype(config.compute_dtype)
     lowering: Convolution | None = None if config.convolution == "auto" else config.convolution

@@ -338,7 +338,15 @@ def dense_units(features, num_classes: int) -> list:
 
 
 def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -> Costs:
-    """Parameters and multiplications of genomes (..., L), without building the networks."""
+    """Parameters and multiplications of genomes (..., L), without building the networks.
+
+    The smaller network of paper 004 (Fig. 10):
+
+    >>> units = [Unit("convolution", 3, 7), Unit("convolution", 5, 195), Unit("max"), Unit("max")]
+    >>> units += [Unit("convolution", 5, 219), Unit("convolution", 5, 188), Unit("average")]
+    >>> int(costs(from_units(tuple(units), 15), (32, 32, 3), 10).parameters)
+    7796674
+    """
     kinds, kernels, filters = (np.asarray(array, np.int64) for array in genome)
     height, width, channels = image_shape
     parameters = np.zeros(kinds.shape[:-1], np.int64)

@@ -33,6 +33,9 @@ def non_dominated_ranks(objectives: Array) -> Array:
 
     A member that is no better than another in any objective and worse in one is in a later front.
     A row that is not finite comes after all that are.
+
+    >>> non_dominated_ranks(jnp.array([[1, 4], [2, 2], [3, 3], [4, 1], [jnp.nan, 0]])).tolist()
+    [0, 0, 1, 0, 2]
     """
     failed = ~jnp.isfinite(objectives).all(1)
     objectives = jnp.where(failed[:, None], jnp.inf, objectives)
@@ -73,7 +76,11 @@ def crowding_distances(objectives: Array, ranks: Array) -> Array:
 
 
 def class_shares(num_samples: int, num_classes: int) -> tuple[int, ...]:
-    """How many of `num_samples` each class gives: equal shares, the first classes one more."""
+    """How many of `num_samples` each class gives: equal shares, the first classes one more.
+
+    >>> class_shares(8, 3)
+    (3, 3, 2)
+    """
     share, more = divmod(num_samples, num_classes)
     return tuple(share + (label < more) for label in range(num_classes))
 
@@ -99,6 +106,9 @@ def highest_scores(
 
     Balanced, each class of labels (N,) gives its share (`class_shares`), class by class; a class
     that has too few is filled up with samples of others (`check_shares` finds this before).
+
+    >>> highest_scores(jnp.array([0.1, 0.9, 0.8, 0.2]), jnp.array([0, 1, 1, 0]), 2, 2).tolist()
+    [3, 1]
     """
     if not balanced:
         return jax.lax.top_k(scores, num_samples)[1]

@@ -1,0 +1,38 @@
+"""Examples in docstrings are true."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import evojax_suite
+
+ROOT = Path(evojax_suite.__file__).parent
+MODULES = sorted(
+    ".".join(("evojax_suite", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    )
+    for path in ROOT.rglob("*.py")
+    if ">>>" in path.read_text()
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    found = doctest.testmod(importlib.import_module(name))
+    assert found.attempted
+    assert not found.failed
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".algorithms", ".baselines", ".data", ".networks", ".operators", ".strategies"]
+)
+def test_packages_name_what_they_give(name):
+    package = importlib.import_module(f"evojax_suite{name}")
+    names = package.__all__
+    for each in names:
+        if not hasattr(package, each):
+            importlib.import_module(f"evojax_suite{name}.{each}")
