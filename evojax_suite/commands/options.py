@@ -101,9 +101,6 @@ class Placement(Command):
 class RunOptions(Placement):
     """Of every command that makes the directory of a run."""
 
-    dry_run: bool = False
-    """Do the first steps of the run in a folder that is deleted, and say what it would take."""
-
     dataset: str = "digits"
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
     data_dir: Path | None = None
@@ -122,6 +119,8 @@ class RunOptions(Placement):
     """Go on with an interrupted run, or with more generations."""
     checkpoint_seconds: float = 30.0
     """Least time between two checkpoints."""
+    dry_run: bool = False
+    """Do the first steps of the run in a folder that is deleted, and say what it would take."""
     loggers: tuple[Logger, ...] = ()
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
     plan: tyro.conf.Suppress[Plan | None] = None
