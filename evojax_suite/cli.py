@@ -116,6 +116,20 @@ def _with_file(arguments: list[str], modules: dict) -> list[str]:
     return [arguments[0], *arguments_of(file, module.Options, "refuse"), *arguments[1:]]
 
 
+@contextlib.contextmanager
+def _naming_the_file(arguments: list[str]):
+    """What is wrong with an option may be wrong in the file that the arguments name."""
+    from evojax_suite.commands.config_file import named_in
+
+    try:
+        yield
+    except ValueError as error:
+        file = named_in(arguments)
+        if file is None or str(file) in str(error):
+            raise
+        raise ValueError(f"{error} (with the options of {file})") from None
+
+
 def _run(command, options) -> int:
     """The command; for each seed where there are several, and then a page of them all."""
     from evojax_suite import comparison
@@ -150,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     received = []
     try:
         with _terminate_like_interrupt(received):
-            _settle(arguments)
+            with _naming_the_file(arguments):
+                _settle(arguments)
             modules = _commands()
             commands = Union[  # noqa: UP007
                 tuple(
@@ -158,7 +173,8 @@ def main(arguments: list[str] | None = None) -> int:
                     for name, module in modules.items()
                 )
             ]
-            options = _parse(commands, _with_file(arguments, modules))
+            with _naming_the_file(arguments):
+                options = _parse(commands, _with_file(arguments, modules))
             command = next(m for m in modules.values() if isinstance(options, m.Options))
             return _run(command, options)
     except loop.Interrupted as stop:

@@ -135,7 +135,21 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path} holds no run: {error}") from None
     if not isinstance(summary, dict) or summary.get("system") not in QUANTITIES:
         raise ValueError(f"{path}/summary.json is of none of {', '.join(QUANTITIES)}")
-    return Run(path, summary, flat(settings), read_lines(path / "metrics.jsonl"))
+    results = summary.get("results", [])
+    if type(summary.get("seed")) is not int:
+        raise ValueError(f"{path}/summary.json has no seed, got {summary.get('seed')!r}")
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}/config.json holds no settings")
+    needed = {"method", "num_images", "test_accuracy_mean"}
+    if not all(isinstance(row, dict) and needed <= row.keys() for row in results):
+        raise ValueError(f"{path}/summary.json has results without {', '.join(sorted(needed))}")
+    try:
+        metrics = read_lines(path / "metrics.jsonl")
+    except ValueError as error:
+        raise ValueError(f"{path}/metrics.jsonl is no text: {error}") from None
+    if not all(isinstance(row, dict) for row in metrics):
+        raise ValueError(f"{path}/metrics.jsonl holds a line that is no object")
+    return Run(path, summary, flat(settings), metrics)
 
 
 @dataclass(frozen=True)

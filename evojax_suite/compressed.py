@@ -11,6 +11,8 @@ from typing import Literal
 import jax
 import numpy as np
 
+from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.data.transforms import check_constants
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.results import write_atomically, write_json
@@ -120,19 +122,18 @@ def load(directory: Path | str) -> CompressedNetwork:
     """The network that `CompressedNetwork.save` wrote. Raises ValueError or OSError, one line."""
     path = Path(directory) / "network.json"
     try:
-        about = json.loads(path.read_text())
-        shape, pooling = tuple(about["image_shape"]), about.get("pooling", "average")
-        file, num_classes = path.with_suffix(".safetensors"), about["layer_sizes"][-1]
-        network = feed_forward.load(file, shape, num_classes, pooling)
-        return CompressedNetwork(
-            network=network,
-            image_shape=shape,
-            mean=np.array(about["mean"], np.float32),
-            std=np.array(about["std"], np.float32),
-            class_names=tuple(about["class_names"]),
-            dataset=about["dataset"],
-            lineage=about["lineage"],
-            pooling=pooling,
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} does not describe a compressed network: {error!r}") from error
+        about = {"pooling": "average"} | json.loads(path.read_text())
+        values = {name: about[name] for name in ("dataset", "lineage", "pooling")}
+        values |= {name: as_tuple(about[name]) for name in ("image_shape", "class_names")}
+        check_types(values, CompressedNetwork)
+        if min(values["image_shape"]) < 1:
+            raise ValueError(f"image_shape is {values['image_shape']}, allowed: numbers above 0")
+        mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
+        check_constants(mean, std, values["image_shape"][2])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        said = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = " ".join(said.splitlines())
+        raise ValueError(f"{path} does not describe a compressed network: {reason}") from error
+    file, num_classes = path.with_suffix(".safetensors"), len(values["class_names"])
+    network = feed_forward.load(file, values["image_shape"], num_classes, values["pooling"])
+    return CompressedNetwork(network=network, mean=mean, std=std, **values)

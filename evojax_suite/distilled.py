@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,7 +17,9 @@ import numpy as np
 
 from evojax_suite import devices, networks
 from evojax_suite.data import DataError, siamese
-from evojax_suite.data.transforms import normalize
+from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.data.npz import arrays_in
+from evojax_suite.data.transforms import check_constants, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import plain, write_atomically
 from evojax_suite.training import (
@@ -127,50 +128,85 @@ class DistilledDataset:
         where `path` is neither.
         """
         try:
-            with np.load(path, allow_pickle=False) as arrays:
-                images, labels = arrays["images"], arrays["labels"]
-                if "recipe" not in arrays and dataset is not None:
-                    return _from_arrays(images, labels, dataset)
-                if "recipe" not in arrays:
-                    raise ValueError("it has no recipe; a plain file of arrays needs --dataset")
-                recipe: dict[str, Any] = json.loads(str(arrays["recipe"]))
-            names = recipe["training"].get("siamese", ())
-            if recipe["format"] != _FORMAT:
-                raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
-            if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
-                raise ValueError(f"images {images.shape} and labels {labels.shape} disagree")
-            return DistilledDataset(
-                images=images,
-                labels=labels,
-                dataset=recipe["dataset"],
-                class_names=tuple(recipe["class_names"]),
-                mean=tuple(recipe["mean"]),
-                std=tuple(recipe["std"]),
-                network=NetworkConfig(**recipe["network"]),
-                training=TrainingConfig(**recipe["training"] | {"siamese": tuple(names)}),
-                seed=recipe["seed"],
-                test_accuracies=tuple(recipe["test_accuracies"]),
-            )
+            arrays = arrays_in(path, ("images", "labels", "recipe"))
+            images, labels = arrays["images"], arrays["labels"]
+            if "recipe" not in arrays and dataset is not None:
+                return _from_arrays(images, labels, dataset)
+            if "recipe" not in arrays:
+                raise ValueError("it has no recipe; a plain file of arrays needs --dataset")
+            return _from_recipe(images, labels, json.loads(_text(arrays["recipe"])))
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-            reason = str(error).split(". ")[0]  # numpy goes on to advise unpickling
-            raise DataError(f"{path}: not a distilled dataset: {reason}") from None
+        except KeyError as error:
+            raise DataError(f"{path}: not a distilled dataset: it has no {error}") from None
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise DataError(f"{path}: not a distilled dataset: {error}") from None
+
+
+def _text(array: np.ndarray) -> str:
+    """Of an array that is one; numpy itself passes on characters that there are not."""
+    if array.dtype.kind != "U" or array.ndim:
+        raise ValueError(f"its recipe has type {array.dtype} and shape {array.shape}")
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return little.tobytes().decode("utf-32-le").rstrip("\0")
+
+
+def _from_recipe(
+    images: np.ndarray, labels: np.ndarray, recipe: dict[str, Any]
+) -> DistilledDataset:
+    if recipe["format"] != _FORMAT:
+        raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
+    if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
+        raise ValueError(f"images {images.shape} and labels {labels.shape} disagree")
+    images, labels = _floats("images", images), _floats("labels", labels)
+    values = {
+        "dataset": recipe["dataset"],
+        "class_names": as_tuple(recipe["class_names"]),
+        "mean": as_tuple(recipe["mean"]),
+        "std": as_tuple(recipe["std"]),
+        "seed": recipe["seed"],
+        "test_accuracies": tuple(  # JSON has no NaN, that of a network that failed
+            float("nan") if value is None else value for value in recipe["test_accuracies"]
+        ),
+    }
+    check_types(values, DistilledDataset)
+    check_constants(values["mean"], values["std"], images.shape[3])
+    configs = {}
+    for name, kind in (("network", NetworkConfig), ("training", TrainingConfig)):
+        if not isinstance(recipe[name], dict):
+            raise TypeError(f"its {name} is {str(recipe[name])[:40]!r}")
+        found = {key: as_tuple(value) for key, value in recipe[name].items()}
+        check_types(found, kind)
+        configs[name] = kind(**found)
+    return DistilledDataset(images, labels, **values, **configs)
+
+
+def _floats(name: str, array: np.ndarray) -> np.ndarray:
+    if array.dtype.kind != "f" or not array.size:
+        raise ValueError(f"{name} are {array.shape} of type {array.dtype}, allowed: floats")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} hold NaN or infinite numbers")
+    return array
 
 
 def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> DistilledDataset:
     if images.ndim != 4 or images.shape[1:] != dataset.image_shape:
         raise ValueError(f"images are {images.shape}, allowed: (n, {dataset.image_shape})")
-    if labels.shape == (len(images),) and np.issubdtype(labels.dtype, np.integer):
+    if labels.shape == (len(images),) and labels.dtype.kind in "iu":
         if len(labels) and not 0 <= labels.min() <= labels.max() < dataset.num_classes:
             raise ValueError(f"labels must be in 0..{dataset.num_classes - 1}")
         labels = np.eye(dataset.num_classes, dtype=np.float32)[labels]
-    if labels.shape != (len(images), dataset.num_classes) or not np.isfinite(labels).all():
+    if labels.shape != (len(images), dataset.num_classes):
         raise ValueError(f"labels {labels.shape} do not fit {dataset.num_classes} classes")
+    labels = _floats("labels", labels.astype(np.float32) if labels.dtype.kind in "iu" else labels)
+    if images.dtype != np.uint8 or not images.size:
+        images = _floats("images", images)
     raw = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
     return DistilledDataset(
-        images=normalize(images, dataset.mean, dataset.std) if raw else images.astype(np.float32),
-        labels=labels.astype(np.float32),
+        images=normalize(images, dataset.mean, dataset.std) if raw else images,
+        labels=labels,
         dataset=dataset.name,
         class_names=dataset.class_names,
         mean=dataset.mean,

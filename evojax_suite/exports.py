@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,20 @@ def save_image_folder(folder: Path, data: DistilledDataset) -> float:
     pictures = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
     classes = np.asarray(data.labels).argmax(-1)
     digits = len(str(len(pictures) - 1))
+    partial = folder.with_name(f".{folder.name}.partial")
+    try:
+        _write_images(partial, data, pictures, classes, digits)
+        if folder.exists():
+            folder.rmdir()  # empty
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return cut
+
+
+def _write_images(
+    folder: Path, data: DistilledDataset, pictures: np.ndarray, classes: np.ndarray, digits: int
+) -> None:
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", *data.class_names])
@@ -71,4 +86,3 @@ def save_image_folder(folder: Path, data: DistilledDataset) -> float:
         write_atomically(folder / file, buffer.getvalue())
         rows.writerow([file.as_posix(), *(f"{float(p):.8g}" for p in data.labels[number])])
     write_atomically(folder / "labels.csv", table.getvalue())
-    return cut

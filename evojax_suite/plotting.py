@@ -37,9 +37,9 @@ def fitness_curves(
 
 
 def _for_display(images: np.ndarray) -> np.ndarray:
-    """Images (n, H, W, C) of any range to [0, 1], grey ones without the channel axis."""
+    """Images (n, H, W, C) of any range to [0, 1]; of 1 or 2 channels their mean (n, H, W)."""
     images = np.clip(images, 0.0, 1.0)
-    return images[..., 0] if images.shape[-1] == 1 else images
+    return images if images.shape[-1] in (3, 4) else images.mean(-1)
 
 
 def image_rows(
@@ -68,7 +68,9 @@ def image_rows(
             axes.imshow(pictures[column], cmap="gray", vmin=0, vmax=1)
             axes.set(xticks=[], yticks=[])
             if row == 0:
-                axes.set_title(dataset.class_names[classes[column]][:12], fontsize=7)
+                axes.set_title(
+                    dataset.class_names[classes[column]][:12], fontsize=7, parse_math=False
+                )
             if column == 0:
                 axes.set_ylabel(title, fontsize=8)
     save_figure(figure, path)
@@ -107,7 +109,9 @@ def soft_label_images(
     if dataset.num_classes <= 20:  # the same for all, named at the end of a row
         for y in -1.2 * np.arange(rows):
             for name, place in zip(dataset.class_names, places, strict=True):
-                axes.text(2.3 * columns, y - place, name[:12], fontsize=5, va="center")
+                axes.text(
+                    2.3 * columns, y - place, name[:12], fontsize=5, va="center", parse_math=False
+                )
     axes.set(xlim=(-0.1, 2.3 * columns + 0.5), ylim=(-1.2 * rows, 0.1), aspect="equal")
     axes.set_axis_off()
     save_figure(figure, path)

@@ -52,6 +52,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:  # a full disk does not say where
+        raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -145,32 +147,74 @@ class RunExists(ValueError):
     """The run directory holds another run."""
 
 
-def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
+class OpenRun:
+    """The directory of a run, this process's own as long as the object lives."""
+
+    def __init__(self, directory: Path):
+        """Raise RunExists where another process is at work in `directory`."""
+        self._file = None
+        try:
+            import fcntl
+        except ImportError:  # not on Windows
+            return
+        self._file = os.open(directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunExists(f"{directory}: another process is at work in this run") from None
+        except OSError:  # a file system without locks
+            pass
+
+    def __del__(self):
+        if self._file is not None:
+            os.close(self._file)
+
+
+def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> OpenRun:
     """Create the directory of a run, or check that `config` is the one it was started with.
 
-    `may_grow` names the one entry that may be larger than at the start (the generations). Raises
-    RunExists where the directory is taken, or where `resume` finds another configuration.
+    `may_grow` names the one entry that may be larger than at the start (the generations). Returns
+    what to keep while at work in it. Raises RunExists where the directory is taken, where another
+    process is at work in it, or where `resume` finds another configuration.
     """
-    path = directory / "config.json"
     config = plain(config)
+    _check_run(directory, config, resume, may_grow)
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = OpenRun(directory)
+    _check_run(directory, config, resume, may_grow)  # alone now
+    try:
+        write_json(directory / "config.json", config)
+    except OSError:
+        if not any(directory.iterdir()):
+            directory.rmdir()
+        raise
+    return lock
+
+
+def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None) -> None:
+    path = directory / "config.json"
     if path.exists():
         if not resume:
             raise RunExists(
                 f"{directory} holds a run already: --resume goes on with it, --name starts another"
             )
-        before, now = flat(json.loads(path.read_text())), flat(config)
+        try:
+            found = json.loads(path.read_text())
+        except ValueError as error:
+            raise ValueError(f"{path} is damaged: {error}") from None
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is damaged: it holds no settings")
+        before, now = flat(found), flat(config)
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
             if before.get(name) != now.get(name)
-            and not (name == may_grow and now[name] > before[name])
+            and not (name == may_grow and name in before and now[name] > before[name])
         ]
         if changed:
             raise RunExists(f"{directory} was started with other options: {'; '.join(changed)}")
     elif directory.exists() and any(directory.iterdir()):
         raise RunExists(f"{directory} exists and is not a run: choose another --name or --runs-dir")
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, config)
 
 
 def save_variables(path: Path, variables: PyTree) -> None:

@@ -6,12 +6,15 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
+from flax.traverse_util import flatten_dict
 
+from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.data.transforms import check_constants
 from evojax_suite.networks.sequence import SequenceNetwork, layers
 from evojax_suite.operators.architectures import Unit
 from evojax_suite.results import load_variables, save_variables, write_atomically, write_json
@@ -102,22 +105,47 @@ def load(directory: Path | str) -> SearchedNetwork:
     path = Path(directory) / "architecture.json"
     try:
         about = json.loads(path.read_text())
+        values = {
+            name: as_tuple(about[name]) for name in ("image_shape", "mean", "std", "class_names")
+        } | {"dataset": about["dataset"]}
+        check_types(values, SearchedNetwork)
+        check_constants(values["mean"], values["std"], values["image_shape"][2])
+        for unit in about["units"]:
+            check_types(unit, Unit)
+        settings = {name: about[name] for name in ("dropout", "normalization", "skip")}
+        check_types(settings, SequenceNetwork)
+        if not 0 <= settings["dropout"] < 1:
+            raise ValueError(f"dropout is {settings['dropout']}, allowed: in [0, 1)")
+        if about["compute_dtype"] not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype is {about['compute_dtype']!r}")
         network = SequenceNetwork(
-            len(about["class_names"]),
+            len(values["class_names"]),
             tuple(Unit(**unit) for unit in about["units"]),
-            about["dropout"],
-            about["normalization"],
-            about["skip"],
+            **settings,
             dtype=jnp.dtype(about["compute_dtype"]),
         )
-        return SearchedNetwork(
-            network=network,
-            variables=load_variables(path.parent / "network.safetensors"),
-            image_shape=tuple(about["image_shape"]),
-            mean=tuple(about["mean"]),
-            std=tuple(about["std"]),
-            class_names=tuple(about["class_names"]),
-            dataset=about["dataset"],
+        images = jax.ShapeDtypeStruct((1, *values["image_shape"]), jnp.float32)
+        fresh = jax.eval_shape(network.init, jax.random.key(0), images)
+        shapes: dict[str, Any] = dict(flatten_dict(fresh, sep="/"))
+    except OSError:
+        raise
+    except Exception as error:  # flax and JAX raise many kinds for layers that do not fit
+        said = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = " ".join(said.splitlines())
+        raise ValueError(f"{path} does not describe a searched network: {reason}") from error
+    file = path.with_name("network.safetensors")
+    try:
+        variables = load_variables(file)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise ValueError(f"{file}: {' '.join(str(error).splitlines())}") from error
+    found: dict[str, Any] = dict(flatten_dict(variables, sep="/"))
+    for name in sorted({*shapes, *found}):
+        own, needed = (
+            f"{place[name].dtype} {place[name].shape}" if name in place else "none"
+            for place in (found, shapes)
         )
-    except (KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path} does not describe a searched network: {error!r}") from error
+        if own != needed:
+            raise ValueError(f"{file}: {name!r} is {own}, needed: {needed}")
+    return SearchedNetwork(network=network, variables=variables, **values)

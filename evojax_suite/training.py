@@ -6,6 +6,7 @@ that peak memory is bounded by one setting and not by the population size.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ import optax
 from flax import struct
 
 from evojax_suite.data import siamese
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import mixup, normalize, random_crop, random_flip, random_shift
 from evojax_suite.types import Array, Dataset, PyTree, Split
 
@@ -59,14 +61,15 @@ class TrainingConfig:
     """Augmentation: mixup with Beta(alpha, alpha); 0 is off."""
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.num_epochs < 0:
             raise ValueError(f"num_epochs must be >= 0, got {self.num_epochs}")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
         for name in ("weight_decay", "l2_penalty", "shift_pixels", "crop_padding", "mixup_alpha"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.momentum < 1:
             raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
@@ -213,6 +216,7 @@ def fit(
     loss is the cross-entropy. Each epoch sees every image once, in a new order; where the batch
     size does not divide N the last batch is filled up with images of weight 0.
     """
+    images, labels = jnp.asarray(images), jnp.asarray(labels)
     key_init, key_fit = jax.random.split(key)
     state = start_fit(key_init, network, config, images.shape[1:])
     num_images = images.shape[0]
@@ -430,6 +434,7 @@ class EngineConfig:
     """Images evaluated at once; None is as many as fit the cache on the CPU, 500 elsewhere."""
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         for name in ("members_in_flight", "evaluation_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

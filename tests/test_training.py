@@ -737,8 +737,8 @@ def test_engine_config_refuses(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": "linear"}, "schedule must be constant, cosine or step, got 'linear'"),
-        ({"optimizer": "rmsprop"}, "optimizer must be adam or sgd, got 'rmsprop'"),
+        ({"schedule": "linear"}, "schedule must be one of constant, cosine, step, got 'linear'"),
+        ({"optimizer": "rmsprop"}, "optimizer must be one of adam, sgd, got 'rmsprop'"),
     ],
 )
 def test_training_refuses_unknown_names(options, message):

@@ -37,6 +37,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite import networks
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import subsets, tournament
@@ -108,6 +109,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.training.num_epochs < 1:
             raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
         for name, least in (

@@ -45,6 +45,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite import devices, strategies
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks.sequence import (
     Initialization,
@@ -146,6 +147,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         for name, least in (
             ("population_size", 3),
             ("num_children", 1),
@@ -562,6 +564,8 @@ def build(
     Not scannable: candidates are different programs. Raises ValueError where images of
     `image_shape` (height, width, channels) or the space leave no networks.
     """
+    if num_classes < 2:
+        raise ValueError(f"a search needs at least 2 classes, got {num_classes}")
     if architectures.most_poolings(image_shape) < 1:
         raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
     space = config.space

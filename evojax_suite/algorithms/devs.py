@@ -44,6 +44,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite import networks
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.distilled import LITERATURE, with_augmentation
 from evojax_suite.networks import NetworkConfig
@@ -106,6 +107,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if not self.target_sizes:
             raise ValueError("target_sizes must name at least one size, got none")
         _check_falling("target_sizes", self.target_sizes)
@@ -130,9 +132,9 @@ class Config:
             ("feature_epochs", 1),
             ("min_training_steps", 0),
         ):
-            if not getattr(self, name) >= least:
+            if not least <= getattr(self, name) < np.inf:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if not self.feature_learning_rate > 0:
+        if not 0 < self.feature_learning_rate < np.inf:
             raise ValueError(f"feature_learning_rate must be > 0, got {self.feature_learning_rate}")
         if self.network.network != "ConvNet":
             raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")

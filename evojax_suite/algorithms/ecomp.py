@@ -37,6 +37,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite.data import normalize
+from evojax_suite.data.errors import check_types
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Network
 from evojax_suite.operators import (
@@ -90,6 +91,7 @@ class Config:
     """Batches over which a generation's scores are averaged."""
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.population_size < 2 or self.population_size % 2:
             raise ValueError(f"population_size must be even and >= 2, got {self.population_size}")
         for name, least in (
@@ -243,6 +245,9 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
             f"perplexity must be >= 1 and < {config.batch_size - 1} with batch_size "
             f"{config.batch_size}, got {params.perplexity}"
         )
+    for name in ("accuracy_weight", "similarity_weight", "compression_weight"):
+        if not np.isfinite(getattr(params, name)):
+            raise ValueError(f"{name} must be finite, got {getattr(params, name)}")
     for name in ("mutation_rate", "mutation_span", "shrink_rate", "shrink_span"):
         if not 0 <= getattr(params, name) <= 1:
             raise ValueError(f"{name} must be in [0, 1], got {getattr(params, name)}")

@@ -36,6 +36,7 @@ from flax import struct
 
 from evojax_suite import networks, strategies
 from evojax_suite.baselines import random
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.imports import imported
 from evojax_suite.networks import NetworkConfig
@@ -99,6 +100,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.fitness not in FITNESS and ":" not in self.fitness:
             raise ValueError(
                 f"fitness must be one of {', '.join(FITNESS)}, or package.module:function, got "
@@ -150,6 +152,17 @@ class Params:
     """Scale of the Laplace distribution, > 0."""
     mutation_scale: float = 1.0
     """Noise of generation g has this standard deviation over g (Eq. 1)."""
+
+    def check(self) -> None:
+        """Raise ValueError where one is out of range."""
+        if not 0 <= self.crossover_rate <= 1:
+            raise ValueError(f"crossover_rate must be in [0, 1], got {self.crossover_rate}")
+        if not 0 < self.laplace_scale < np.inf:
+            raise ValueError(f"laplace_scale must be > 0, got {self.laplace_scale}")
+        if not np.isfinite(self.laplace_location):
+            raise ValueError(f"laplace_location must be finite, got {self.laplace_location}")
+        if not 0 <= self.mutation_scale < np.inf:
+            raise ValueError(f"mutation_scale must be >= 0, got {self.mutation_scale}")
 
 
 @struct.dataclass

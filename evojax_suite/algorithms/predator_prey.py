@@ -29,6 +29,7 @@ from flax import struct
 
 from evojax_suite import networks
 from evojax_suite.algorithms.cest import Data
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import subsets
@@ -71,6 +72,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.num_predators < 2:
             raise ValueError(f"num_predators must be >= 2, got {self.num_predators}")
         if not 0 <= self.num_elites < self.num_predators:

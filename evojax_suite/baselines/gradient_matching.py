@@ -35,6 +35,7 @@ from flax import struct
 
 from evojax_suite import networks
 from evojax_suite.data import siamese
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import EngineConfig, map_members
@@ -71,6 +72,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         for name in ("images_per_class", "real_batch_size", "networks_per_iteration"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")

@@ -16,6 +16,7 @@ from flax import struct
 
 from evojax_suite import networks
 from evojax_suite.baselines import forgetting
+from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import (
@@ -46,6 +47,7 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.training.num_epochs < 1:
             raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
 

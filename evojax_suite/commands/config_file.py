@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import os
+import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import tyro
 import yaml
@@ -19,9 +21,18 @@ _OMITTED, _SUPPRESSED = (
 )
 
 
-def flags(options: type, path: str = "", prefix: str = "", omitted: bool = False) -> dict[str, str]:
+class Option(NamedTuple):
+    """As tyro has it."""
+
+    flag: str
+    may_be_none: bool
+
+
+def known(
+    options: type, path: str = "", prefix: str = "", omitted: bool = False
+) -> dict[str, Option]:
     """Of a class of options: the path of each setting (config.network.width) and its option
-    (--width), as tyro names it."""
+    (--width)."""
     found = {}
     hints = typing.get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
@@ -35,9 +46,10 @@ def flags(options: type, path: str = "", prefix: str = "", omitted: bool = False
         if dataclasses.is_dataclass(inner):
             without = omitted or _OMITTED in notes
             below = "" if without else f"{prefix}{name}."
-            found |= flags(typing.cast(type, inner), f"{own}.", below, without)
+            found |= known(typing.cast(type, inner), f"{own}.", below, without)
         else:
-            found[own] = f"--{prefix}{name}".replace("_", "-")
+            flag = f"--{prefix}{name}".replace("_", "-")
+            found[own] = Option(flag, types.NoneType in typing.get_args(inner))
     return found
 
 
@@ -45,10 +57,12 @@ def named_in(arguments: list[str]) -> Path | None:
     """The file that `--config` names among `arguments`, the last if it is there twice."""
     found = [
         argument.partition("=")[2] if "=" in argument else following
-        for argument, following in zip(arguments, [*arguments[1:], ""], strict=True)
+        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True)
         if argument.partition("=")[0] == "--config"
     ]
-    return Path(found[-1]).expanduser() if found and found[-1] else None
+    if "--config=" in arguments:
+        raise ValueError("--config names no file")
+    return Path(os.path.expanduser(found[-1])) if found and found[-1] else None
 
 
 def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -> list[str]:
@@ -59,26 +73,29 @@ def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -
     """
     try:
         content = yaml.safe_load(file.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        settings = flat(content) if isinstance(content, dict) else {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is neither YAML nor JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold options and their values, got {content!r:.40}")
-    by_path = flags(options)
-    by_name = {flag.removeprefix("--"): flag for flag in by_path.values()}
+    by_path = known(options)
+    by_name = {option.flag.removeprefix("--"): option for option in by_path.values()}
     arguments = []
-    for path, value in flat(content).items():
+    for path, value in settings.items():
         name = path.replace("_", "-")
-        flag = by_path.get(path) or by_name.get(name)
-        if flag is None and others == "skip":
+        option = by_path.get(path) or by_name.get(name)
+        if option is None and others == "skip":
             continue
-        if flag is None:
-            known = [*by_path, *by_name]
-            close = difflib.get_close_matches(path, known, 1) or difflib.get_close_matches(
-                name, known, 1
+        if option is None:
+            names = [*by_path, *by_name]
+            close = difflib.get_close_matches(path, names, 1) or difflib.get_close_matches(
+                name, names, 1
             )
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{file}: this command has no option {path!r}{hint}")
-        arguments += _argument(flag, value)
+        if value is None and not option.may_be_none:
+            raise ValueError(f"{file}: {path} needs a value, got null")
+        arguments += _argument(option.flag, value)
     return arguments
 
 

@@ -68,7 +68,9 @@ def reduced(options: Options, num_images: int) -> Options:
         space=left(config.space, default.space, _SMALL_SPACE),
         training=training,
     )
-    number = options.num_images or min(_SMALL_IMAGES, num_images)
+    number = options.num_images
+    if number is None:
+        number = min(_SMALL_IMAGES, num_images)
     return replace(options, config=config, num_images=number)
 
 
@@ -130,7 +132,7 @@ def run(options: Options) -> Path:
     algorithm = de_nas.build(config, num_classes, shape, devices.take(options.devices))
     data = de_nas.make_data(config, dataset)
     directory = options.directory("de-nas", dataset)
-    open_run(directory, options.settings(), options.resume)
+    _own = open_run(directory, options.settings(), options.resume)
     beyond = differing(config, de_nas.Config()) | differing(params, de_nas.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(

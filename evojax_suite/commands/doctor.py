@@ -73,8 +73,8 @@ def _found(name: str, data_dir: str | Path | None) -> str:
     if not data_dir:
         return f"no --data-dir and {DATA_DIR_VARIABLE} is not set"
     try:
-        source = find_local(known, Path(data_dir).expanduser())
-    except DataError as error:
+        source = find_local(known, Path(os.path.expanduser(data_dir)))
+    except (DataError, OSError) as error:
         return str(error)
     if source is None:
         return "not there"

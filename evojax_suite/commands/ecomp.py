@@ -16,7 +16,7 @@ import tyro
 from evojax_suite import compressed, loop, networks, plotting, report
 from evojax_suite.algorithms import ecomp
 from evojax_suite.baselines import probe
-from evojax_suite.commands.options import RunOptions, differing, duration
+from evojax_suite.commands.options import RunOptions, check_seed, differing, duration
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.compressed import CompressedNetwork
 from evojax_suite.data import load, with_whole_training_set
@@ -66,7 +66,8 @@ class Options(RunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (("parent_units", 1), ("parent_epochs", 1), ("parent_seed", 0)):
+        check_seed("parent_seed", self.parent_seed)
+        for name, least in (("parent_units", 1), ("parent_epochs", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} must be >= {least}, got {value}")
@@ -221,7 +222,7 @@ def run(options: Options) -> Path:
         )
     ecomp.check(config, params, parent or untrained(options.trained_parent, dataset), len(places))
     directory = options.directory("ecomp", dataset)
-    open_run(directory, options.settings(), options.resume)
+    _own = open_run(directory, options.settings(), options.resume)
     beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,7 +12,7 @@ import numpy as np
 import tyro
 
 from evojax_suite import devices, distilled, networks
-from evojax_suite.commands.options import Placement, differing, percent
+from evojax_suite.commands.options import Placement, check_seed, differing, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
 from evojax_suite.distilled import AugmentationName, DistilledDataset
@@ -52,6 +53,7 @@ class Options(Placement):
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        check_seed("seed", self.seed)
         for name in ("num_networks", "num_epochs", "width"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -93,6 +95,9 @@ def run(options: Options) -> None:
         networks.create(
             distilled.with_network(network, name), dataset.num_classes, dataset.image_shape
         )
+    output = options.output  # refused now as well
+    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
+        raise OSError(f"output must be a file that can be written, got {output}")
     labels = data.labels
     if options.labels == "hard":
         labels = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]

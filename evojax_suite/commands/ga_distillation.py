@@ -51,6 +51,7 @@ class Options(JudgedRunOptions):
 def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
+    options.params.check()
     config = options.config
     if options.plan is not None:  # as many members as are in flight, on each device; all are alike
         alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
@@ -61,7 +62,7 @@ def run(options: Options) -> Path:
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     directory = options.directory("ga_distillation", dataset)
     settings = options.settings()
-    open_run(directory, settings, options.resume, may_grow="num_generations")
+    _own = open_run(directory, settings, options.resume, may_grow="num_generations")
     beyond = differing(config, ga_distillation.Config())
     beyond |= differing(options.params, ga_distillation.Params())
     if options.num_generations != Options.num_generations:

@@ -21,6 +21,15 @@ from evojax_suite.data.splits import balanced_subset
 from evojax_suite.results import plain
 from evojax_suite.types import Algorithm, Dataset, PyTree, Split
 
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise ValueError where a seed is not one of the 2**32 that JAX tells apart."""
+    if seed < 0:
+        raise ValueError(f"{name} must be >= 0, got {seed}")
+    if seed >= 2**32:
+        raise ValueError(f"{name} must be < 2**32, got {seed}")
+
+
 Scale = Literal["auto", "paper", "small"]
 """auto is small on a machine without accelerator."""
 
@@ -37,6 +46,8 @@ def some_images(
     all."""
     train, part = dataset.train, dataset.validation
     if num_images is not None:
+        if not 1 <= num_images < len(train):
+            raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
         kept = balanced_subset(train.labels, num_images, dataset.num_classes)
         train = Split(train.images[kept], train.labels[kept])
     most = slice(num_validation_images)
@@ -127,9 +138,13 @@ class RunOptions(Placement):
     """Of a dry run."""
 
     def __post_init__(self):
-        for name in ("seed", "checkpoint_seconds"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        check_seed("seed", self.seed)
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
+        if self.name is not None and (
+            self.name in ("", ".", "..") or Path(self.name).name != self.name
+        ):
+            raise ValueError(f"name must be that of a folder in runs_dir, got {self.name!r}")
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
         self.each()
@@ -149,7 +164,8 @@ class RunOptions(Placement):
             )
         except ValueError:
             numbers = []
-        if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
+        fits = numbers and min(numbers) >= 0 and max(numbers) < 2**32
+        if not fits or len(set(numbers)) < len(numbers):
             raise ValueError(
                 f"seeds must be a range such as 0:10 or different numbers >= 0 such as 0,3,5, got "
                 f"{self.seeds}"

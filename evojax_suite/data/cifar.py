@@ -84,6 +84,8 @@ def _read_pickle(data: bytes, kind: str, where: str) -> Split:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (N, {_PIXEL_BYTES})")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise DataError(f"{where}: the labels are missing or not a list of integers")
+    if any(label.bit_length() > 31 for label in labels):
+        raise DataError(f"{where}: a label has more than 31 bits; labels count from 0")
     return checked_split(_planes_last(images), np.array(labels, np.int64), where)
 
 

@@ -24,7 +24,7 @@ from evojax_suite.data.source import Source
 
 def tfds_folder() -> Path:
     """Where TensorFlow Datasets keeps its data: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
-    return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def from_tfds(known: Known) -> Source:

@@ -76,4 +76,7 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
             f"{path}: {what}, {len(data) - header} bytes after the header; its sizes "
             f"{'x'.join(map(str, shape))} ask for {math.prod(shape)}"
         )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    try:
+        return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+    except ValueError as error:  # a zero among sizes that are too large for an array
+        raise DataError(f"{path}: its sizes are {'x'.join(map(str, shape))}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
@@ -117,14 +118,10 @@ class ImageTree:
         """(H, W) uint8 for a grey image, (H, W, 3) for any other; transparency is dropped."""
         where = f"{self.where}: {path}"
         try:
-            with Image.open(io.BytesIO(data or b""), formats=("PNG", "JPEG", "BMP")) as image:
-                mode = image.mode
-                if mode in _GREY_MODES:
-                    pixels = np.asarray(image if mode == "L" else image.convert("L"))
-                elif mode in _COLOUR_MODES:
-                    pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
-                else:
-                    pixels = None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of what is beside the pixels
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+                mode, pixels = _pixels(data or b"")
         except Exception as error:  # pillow's decoders raise nearly anything on damaged files
             raise DataError(f"{where} cannot be decoded ({first_line(error)})") from error
         if pixels is None:
@@ -138,9 +135,24 @@ class ImageTree:
         return pixels
 
 
+def _pixels(data: bytes) -> tuple[str, np.ndarray | None]:
+    """Pillow's mode of an image, and its pixels where that is an allowed one."""
+    with Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "BMP")) as image:
+        mode = image.mode
+        if mode in _GREY_MODES:
+            return mode, np.asarray(image if mode == "L" else image.convert("L"))
+        if mode in _COLOUR_MODES:
+            return mode, np.asarray(image if mode == "RGB" else image.convert("RGB"))
+        return mode, None
+
+
 def walk_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
     """All files (with their bytes) and folders (with None) under a folder, by relative path."""
-    for root, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for root, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
         inside = PurePosixPath(Path(root).relative_to(folder).as_posix())
         yield from ((inside / name, None) for name in folders)

@@ -36,10 +36,12 @@ def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
     Raises DataError with one line for an unknown name, a missing set, and files that are damaged
     or disagree.
     """
+    if not isinstance(name, str | os.PathLike) or not str(name).strip():
+        raise unknown_name(str(name))
     known = find_known(name) if isinstance(name, str) else None
     if known is not None:
         return _assemble(_find(known, data_dir), known, known.name)
-    path = Path(name).expanduser()
+    path = _expanded(name)
     if not path.exists() and path.name == str(name) and not path.suffix:
         raise unknown_name(str(name))
     own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
@@ -69,13 +71,20 @@ def from_arrays(
     return _assemble(Source(parts, names, name), None, name)
 
 
+def _expanded(path: str | os.PathLike) -> Path:
+    """With the home folder for ~; pathlib raises RuntimeError for an unknown user's."""
+    if not isinstance(path, str | os.PathLike):
+        raise DataError(f"{path!r} is no path")
+    return Path(os.path.expanduser(path))
+
+
 def _find(known: Known, data_dir: str | Path | None) -> Source:
     """The first of the bundled set, the local directory and TensorFlow Datasets that has it."""
     if known.files == "bundled":
         return _digits()
     directory = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if directory:
-        source = find_local(known, Path(directory).expanduser())
+        source = find_local(known, _expanded(directory))
         if source is not None:
             return source
         looked = f"{places(known)} are not in {directory}"
@@ -115,6 +124,8 @@ def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
     if "train" not in parts:
         raise DataError(f"{source.where}: there is no train part; one is needed")
     class_names, parts = _name_classes(source, parts, known)
+    if len(class_names) < 2:
+        raise DataError(f"{source.where}: {len(class_names)} class; at least 2 are needed")
     _check_parts(parts, len(class_names), source.where)
     official = () if known is None else ("test", "validation")[: 1 + (known.files == "medmnist")]
     for part in ("test", "validation"):
@@ -134,7 +145,13 @@ def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
     channels = parts["train"].images.shape[3]
     if len(mean) != channels:
         raise DataError(f"{source.where}: images have {channels} channels; {name} has {len(mean)}")
+    name, class_names = _text(name), tuple(map(_text, class_names))
     return Dataset(name, parts["train"], parts["validation"], parts["test"], class_names, mean, std)
+
+
+def _text(name: str) -> str:
+    """A name on disk need not be text: its other bytes as in "\\udcff"."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _name_classes(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Container
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +18,30 @@ _ARRAYS = {
 }
 
 
+def arrays_in(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file, or those of `names` that it has. Pickled ones are never loaded.
+
+    Raises OSError, and ValueError, one line without the path, for a damaged file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or that are damaged
+            file = np.load(path, allow_pickle=False)
+            if isinstance(file, np.ndarray):
+                raise ValueError("it is a single array")
+            with file:
+                found = {name: file[name] for name in file.files if not names or name in names}
+    except OSError:
+        raise
+    except Exception as error:  # a damaged zip or array header can raise nearly anything
+        reason = first_line(error).split(". ")[0]  # numpy goes on to advise unpickling
+        raise ValueError(f"not a readable .npz, it may be truncated ({reason})") from error
+    for name, array in found.items():
+        if not isinstance(array, np.ndarray):  # without the magic number the bytes as they are
+            raise ValueError(f"not a readable .npz, {name!r} is no array")
+    return found
+
+
 def read_npz(path: Path) -> Source:
     """Read `train_images`, `train_labels` and the optional `val_*` and `test_*`.
 
@@ -23,13 +49,9 @@ def read_npz(path: Path) -> Source:
     for a damaged file, for images without labels (or the reverse), and for a missing train part.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = {name for pairs in _ARRAYS.values() for pair in pairs for name in pair}
-            arrays = {name: archive[name] for name in archive.files if name in names}
-    except Exception as error:  # a damaged zip or array header can raise nearly anything
-        raise DataError(
-            f"{path}: not a readable .npz, it may be truncated ({first_line(error)})"
-        ) from error
+        arrays = arrays_in(path, {name for p in _ARRAYS.values() for pair in p for name in pair})
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {first_line(error)}") from error
     parts = {}
     for part, pairs in _ARRAYS.items():
         for images, labels in pairs:

@@ -10,11 +10,16 @@ from __future__ import annotations
 import io
 import math
 import pickle
+import pickletools
 from typing import Any
 
 import numpy as np
 
 from evojax_suite.data.errors import DataError, first_line
+
+_OPERATIONS = {operation.code.encode("latin1"): operation for operation in pickletools.opcodes}
+_MOST_TUPLES = 10_000
+"""An array has six."""
 
 
 def loads(data: bytes, where: str) -> Any:
@@ -24,6 +29,7 @@ def loads(data: bytes, where: str) -> Any:
     as bytes. Raises DataError for any other name in the pickle and for a damaged pickle.
     """
     try:
+        _check_lengths(data)
         loaded = _Unpickler(io.BytesIO(data), where).load()
         if not isinstance(loaded, dict):
             raise ValueError(f"a dict was expected, not {type(loaded).__name__}")
@@ -77,9 +83,28 @@ def _encode(text: str, _encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-def _check(holds: bool) -> None:
+def _check_lengths(data: bytes) -> None:
+    """Raise an error where the unpickler would take far more memory than `data`, for a place in its
+    table that no pickle of that length needs or for bytes that are not there, or more stack than
+    there is, for tuples of tuples in a key."""
+    stream, num_tuples = io.BytesIO(data), 0
+    while code := stream.read(1):
+        operation = _OPERATIONS[code]
+        num_tuples += operation.name.startswith("TUPLE")
+        _check(num_tuples <= _MOST_TUPLES, "it has too many tuples")
+        if operation.name == "STRING":  # its reader takes ASCII alone
+            stream.readline()
+        elif operation.arg is not None:
+            argument = operation.arg.reader(stream)
+            if operation.name in ("PUT", "BINPUT", "LONG_BINPUT"):
+                _check(argument <= len(data), f"{argument} things in {len(data)} bytes")
+        elif operation.name == "STOP":
+            return
+
+
+def _check(holds: bool, message: str = "an array is not a whole uint8 array in C order") -> None:
     if not holds:
-        raise ValueError("an array is not a whole uint8 array in C order")
+        raise ValueError(message)
 
 
 _ALLOWED = {

@@ -43,7 +43,7 @@ def checked_split(images: np.ndarray, labels: np.ndarray, where: str) -> Split:
         )
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
             f"{where}: labels have shape {labels.shape} and type {labels.dtype}; allowed: (N,) or "
             "(N, 1) integers"

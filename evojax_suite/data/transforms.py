@@ -38,6 +38,16 @@ def normalize(images: Images, mean: Channels, std: Channels) -> Images:
     return (scaled - library.asarray(mean, np.float32)) / library.asarray(std, np.float32)
 
 
+def check_constants(mean: Channels, std: Channels, num_channels: int) -> None:
+    """Raise ValueError where mean and std are not what `normalize` takes."""
+    for name, values in (("mean", mean), ("std", std)):
+        found = np.asarray(values, np.float64)
+        if found.shape != (num_channels,) or not np.isfinite(found).all():
+            raise ValueError(f"{name} is {found.tolist()}, allowed: {num_channels} numbers")
+    if not np.min(std) > 0:
+        raise ValueError(f"std is {np.asarray(std).tolist()}, allowed: numbers above 0")
+
+
 def denormalize(images: Images, mean: Channels, std: Channels) -> Images:
     """The inverse of `normalize`: normalised (..., C) images to float32 with 1 for white.
 

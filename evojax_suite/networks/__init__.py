@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
+from evojax_suite.data.errors import check_types
 from evojax_suite.imports import imported
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
@@ -48,6 +49,7 @@ class NetworkConfig:
     """How convolutions are lowered; auto takes the fastest measured on the platform."""
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.network not in get_args(NetworkName) and ":" not in self.network:
             raise ValueError(
                 f"network must be one of {', '.join(get_args(NetworkName))}, or "
@@ -77,6 +79,10 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
     >>> network.apply(variables, jnp.zeros((5, 8, 8, 1))).shape
     (5, 10)
     """
+    if num_classes < 1 or min(image_shape) < 1:
+        raise ValueError(
+            f"classes and the sides of images must be >= 1, got {num_classes} and {image_shape}"
+        )
     dtype = jnp.dtype(config.compute_dtype)
     lowering: Convolution | None = None if config.convolution == "auto" else config.convolution
     normalization = config.normalization

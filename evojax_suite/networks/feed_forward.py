@@ -8,10 +8,10 @@ axes, whatever the layer: what removes or exchanges units needs no more.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import math
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
@@ -19,9 +19,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
+from evojax_suite.data.npz import arrays_in
 from evojax_suite.networks.layers import pool
 from evojax_suite.results import write_atomically
 from evojax_suite.types import Array
@@ -105,7 +105,8 @@ def num_parameters(network: Network, sizes):
 
 def _natural(name: str) -> list:
     return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)
+        (0, int(part), "") if part.isdecimal() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
     ]
 
 
@@ -131,18 +132,21 @@ def from_arrays(
             raise ValueError(f"expected <layer>.weight, .kernel or .bias, found {name!r}")
         if not np.issubdtype(array.dtype, np.floating):
             raise ValueError(f"{name} must hold floating point numbers, got {array.dtype}")
+        with np.errstate(over="ignore", invalid="ignore"):
+            array = np.asarray(array, np.float32)
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds {np.sum(~np.isfinite(array))} NaN or infinite numbers")
-        layers.setdefault(owner, {})[role] = np.asarray(array, np.float32)
+        layers.setdefault(owner, {})[role] = array
     found: dict[str, tuple[Layer, bool]] = {}
     for owner in sorted(layers, key=_natural):
         parts = layers[owner]
         if "bias" not in parts or len(parts) != 2:
             raise ValueError(f"layer {owner!r} needs a weight or kernel and a bias, has {[*parts]}")
-        weight = (
-            parts["weight"] if "weight" in parts else np.moveaxis(parts["kernel"], (-1, -2), (0, 1))
-        )
-        if weight.ndim not in (2, 4) or parts["bias"].shape != weight.shape[:1]:
+        weight = parts["weight"] if "weight" in parts else parts["kernel"]
+        if "kernel" in parts and weight.ndim > 1:
+            weight = np.moveaxis(weight, (-1, -2), (0, 1))
+        fits = weight.ndim in (2, 4) and weight.size and parts["bias"].shape == weight.shape[:1]
+        if not fits:
             raise ValueError(
                 f"layer {owner!r} must be fully connected or a convolution, got weights of shape "
                 f"{weight.shape} and biases of shape {parts['bias'].shape}"
@@ -154,11 +158,9 @@ def from_arrays(
             )
         layer = Layer(np.ascontiguousarray(weight), parts["bias"])
         found[owner] = layer, "kernel" in parts
-    height, width, channels = image_shape
-    num_inputs = height * width * channels
     convolutional = any(layer.weight.ndim == 4 for layer, _ in found.values())
-    start = (channels, height, width) if convolutional else (num_inputs,)
-    chain = _chain(tuple(found.values()), start, num_classes, pooling)
+    num_inputs = math.prod(image_shape)
+    chain = _chain([*found.values()], image_shape, num_classes, pooling)
     if chain is None or len(chain) < 2:
         shapes = ", ".join(f"{name} {layer.weight.shape}" for name, (layer, _) in found.items())
         inputs = f"images of {image_shape}" if convolutional else f"{num_inputs} inputs"
@@ -170,31 +172,81 @@ def from_arrays(
 
 
 def _chain(
-    left: tuple[tuple[Layer, bool], ...], inputs: tuple[int, ...], num_classes: int, pooling: str
+    layers: list[tuple[Layer, bool]],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    pooling: Pooling,
 ) -> Network | None:
-    """All of `left`, layers and whether they are flax's, in an order in which shapes fit, by
-    preference the given one. inputs: (units,), or of maps (filters, height, width)."""
-    if not left:
-        return () if inputs == (num_classes,) else None
-    for index, (layer, is_flax) in enumerate(left):
-        weight = layer.weight
-        if weight.ndim == 4:
-            if len(inputs) == 1 or weight.shape[1] != inputs[0] or min(inputs[1:]) < 2:
+    """All `layers`, and whether they are flax's, in an order in which shapes fit, by preference the
+    given one."""
+    height, width, channels = image_shape
+    convolutions, dense = ([x for x in layers if x[0].weight.ndim == n] for n in (4, 2))
+    trail = _trail([_ends(layer) for layer, _ in convolutions], channels)
+    if trail is None:
+        return None
+    chain = [convolutions[index][0] for index in trail]
+    for layer in chain:
+        if min(height, width) < 2:
+            return None
+        shrunk = 1 if pooling == "none" else 2
+        height, width, channels = height // shrunk, width // shrunk, len(layer.bias)
+    num_inputs = height * width * channels
+    trail = _trail([_ends(layer) for layer, _ in dense], num_inputs)
+    if not trail or len(dense[trail[-1]][0].bias) != num_classes:
+        return None
+    for place, index in enumerate(trail):
+        (weight, bias), is_flax = dense[index]
+        if chain and not place:
+            axes = (-1, channels) if is_flax else (channels, -1)
+            weight = weight.reshape(len(weight), *axes)
+            weight = np.ascontiguousarray(np.swapaxes(weight, 1, 2) if is_flax else weight)
+        chain.append(Layer(weight, bias))
+    return tuple(chain)
+
+
+def _ends(layer: Layer) -> tuple[int, int]:
+    return layer.weight.shape[1], layer.weight.shape[0]
+
+
+def _trail(edges: list[tuple[int, int]], start: int) -> list[int] | None:
+    """The order in which all `edges` (from, to) follow one another from `start`, the first of those
+    that are left where several can be next; None where they cannot."""
+    left, order = [*range(len(edges))], []
+    while left:
+        tried = set()
+        for index in left:
+            before, after = edges[index]
+            if before != start or after in tried:
                 continue
-            shrunk = 1 if pooling == "none" else 2
-            after = (weight.shape[0], inputs[1] // shrunk, inputs[2] // shrunk)
-        elif weight.shape[1] == math.prod(inputs):
-            after = (weight.shape[0],)
-            if len(inputs) == 3:
-                axes = (-1, inputs[0]) if is_flax else (inputs[0], -1)
-                weight = weight.reshape(len(weight), *axes)
-                weight = np.ascontiguousarray(np.swapaxes(weight, 1, 2) if is_flax else weight)
+            tried.add(after)
+            rest = [other for other in left if other != index]
+            if _is_trail([edges[other] for other in rest], after):
+                break
         else:
-            continue
-        rest = _chain(left[:index] + left[index + 1 :], after, num_classes, pooling)
-        if rest is not None:
-            return (Layer(weight, layer.bias), *rest)
-    return None
+            return None
+        left, start = rest, after
+        order.append(index)
+    return order
+
+
+def _is_trail(edges: list[tuple[int, int]], start: int) -> bool:
+    """Whether a path from `start` takes each of `edges` once (Euler): as many lead to a place as
+    from it, but for the path's ends, and all hang together."""
+    more_from = collections.Counter(before for before, _ in edges)
+    more_from.subtract(after for _, after in edges)
+    more_from[start] -= 1
+    reached, left = {start}, edges
+    while left:
+        apart = []
+        for edge in left:
+            if reached.isdisjoint(edge):
+                apart.append(edge)
+            else:
+                reached.update(edge)
+        if len(apart) == len(left):
+            return False
+        left = apart
+    return max(more_from.values()) <= 0
 
 
 def load(
@@ -208,15 +260,19 @@ def load(
         raise FileNotFoundError(f"no file {path}")
     try:
         if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
+            arrays = arrays_in(path)
         elif path.suffix == ".safetensors":
-            arrays = safetensors.numpy.load_file(path)
+            arrays = safetensors.numpy.load(path.read_bytes())
         else:
             raise ValueError("expected a .safetensors or .npz file")
         return from_arrays(arrays, image_shape, num_classes, pooling)
-    except (ValueError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    except OSError:
+        raise
+    except KeyError as error:
+        raise ValueError(f"{path}: numbers of type {error} are none that NumPy has") from error
+    except Exception as error:  # a damaged file can raise nearly anything
+        reason = " ".join(str(error).splitlines()) or type(error).__name__
+        raise ValueError(f"{path}: {reason}") from error
 
 
 def save(path: Path, network: Network) -> None:

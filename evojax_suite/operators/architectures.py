@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from evojax_suite.data.errors import check_types
 from evojax_suite.types import Array
 
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
@@ -83,6 +84,7 @@ class Space:
     on 32x32 images could have 262,144, and 43 billion parameters."""
 
     def __post_init__(self):
+        check_types(vars(self), type(self))
         if self.min_length < 1:
             raise ValueError(f"min_length must be >= 1, got {self.min_length}")
         if self.max_length < self.min_length:
