@@ -96,14 +96,14 @@ def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.Gradient
         case "step":
             schedule = halfway
         case _:
-            raise ValueError(f"schedule must be constant, cosine or step, got {config.schedule!r}")
+            raise AssertionError(config.schedule)
     match config.optimizer:
         case "adam":
             direction = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
         case "sgd":
             direction = optax.trace(config.momentum) if config.momentum else optax.identity()
         case _:
-            raise ValueError(f"optimizer must be adam or sgd, got {config.optimizer!r}")
+            raise AssertionError(config.optimizer)
 
     def decay(strength):
         return [optax.add_decayed_weights(strength)] if strength else []
