@@ -155,6 +155,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code: 0, 2 for errors, 75 where another process of
     the run is lost, 128 + signal when stopped."""
     from evojax_suite import __version__, devices, loop
+    from evojax_suite.results import owned_runs
 
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
@@ -176,7 +177,8 @@ def main(arguments: list[str] | None = None) -> int:
             with _naming_the_file(arguments):
                 options = _parse(commands, _with_file(arguments, modules))
             command = next(m for m in modules.values() if isinstance(options, m.Options))
-            return _run(command, options)
+            with owned_runs():
+                return _run(command, options)
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number

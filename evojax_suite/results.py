@@ -6,7 +6,9 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -147,48 +149,61 @@ class RunExists(ValueError):
     """The run directory holds another run."""
 
 
-class OpenRun:
-    """The directory of a run, this process's own as long as the object lives."""
+_OWNED: ContextVar[ExitStack | None] = ContextVar("owned", default=None)
 
-    def __init__(self, directory: Path):
-        """Raise RunExists where another process is at work in `directory`."""
-        self._file = None
+
+@contextmanager
+def owned_runs() -> Iterator[None]:
+    """No other process opens a run that was opened inside, until the end."""
+    with ExitStack() as stack:
+        token = _OWNED.set(stack)
         try:
-            import fcntl
-        except ImportError:  # not on Windows
-            return
-        self._file = os.open(directory, os.O_RDONLY)
+            yield
+        finally:
+            _OWNED.reset(token)
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    """While inside, and inside `owned_runs`, `directory` is this process's. Raises RunExists."""
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        yield
+        return
+    with ExitStack() as stack:
+        file = os.open(directory, os.O_RDONLY)
+        stack.callback(os.close, file)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunExists(f"{directory}: another process is at work in this run") from None
         except OSError:  # a file system without locks
             pass
+        yield
+        kept = _OWNED.get()
+        if kept is not None:
+            kept.enter_context(stack.pop_all())
 
-    def __del__(self):
-        if self._file is not None:
-            os.close(self._file)
 
-
-def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> OpenRun:
+def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
     """Create the directory of a run, or check that `config` is the one it was started with.
 
-    `may_grow` names the one entry that may be larger than at the start (the generations). Returns
-    what to keep while at work in it. Raises RunExists where the directory is taken, where another
-    process is at work in it, or where `resume` finds another configuration.
+    `may_grow` names the one entry that may be larger than at the start (the generations). Raises
+    RunExists where the directory is taken, where another process is at work in it (`owned_runs`),
+    or where `resume` finds another configuration.
     """
     config = plain(config)
     _check_run(directory, config, resume, may_grow)
     directory.mkdir(parents=True, exist_ok=True)
-    lock = OpenRun(directory)
-    _check_run(directory, config, resume, may_grow)  # alone now
-    try:
-        write_json(directory / "config.json", config)
-    except OSError:
-        if not any(directory.iterdir()):
-            directory.rmdir()
-        raise
-    return lock
+    with _owned(directory):
+        _check_run(directory, config, resume, may_grow)  # alone now
+        try:
+            write_json(directory / "config.json", config)
+        except OSError:
+            if not any(directory.iterdir()):
+                directory.rmdir()
+            raise
 
 
 def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None) -> None:

@@ -360,7 +360,7 @@ def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_bytes(
         (["--fraction", "2"], "fraction must be in (0, 1], got 2.0"),
         (["--selection", "hardest"], "'cest', 'top_k'"),
         (["--mutation-rate", "-1"], "mutation_rate must be in [0, 1], got -1.0"),
-        (["--num-images", "5000"], "num_samples must be in 1..1077, got 5000"),
+        (["--num-images", "5000"], "num_images must be in 1..1077, got 5000"),
         (["--schedule", "step"], "schedule must be constant, got step"),
         (["--network", "LeNet", "--depth", "1"], "dropout belongs to the ConvNet"),
     ],

@@ -121,7 +121,7 @@ def run(options: Options) -> Path:
     network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
     directory = options.directory("cest", dataset)
     train = trainer(config, dataset, options, directory)
-    _own = open_run(directory, options.settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     beyond = differing(config, cest.Config()) | differing(options.params, cest.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(

@@ -89,7 +89,7 @@ def run(options: Options) -> Path:
     training = smaller_sets.fitted_to(options.training, dataset)
     options = replace(options, training=training)
     directory = options.directory("coreset", dataset)
-    _own = open_run(directory, options.settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
         f"{dataset.num_classes} classes; run in {directory}"

@@ -132,7 +132,7 @@ def run(options: Options) -> Path:
     algorithm = de_nas.build(config, num_classes, shape, devices.take(options.devices))
     data = de_nas.make_data(config, dataset)
     directory = options.directory("de-nas", dataset)
-    _own = open_run(directory, options.settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     beyond = differing(config, de_nas.Config()) | differing(params, de_nas.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(

@@ -49,7 +49,7 @@ def run(options: Options) -> Path:
         for size in config.target_sizes:
             check_shares(dataset.train.labels, size, dataset.num_classes, balanced=True)
     directory = options.directory("devs", dataset)
-    _own = open_run(directory, options.settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     beyond = differing(config, devs.Config())
     console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "

@@ -222,7 +222,7 @@ def run(options: Options) -> Path:
         )
     ecomp.check(config, params, parent or untrained(options.trained_parent, dataset), len(places))
     directory = options.directory("ecomp", dataset)
-    _own = open_run(directory, options.settings(), options.resume)
+    open_run(directory, options.settings(), options.resume)
     beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(

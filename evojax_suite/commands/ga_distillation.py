@@ -62,7 +62,7 @@ def run(options: Options) -> Path:
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     directory = options.directory("ga_distillation", dataset)
     settings = options.settings()
-    _own = open_run(directory, settings, options.resume, may_grow="num_generations")
+    open_run(directory, settings, options.resume, may_grow="num_generations")
     beyond = differing(config, ga_distillation.Config())
     beyond |= differing(options.params, ga_distillation.Params())
     if options.num_generations != Options.num_generations:
