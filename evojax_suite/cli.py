@@ -10,6 +10,7 @@ import re
 import shlex
 import signal
 import sys
+import tempfile
 import threading
 from typing import Annotated, Union
 
@@ -130,10 +131,33 @@ def _naming_the_file(arguments: list[str]):
         raise ValueError(f"{error} (with the options of {file})") from None
 
 
+@contextlib.contextmanager
+def _compiled_once():
+    """What is compiled is not compiled again inside, by another run with the same program."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    wanted = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
+    before = {name: getattr(jax.config, name) for name in wanted}
+    if before["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
+        try:
+            for name, value in (wanted | {"jax_compilation_cache_dir": folder}).items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()  # JAX asks once whether there is one
+            yield
+        finally:
+            for name, value in before.items():
+                jax.config.update(name, value)
+            compilation_cache.reset_cache()
+
+
 def _run(command, options) -> int:
     """The command; for each seed where there are several, and then a page of them all."""
     from evojax_suite import comparison
-    from evojax_suite.commands import dry_run
+    from evojax_suite.commands import dry_run, together
     from evojax_suite.commands.options import RunOptions
     from evojax_suite.commands.progress import console
 
@@ -143,7 +167,14 @@ def _run(command, options) -> int:
     if not isinstance(options, RunOptions) or options.seeds is None:
         code = command.run(options.here())
         return code if isinstance(code, int) else 0
-    runs = [command.run(one.here()) for one in options.each()]
+    each = [one.here() for one in options.each()]
+    at_once = options.resolved_seeds_in_flight()
+    with _compiled_once():
+        if at_once == 1:
+            runs = [command.run(one) for one in each]
+        else:
+            parts = [each[first : first + at_once] for first in range(0, len(each), at_once)]
+            runs = [found for part in parts for found in together.run(command.run, part)]
     folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
     text = comparison.write(runs, folder, [shlex.join(["evojax-suite", *sys.argv[1:]])])
     console.say(text)

@@ -1,22 +1,25 @@
 """Drive an algorithm step by step: progress, metrics, checkpoints, resume, stop on a signal.
 
 A run is a function of its key: step g uses `fold_in(run_key, g)` and the state alone, so a run that
-was killed and goes on from its last checkpoint writes what it would have written without.
+was killed and goes on from its last checkpoint writes what it would have written without. Runs that
+differ in the key alone may go on in one program; each has its own directory all the same.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from evojax_suite import devices
 from evojax_suite.checkpoint import Checkpoints
@@ -78,6 +81,76 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+class _TooLarge(Exception):
+    """A program of several runs needs more memory than there is."""
+
+
+class _Files:
+    """What a run keeps below its directory, and how far it is."""
+
+    def __init__(self, directory: Path, initial: PyTree):
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._checkpoints = Checkpoints(directory / "checkpoints")
+        done, self.state = devices.from_first(self._checkpoints.newest(initial))
+        self.done = self._saved = int(done)
+        self._metrics = Lines(directory / "metrics.jsonl", self.done)
+        self._timing = Lines(directory / "timing.jsonl", self.done)
+
+    def write(self, metrics: dict, count: int, seconds: float, compile_seconds: float) -> list:
+        """`count` further steps; metrics: arrays whose leading axis is that of the steps. Returns a
+        row for each."""
+        # Times are no part of metrics.jsonl, which is deterministic.
+        stages = metrics.pop("stage_seconds", {})
+        rows = [{name: value[i].item() for name, value in metrics.items()} for i in range(count)]
+        self.done += count
+        self._metrics.write(rows)
+        timing = {"generation": self.done, "steps": count, "seconds": seconds}
+        timing["compile_seconds"] = compile_seconds
+        timing["stages"] = {name: float(value[0]) for name, value in stages.items()}
+        self._timing.write([timing])
+        return rows
+
+    def save(self, state: PyTree) -> None:
+        """Lines first: what a checkpoint counts as done must be on disk before it."""
+        if self._saved < self.done:
+            self._metrics.sync()
+            self._timing.sync()
+            self._checkpoints.save(self.done, state)
+            self._saved = self.done
+
+    def close(self) -> None:
+        """Wait until everything is on disk."""
+        self._checkpoints.close()
+        self._metrics.close()
+        self._timing.close()
+
+    def outcome(self, state: PyTree) -> Outcome:
+        """Of the run, whose files are closed."""
+        timings = read_lines(self._directory / "timing.jsonl")
+        stage_seconds: dict[str, float] = {}
+        for line in timings:
+            for name, value in line.get("stages", {}).items():
+                stage_seconds[name] = stage_seconds.get(name, 0.0) + value
+        return Outcome(
+            state=state,
+            seconds=sum(line["seconds"] for line in timings),
+            compile_seconds=sum(line["compile_seconds"] for line in timings),
+            num_failed=sum(
+                line.get("num_failed", 0) for line in read_lines(self._directory / "metrics.jsonl")
+            ),
+            stage_seconds=stage_seconds,
+        )
+
+
+def _free_bytes() -> float:
+    """Memory that a program may take, of the device where it tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats["bytes_in_use"]
+    return psutil.virtual_memory().available
+
+
 def run(
     algorithm: Algorithm,
     key: Array,
@@ -99,24 +172,108 @@ def run(
     Interrupted, after saving, on SIGINT and SIGTERM.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
-    key_init, key_steps = jax.random.split(key)
-    directory.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(directory / "checkpoints")
+    (outcome,) = _run(
+        algorithm,
+        key[None],
+        params,
+        data,
+        num_steps,
+        [directory],
+        steps_per_call,
+        checkpoint_seconds,
+        lambda reports: on_report(reports[0]),
+    )
+    return outcome
+
+
+def run_together(
+    algorithm: Algorithm,
+    keys: Array,
+    params: PyTree,
+    data: PyTree,
+    num_steps: int,
+    directories: Sequence[Path],
+    *,
+    steps_per_call: int = 1,
+    checkpoint_seconds: float = 30.0,
+    on_report: Callable[[Mapping[int, Report]], None] = lambda reports: None,
+) -> list[Outcome]:
+    """`run` with each of `keys` (R,) in one of R `directories`, all in one program on one device:
+    a run may be begun or gone on with alone as well, and its numbers differ by rounding.
+
+    algorithm: a scannable one. `on_report` gets the reports of the runs that went on, by their
+    places. Where the memory does not suffice, one half of the runs follows the other. The seconds
+    of a run are its share of the program's.
+    """
+    settings = (steps_per_call, checkpoint_seconds, on_report)
+    try:
+        return _run(algorithm, keys, params, data, num_steps, directories, *settings)
+    except _TooLarge:
+        half = len(directories) // 2
+        return [
+            outcome
+            for part in (slice(half), slice(half, None))
+            for outcome in run_together(
+                algorithm,
+                keys[part],
+                params,
+                data,
+                num_steps,
+                directories[part],
+                steps_per_call=steps_per_call,
+                checkpoint_seconds=checkpoint_seconds,
+                on_report=lambda reports, first=part.start or 0: on_report(
+                    {first + place: report for place, report in reports.items()}
+                ),
+            )
+        ]
+
+
+def _run(
+    algorithm: Algorithm,
+    keys: Array,
+    params: PyTree,
+    data: PyTree,
+    num_steps: int,
+    directories: Sequence[Path],
+    steps_per_call: int,
+    checkpoint_seconds: float,
+    on_report: Callable[[Mapping[int, Report]], None],
+) -> list[Outcome]:
+    """The runs of R keys, in arrays with a leading axis where R > 1."""
+    several = len(directories) > 1
+    init, step, finished = algorithm.init, algorithm.step, algorithm.finished
+    fold_in = jax.random.fold_in
+    if several:
+        init, step = jax.vmap(init, (0, None, None)), jax.vmap(step, (0, 0, None, None))
+        finished, fold_in = jax.vmap(finished), jax.vmap(fold_in, (0, None))
+        keys = jax.vmap(jax.random.split)(keys)
+        key_init, key_steps = keys[:, 0], keys[:, 1]
+    else:
+        key_init, key_steps = jax.random.split(keys[0])
+
+    def parts(tree: PyTree) -> list[PyTree]:
+        """Of each run."""
+        if not several:
+            return [tree]
+        return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(directories))]
+
     start = time.perf_counter()
-    init = jax.jit(algorithm.init) if algorithm.scannable else algorithm.init
-    state = jax.block_until_ready(init(key_init, params, data))
-    compile_seconds = time.perf_counter() - start
+    state = (jax.jit(init) if algorithm.scannable else init)(key_init, params, data)
+    state = jax.block_until_ready(state)
+    init_seconds = time.perf_counter() - start
 
-    done, state = devices.from_first(checkpoints.newest(state))
-    done = int(done)
-    metrics_file = Lines(directory / "metrics.jsonl", done)
-    timing_file = Lines(directory / "timing.jsonl", done)
-
-    def advance(key_steps, state, first, count, params, data):
-        """`count` steps, at most `steps_per_call`: traced, so that the last call compiles none."""
+    def advance(key_steps, state, first, count, going, params, data):
+        """`count` steps, at most `steps_per_call`: traced, so that the last call compiles none.
+        going: (R,) bool, where there are several runs: the others stay as they are."""
 
         def one(state, index):
-            return algorithm.step(jax.random.fold_in(key_steps, index), state, params, data)
+            after, metrics = step(fold_in(key_steps, index), state, params, data)
+            if several:
+                after = jax.vmap(lambda g, new, old: jax.tree.map(partial(jnp.where, g), new, old))(
+                    going, after, state
+                )
+            return after, metrics
 
         def body(i, carry):
             state, metrics = one(carry[0], first + i)
@@ -130,75 +287,73 @@ def run(
 
     compiled = None
 
-    def call(state, first, count):
+    def call(state, first, count, going):
         nonlocal compiled
         if not algorithm.scannable:
             step_key = jax.random.fold_in(key_steps, first)
-            state, metrics = algorithm.step(step_key, state, params, data)
+            state, metrics = step(step_key, state, params, data)
             return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics), 0.0
-        arguments = (key_steps, state, np.int32(first), np.int32(count), params, data)
+        arguments = (key_steps, state, np.int32(first), np.int32(count), going, params, data)
         seconds = 0.0
         if compiled is None:
             start = time.perf_counter()
             lowered = jax.jit(advance, donate_argnums=1).lower(*arguments)
             compiled = lowered.compile(algorithm.compiler_options)
             seconds = time.perf_counter() - start
+            memory = compiled.memory_analysis() if several else None
+            if memory and memory.temp_size_in_bytes > _free_bytes():
+                raise _TooLarge
         return *compiled(*arguments), seconds
 
-    saved, saved_at = done, time.perf_counter()
-    last_compile = compile_seconds
-    try:
+    with ExitStack() as stack:
+        files = []
+        for directory, initial in zip(directories, parts(state), strict=True):
+            files.append(_Files(directory, initial))
+            stack.callback(files[-1].close)
+        states = [file.state for file in files]
+        state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if several else states[0]
+        del states
+        saved_at = time.perf_counter()
         with _stop_signals() as signals:
-            while done < num_steps and not bool(algorithm.finished(state)):
-                length = min(steps_per_call, num_steps - done) if algorithm.scannable else 1
-                start = time.perf_counter()
-                state, metrics, seconds_compiling = call(state, done, length)
-                metrics = jax.device_get(metrics)
-                seconds = time.perf_counter() - start - seconds_compiling
-                values = metrics._asdict()
-                # Times are no part of metrics.jsonl, which is deterministic.
-                stages = values.pop("stage_seconds", {})
-                rows = [
-                    {name: value[i].item() for name, value in values.items()} for i in range(length)
+            while True:
+                ended = np.broadcast_to(np.asarray(finished(state)), len(files))
+                left = [
+                    file.done
+                    for file, end in zip(files, ended, strict=True)
+                    if file.done < num_steps and not end
                 ]
-                done += length
-                metrics_file.write(rows)
-                timing = {"generation": done, "steps": length, "seconds": seconds}
-                timing["compile_seconds"] = last_compile + seconds_compiling
-                timing |= {"stages": {name: float(value[0]) for name, value in stages.items()}}
-                last_compile = 0.0
-                timing_file.write([timing])
-                on_report(Report(done, num_steps, rows[-1], seconds / length, rows))
+                if not left:
+                    break
+                # Those that are behind go on alone until they have caught up.
+                first = min(left)
+                to = min([num_steps, *(done for done in left if done > first)])
+                length = min(steps_per_call, to - first) if algorithm.scannable else 1
+                going = np.array([file.done == first for file in files]) & ~ended
+                share = 1 / going.sum()
+                start = time.perf_counter()
+                state, metrics, compile_seconds = call(state, first, length, going)
+                metrics = jax.device_get(metrics)
+                seconds = (time.perf_counter() - start - compile_seconds) * share
+                compile_seconds = (compile_seconds + init_seconds) * share
+                init_seconds = 0.0
+                reports = {}
+                for place in np.flatnonzero(going).tolist():
+                    values = metrics._asdict()
+                    if several:
+                        values = {name: value[:, place] for name, value in values.items()}
+                    rows = files[place].write(values, length, seconds, compile_seconds)
+                    done = first + length
+                    reports[place] = Report(done, num_steps, rows[-1], seconds / length, rows)
+                on_report(reports)
                 stopped = devices.any_process(bool(signals))
                 if stopped or time.perf_counter() - saved_at >= checkpoint_seconds:
-                    _save(checkpoints, done, state, metrics_file, timing_file)
-                    saved, saved_at = done, time.perf_counter()
+                    for file, own in zip(files, parts(state), strict=True):
+                        file.save(own)
+                    saved_at = time.perf_counter()
                 if stopped:
-                    raise Interrupted(signals[0] if signals else signal.SIGTERM, done)
-            if saved < done:
-                _save(checkpoints, done, state, metrics_file, timing_file)
-    finally:
-        checkpoints.close()
-        metrics_file.close()
-        timing_file.close()
-    timings = read_lines(directory / "timing.jsonl")
-    stage_seconds: dict[str, float] = {}
-    for line in timings:
-        for name, value in line.get("stages", {}).items():
-            stage_seconds[name] = stage_seconds.get(name, 0.0) + value
-    return Outcome(
-        state=state,
-        seconds=sum(line["seconds"] for line in timings),
-        compile_seconds=sum(line["compile_seconds"] for line in timings),
-        num_failed=sum(
-            line.get("num_failed", 0) for line in read_lines(directory / "metrics.jsonl")
-        ),
-        stage_seconds=stage_seconds,
-    )
-
-
-def _save(checkpoints, step, state, *files) -> None:
-    """Lines first: what a checkpoint counts as done must be on disk before it."""
-    for file in files:
-        file.sync()
-    checkpoints.save(step, state)
+                    number = signals[0] if signals else signal.SIGTERM
+                    raise Interrupted(number, first + length)
+            states = parts(state)
+            for file, own in zip(files, states, strict=True):
+                file.save(own)
+    return [file.outcome(own) for file, own in zip(files, states, strict=True)]

@@ -104,7 +104,15 @@ def run(options: Options) -> Path:
     def drive(title, algorithm, key, data, num_steps, where, last):
         nonlocal num_failed
         outcome = options.drive(
-            title, algorithm, key, None, data, num_steps, directory / where, last=last
+            title,
+            algorithm,
+            key,
+            None,
+            data,
+            num_steps,
+            directory / where,
+            same_for_seeds=True,
+            last=last,
         )
         num_failed += outcome.num_failed
         result = algorithm.result(outcome.state, None, data)

@@ -259,6 +259,7 @@ def run(options: Options) -> Path:
         directory,
         steps_per_call=_STEPS_PER_CALL,
         members_per_step=config.population_size,
+        same_for_seeds=True,
         last=True,
     )
     best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))

@@ -87,6 +87,7 @@ def run(options: Options) -> Path:
         options.num_generations,
         directory,
         members_per_step=per_step,
+        same_for_seeds=True,
         last=not options.strong_random_repeats,
     )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
@@ -106,6 +107,7 @@ def run(options: Options) -> Path:
             options.strong_random_repeats,
             baseline_directory,
             members_per_step=per_step,
+            same_for_seeds=True,
             last=True,
         )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)

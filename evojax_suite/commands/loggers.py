@@ -53,7 +53,11 @@ def logged(
                 import wandb
 
                 run = run or wandb.init(
-                    project="evojax_suite", name=directory.name, dir=directory, config=settings
+                    project="evojax_suite",
+                    name=directory.name,
+                    dir=directory,
+                    config=settings,
+                    reinit="create_new",
                 )
                 run.log(numbers, step=step)
 

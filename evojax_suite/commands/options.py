@@ -14,6 +14,7 @@ import numpy as np
 import tyro
 
 from evojax_suite import devices, loop
+from evojax_suite.commands import together
 from evojax_suite.commands.dry_run import Plan, Planned
 from evojax_suite.commands.loggers import Logger, check, logged
 from evojax_suite.commands.progress import LogFormat, console, progress
@@ -120,6 +121,9 @@ class RunOptions(Placement):
     """Of everything random in the run."""
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
+    seeds_in_flight: int | Literal["auto"] = "auto"
+    """Runs of seeds in one program, where the system has one for all: auto is all that fit on an
+    accelerator, one on a CPU or on several devices."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
     name: str | None = None
@@ -136,6 +140,8 @@ class RunOptions(Placement):
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
     plan: tyro.conf.Suppress[Plan | None] = None
     """Of a dry run."""
+    waits: tyro.conf.Suppress[bool] = False
+    """For the runs of other seeds, where a loop is the same program for all (`together`)."""
 
     def __post_init__(self):
         check_seed("seed", self.seed)
@@ -148,6 +154,13 @@ class RunOptions(Placement):
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
         self.each()
+        if self.seeds_in_flight != "auto":
+            if self.seeds_in_flight < 1:
+                raise ValueError(
+                    f"seeds_in_flight must be >= 1, or auto, got {self.seeds_in_flight}"
+                )
+            if self.seeds_in_flight > 1 and self.seeds is None:
+                raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
         check(self.loggers)
         super().__post_init__()
 
@@ -171,9 +184,27 @@ class RunOptions(Placement):
                 f"{self.seeds}"
             )
         return [
-            replace(self, seeds=None, seed=n, name=self.name and f"{self.name}-seed{n}")
+            replace(
+                self,
+                seeds=None,
+                seeds_in_flight="auto",
+                seed=n,
+                name=self.name and f"{self.name}-seed{n}",
+            )
             for n in numbers
         ]
+
+    def resolved_seeds_in_flight(self) -> int:
+        """How many runs of seeds are to be in one program."""
+        num_devices = devices.take(self.devices) * jax.process_count()
+        if self.seeds_in_flight == "auto":
+            alone = num_devices > 1 or jax.default_backend() == "cpu"
+            return 1 if alone else len(self.each())
+        if self.seeds_in_flight > 1 and num_devices > 1:
+            raise ValueError(
+                f"seeds_in_flight > 1 needs one device, got {self.seeds_in_flight} on {num_devices}"
+            )
+        return self.seeds_in_flight
 
     def here(self) -> Self:
         """One that does not write leaves its copy of the run in a folder that is deleted."""
@@ -196,9 +227,19 @@ class RunOptions(Placement):
         *,
         steps_per_call: int = 1,
         members_per_step: int = 0,
+        same_for_seeds: bool = False,
         last: bool = False,
     ) -> loop.Outcome:
-        """`loop.run` with progress. In a dry run only the first steps; `last` ends that."""
+        """`loop.run` with progress. In a dry run only the first steps; `last` ends that.
+
+        same_for_seeds: the algorithm, which is scannable, and all of its arguments but key and
+        directory are the same whatever the seed.
+        """
+        if self.waits and same_for_seeds:
+            arguments = (algorithm, key, params, data, num_steps, directory)
+            return together.others_wait(
+                together.Wanted(title, arguments, steps_per_call, members_per_step, self)
+            )
         most = num_steps if self.plan is None else min(num_steps, self.plan.most_steps)
         with (
             progress(title, num_steps, members_per_step) as show,
@@ -238,7 +279,7 @@ class RunOptions(Placement):
         placement = [field.name for field in fields(Placement)]
         others = (
             "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file",
-            "dry_run", "plan", "loggers",
+            "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]

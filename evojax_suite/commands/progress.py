@@ -49,7 +49,7 @@ _SHOWN = {
     "accuracy": "accuracy",
     "matching_loss": "matching loss",
     "validation_accuracy": "validation accuracy",
-    "accuracy_best": "best",
+    "accuracy_best": "best accuracy",
     "num_parameters": "parameters",
 }
 

@@ -1,0 +1,91 @@
+"""Runs of several seeds at once: each is a coroutine that waits where its loop is the same program
+for every seed, and when all wait, one program does the loops of all."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import copy_context
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from greenlet import getcurrent, greenlet
+
+from evojax_suite import loop
+from evojax_suite.commands.loggers import logged
+from evojax_suite.commands.progress import progress
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The loop for which a run waits."""
+
+    title: str
+    arguments: tuple  # of `loop.run`, up to the directory
+    steps_per_call: int
+    members_per_step: int
+    options: Any  # RunOptions of the run
+
+
+def others_wait(wanted: Wanted) -> loop.Outcome:
+    """In a run that is one of several: wait for the others, get what its loop came to."""
+    parent = getcurrent().parent
+    assert parent is not None
+    return parent.switch(wanted)
+
+
+def run(command: Callable[[Any], Path], options: Sequence[Any]) -> list[Path]:
+    """`command` with each of `options`, of runs that differ in their seeds alone. Returns what each
+    returned."""
+    runs = [greenlet(command) for _ in options]
+    for one in runs:
+        one.gr_context = copy_context()
+    at = [one.switch(replace(own, waits=True)) for one, own in zip(runs, options, strict=True)]
+    while waiting := [place for place, found in enumerate(at) if isinstance(found, Wanted)]:
+        title = at[waiting[0]].title  # a run that has another loop first waits for its turn
+        waiting = [place for place in waiting if at[place].title == title]
+        outcomes = _drive([at[place] for place in waiting])
+        for place, outcome in zip(waiting, outcomes, strict=True):
+            at[place] = runs[place].switch(outcome)
+    return at
+
+
+def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
+    first = wanted[0]
+    algorithm, _, params, data, num_steps, _ = first.arguments
+    title = f"{first.title}, {len(wanted)} seeds"
+    with contextlib.ExitStack() as stack:
+        show = stack.enter_context(progress(title, num_steps, first.members_per_step))
+        logs = []
+        for one in wanted:
+            own = logged(one.options.loggers, one.arguments[-1], one.options.settings())
+            logs.append(stack.enter_context(own))
+
+        def on_report(reports: Mapping[int, loop.Report]) -> None:
+            for place, report in reports.items():
+                logs[place](report)
+            show(_mean([*reports.values()]))
+
+        return loop.run_together(
+            algorithm,
+            jnp.stack([one.arguments[1] for one in wanted]),
+            params,
+            data,
+            num_steps,
+            [one.arguments[-1] for one in wanted],
+            steps_per_call=first.steps_per_call,
+            checkpoint_seconds=first.options.checkpoint_seconds,
+            on_report=on_report,
+        )
+
+
+def _mean(reports: list[loop.Report]) -> loop.Report:
+    """Of runs at the same step; of counts the largest."""
+    metrics = {}
+    for name, value in reports[0].metrics.items():
+        values = [report.metrics[name] for report in reports]
+        metrics[name] = float(np.mean(values)) if isinstance(value, float) else max(values)
+    return replace(reports[0], metrics=metrics)

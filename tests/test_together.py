@@ -1,0 +1,260 @@
+"""Runs of several seeds in one program: each is what it is alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import struct
+
+from evojax_suite import cli, loop
+from evojax_suite.cli import main
+from evojax_suite.commands import together
+from evojax_suite.commands.options import RunOptions
+from evojax_suite.types import Algorithm
+
+KEYS = jax.random.split(jax.random.key(0), 4)
+DATA = jnp.arange(1.0, 4)
+STEPS = 30
+TINY = [
+    "ga-distillation", "--generations", "3", "--population-size", "4", "--network", "MLP",
+    "--width", "8", "--num-epochs", "2", "--num-networks", "1", "--strong-random-repeats", "1",
+]  # fmt: skip
+
+
+@struct.dataclass
+class State:
+    best: jax.Array
+    found: jax.Array
+    generation: jax.Array
+
+
+class Metrics(NamedTuple):
+    generation: jax.Array
+    best: jax.Array
+    num_failed: jax.Array
+
+
+def waiting(patience: int = 6) -> Algorithm:
+    """Draws numbers until none was larger for `patience` steps: keys end at different steps."""
+
+    def init(key, params, data):
+        return State(jax.random.uniform(key, data.shape), jnp.int32(0), jnp.int32(0))
+
+    def step(key, state, params, data):
+        new = params * data * jax.random.uniform(key, data.shape)
+        better, generation = new.max() > state.best.max(), state.generation + 1
+        state = State(
+            jnp.where(better, new, state.best),
+            jnp.where(better, generation, state.found),
+            generation,
+        )
+        return state, Metrics(generation, state.best.max(), better.astype(jnp.int32))
+
+    return Algorithm(
+        init,
+        step,
+        result=lambda state, params, data: state.best,
+        finished=lambda state: state.generation - state.found >= patience,
+    )
+
+
+def alone(folder: Path, number: int, num_steps: int = STEPS, **settings) -> loop.Outcome:
+    return loop.run(
+        waiting(), KEYS[number], jnp.float32(2), DATA, num_steps, folder / str(number), **settings
+    )
+
+
+def all_of(folder: Path, num_steps: int = STEPS, **settings) -> list[loop.Outcome]:
+    directories = [folder / str(number) for number in range(len(KEYS))]
+    return loop.run_together(
+        waiting(), KEYS, jnp.float32(2), DATA, num_steps, directories, **settings
+    )
+
+
+def assert_as_alone(found: list[loop.Outcome], folder: Path, other: Path) -> None:
+    assert len(found) == len(KEYS)
+    for number, outcome in enumerate(found):
+        expected = alone(other, number)
+        jax.tree.map(np.testing.assert_array_equal, outcome.state, expected.state)
+        assert outcome.num_failed == expected.num_failed > 0
+        assert outcome.seconds > 0
+        one, two = (path / f"{number}/metrics.jsonl" for path in (folder, other))
+        assert one.read_bytes() == two.read_bytes()
+
+
+@pytest.mark.parametrize("steps_per_call", [1, 4])
+def test_each_is_what_it_is_alone(steps_per_call, tmp_path):
+    """Four keys that end at different steps, fewer than the most."""
+    seen = []
+    found = all_of(tmp_path / "all", steps_per_call=1, on_report=seen.append)
+    ends = [int(outcome.state.generation) for outcome in found]
+    assert len(set(ends)) > 1
+    assert max(ends) < STEPS
+    for number, end in enumerate(ends):
+        assert [reports[number].step for reports in seen if number in reports] == [
+            *range(1, end + 1)
+        ]
+    assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
+    again = all_of(tmp_path / "all", steps_per_call=steps_per_call)  # nothing is left to do
+    assert_as_alone(again, tmp_path / "all", tmp_path / "alone")
+
+
+def test_those_that_are_behind_catch_up(tmp_path):
+    """Runs that were begun alone, each ended somewhere else, one by a checkpoint in the middle."""
+    for number, steps in ((0, 2), (1, 5), (3, 1)):
+        alone(tmp_path / "all", number, num_steps=steps)
+    steps = []
+    found = all_of(
+        tmp_path / "all",
+        steps_per_call=3,
+        on_report=lambda reports: steps.append({n: one.step for n, one in reports.items()}),
+    )
+    assert steps[:4] == [{2: 1}, {2: 2, 3: 2}, {0: 5, 2: 5, 3: 5}, {0: 8, 1: 8, 2: 8, 3: 8}]
+    for number in range(4):
+        lines = (tmp_path / f"all/{number}/metrics.jsonl").read_text().splitlines()
+        generations = [json.loads(line)["generation"] for line in lines]
+        assert generations == [*range(1, len(lines) + 1)]
+    chunked = [alone(tmp_path / "one", number, steps_per_call=3) for number in range(4)]
+    longest = max(range(4), key=lambda number: int(chunked[number].state.generation))
+    jax.tree.map(
+        np.testing.assert_array_equal, found[longest].state.best, chunked[longest].state.best
+    )
+
+
+def test_a_signal_saves_all(tmp_path):
+    def stop(reports):
+        if reports[0].step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(loop.Interrupted, match="SIGTERM after step 3"):
+        all_of(tmp_path / "all", on_report=stop)
+    for number in range(4):
+        assert (tmp_path / f"all/{number}/checkpoints/3").is_dir()
+    alone(tmp_path / "all", 2)  # goes on without the others
+    assert_as_alone(all_of(tmp_path / "all"), tmp_path / "all", tmp_path / "alone")
+
+
+def test_halves_follow_one_another_where_memory_is_short(tmp_path, monkeypatch):
+    asked = []
+
+    def free() -> float:
+        asked.append(None)
+        return -1 if len(asked) == 1 else 1e9
+
+    monkeypatch.setattr(loop, "_free_bytes", free)
+    seen = []
+    found = all_of(tmp_path / "all", on_report=lambda reports: seen.append([*reports]))
+    assert len(asked) == 3  # all, then each half
+    assert seen[0] == [0, 1]
+    assert [2, 3] in seen
+    assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
+    monkeypatch.setattr(loop, "_free_bytes", lambda: -1)  # a run alone is not refused
+    assert_as_alone(all_of(tmp_path / "small"), tmp_path / "small", tmp_path / "alone")
+
+
+@dataclass(frozen=True)
+class Options(RunOptions):
+    bad: int | None = None
+
+
+def command(options: Options) -> Path:
+    """Two loops for all seeds, but the first of them not for seed 2; between them one for each."""
+    directory = options.runs_dir / str(options.seed)
+    key = jax.random.key(options.seed)
+    if options.seed == options.bad:
+        raise ValueError("a bad seed")
+    common = (waiting(), key, jnp.float32(2), DATA)
+    if options.seed != 2:
+        options.drive("first", *common, 4, directory / "first", same_for_seeds=True)
+    options.drive("own", *common, 2, directory / "own")
+    outcome = options.drive("last", *common, 6, directory / "last", same_for_seeds=True)
+    (directory / "end").write_text(str(outcome.state.best))
+    return directory
+
+
+def test_a_command_goes_on_as_a_coroutine(tmp_path, capsys):
+    options = Options(runs_dir=tmp_path, seeds="1:4").each()
+    assert together.run(command, options) == [tmp_path / str(seed) for seed in (1, 2, 3)]
+    said = capsys.readouterr().err
+    assert "first, 2 seeds 4/4" in said
+    assert "last, 3 seeds 6/6" in said
+    for seed in (1, 2, 3):
+        alone = command(Options(runs_dir=tmp_path / "alone", seed=seed))
+        for file in alone.rglob("metrics.jsonl"):
+            twin = tmp_path / file.relative_to(tmp_path / "alone")
+            assert file.read_bytes() == twin.read_bytes()
+        assert (alone / "end").read_text() == (tmp_path / str(seed) / "end").read_text()
+
+
+def test_what_is_wrong_with_one_ends_all(tmp_path):
+    options = [Options(runs_dir=tmp_path, seed=seed, bad=2) for seed in (1, 2, 3)]
+    with pytest.raises(ValueError, match="a bad seed"):
+        together.run(command, options)
+
+
+def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
+    """Two of three seeds at once, the second as it is alone; loggers write where they belong."""
+    command = [*TINY, "--runs-dir", str(tmp_path), "--quiet"]
+    several = ["--seeds", "0:3", "--seeds-in-flight", "2", "--loggers", "tensorboard"]
+    assert main([*command, *several]) == 0
+    assert main([*command, "--seed", "1", "--name", "alone"]) == 0
+    assert capsys.readouterr().err == ""
+    name = "ga_distillation-digits-seed"
+    assert all([*(tmp_path / f"{name}{seed}/tensorboard").iterdir()] for seed in range(3))
+    assert (tmp_path / "ga_distillation-digits-all-seeds/report.html").exists()
+    one, other = tmp_path / f"{name}1", tmp_path / "alone"
+    assert (one / "config.json").read_bytes() == (other / "config.json").read_bytes()
+    for part, count in ((".", 3), ("strong_random", 1)):
+        found, expected = (
+            [json.loads(line)["fitness_mean"] for line in (run / part / "metrics.jsonl").open()]
+            for run in (one, other)
+        )
+        assert len(found) == len(expected) == count
+        np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--seeds-in-flight", "2"], "seeds_in_flight needs --seeds, got 2"),
+        (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1, or auto, got 0"),
+        (["--seeds", "0:2", "--seeds-in-flight", "2"], "> 1 needs one device, got 2 on 3"),
+    ],
+)
+def test_seeds_in_flight_that_cannot_be(flags, says, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("evojax_suite.devices.take", lambda devices: 3)
+    assert main([*TINY, *flags, "--runs-dir", str(tmp_path)]) == 2
+    assert says in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_second_run_of_a_program_compiles_nothing():
+    hits = []
+    listen = lambda event, **_: hits.append(event)  # noqa: E731
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.monitoring.register_event_listener(listen)
+    try:
+        with cli._compiled_once():
+            folder = Path(jax.config.jax_compilation_cache_dir)
+            for _ in range(2):
+                assert jax.jit(lambda x: x * 3 + 1)(jnp.arange(3)).tolist() == [1, 4, 7]
+                jax.clear_caches()
+        assert "/jax/compilation_cache/cache_hits" in hits
+        assert jax.config.jax_compilation_cache_dir is None
+        assert not folder.exists()
+    finally:
+        jax.monitoring.unregister_event_listener(listen)
+        jax.config.update("jax_compilation_cache_dir", before)
+        from jax.experimental.compilation_cache import compilation_cache
+
+        compilation_cache.reset_cache()
