@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +14,21 @@ from bokeh.embed import components
 from bokeh.models import ColumnDataSource, HoverTool, Legend, Whisker
 from bokeh.plotting import figure as bokeh_figure
 from bokeh.resources import Resources
-from matplotlib import colormaps
+from matplotlib import colormaps, font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 COLORS = "#2166ac", "#b2182b", "#4d9221", "#e08214", "#762a83", "#01665e", "#8c510a", "#666666"
 """Of series that name none, in turn."""
+_OTHER_SCRIPTS = (
+    "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans",
+    "Arial Unicode MS", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei",
+    "Yu Gothic", "Malgun Gothic", "Nirmala UI",
+)  # fmt: skip
 
 
 def gradual(count: int) -> list[str]:
@@ -107,11 +115,22 @@ def save_png(path: Path, charts: Sequence[Chart]) -> None:
     save_figure(drawing, path)
 
 
+@functools.cache
+def _fonts() -> list[str]:
+    """matplotlib's own, and for the names of classes in other scripts what the system has."""
+    present = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _OTHER_SCRIPTS if name in present)]
+
+
 def save_figure(drawing: Figure, path: Path) -> None:
     """Write a figure of matplotlib as PNG; folders are made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     FigureCanvasAgg(drawing)
-    drawing.savefig(path, dpi=150, bbox_inches="tight")
+    for text in drawing.findobj(Text):
+        text.set_fontfamily(_fonts())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
+        drawing.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def _hoverable(chart: Chart):

@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from typing import Annotated, Union
 
 import tyro
@@ -192,7 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments == ["--version"]:
         print(__version__)
         return 0
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax's; errors come as exceptions
+    for name in ("absl", "matplotlib.font_manager"):  # Orbax's errors come as exceptions
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     received = []
     try:
         with _terminate_like_interrupt(received):
@@ -225,6 +227,8 @@ def main(arguments: list[str] | None = None) -> int:
         )
         os._exit(_LOST)  # the usual way out would wait for the other process
     except (ValueError, OSError) as error:
+        if os.environ.get("EVOJAX_SUITE_TRACEBACK"):
+            traceback.print_exc()
         return _fail(str(error))
 
 

@@ -99,6 +99,14 @@ def test_a_file_that_does_not_fit_is_one_line(content, says, tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+def test_the_traceback_is_there_for_those_who_ask(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EVOJAX_SUITE_TRACEBACK", "1")
+    assert main(["compare", str(tmp_path / "none")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said[0] == "Traceback (most recent call last):"
+    assert said[-1].startswith("evojax-suite: error: ")
+
+
 def test_a_file_that_is_not_there(tmp_path, capsys):
     assert main(["ecomp", "--config", str(tmp_path / "none.yaml")]) == 2
     said = capsys.readouterr().err.strip().splitlines()

@@ -66,6 +66,11 @@ def test_a_chart_is_a_picture_and_a_figure(tmp_path):
     assert as_html([]) == ("", [])
 
 
+def test_a_name_in_another_script_needs_no_font(tmp_path, recwarn):
+    save_png(tmp_path / "chart.png", [Chart("猫", "กขค", [Series("한국어", [1, 2], [1, 2])])])
+    assert not recwarn.list
+
+
 def test_the_page_fetches_nothing_and_escapes_what_it_shows(tmp_path):
     page = write(tmp_path).read_text()
     assert "A &lt;title&gt; &amp; more" in page
