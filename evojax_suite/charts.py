@@ -10,10 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from bokeh.embed import components
-from bokeh.models import ColumnDataSource, HoverTool, Legend, Whisker
-from bokeh.plotting import figure as bokeh_figure
-from bokeh.resources import Resources
 from matplotlib import colormaps, font_manager
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
@@ -134,8 +130,11 @@ def save_figure(drawing: Figure, path: Path) -> None:
 
 
 def _hoverable(chart: Chart):
-    """The chart as a figure of Bokeh."""
-    plot = bokeh_figure(
+    """The chart as a figure of Bokeh, which takes a while to import."""
+    from bokeh.models import ColumnDataSource, HoverTool, Legend, Whisker
+    from bokeh.plotting import figure
+
+    plot = figure(
         x_axis_label=chart.x_title,
         y_axis_label=chart.y_title,
         x_axis_type="log" if chart.log_x else "linear",
@@ -204,10 +203,14 @@ def as_html(charts: Sequence[Chart]) -> tuple[str, list[str]]:
     """A script of the data, and of each chart the element that it fills; they need `library()`."""
     if not charts:
         return "", []
+    from bokeh.embed import components
+
     script, elements = components([_hoverable(chart) for chart in charts])
     return script, list(elements)
 
 
 def library() -> str:
     """Bokeh's script, inlined: a page that holds it needs no network."""
+    from bokeh.resources import Resources
+
     return Resources(mode="inline", components=["bokeh"]).render_js()

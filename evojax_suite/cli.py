@@ -25,6 +25,19 @@ def _fail(message: str) -> int:
     return 2
 
 
+def _in_one_line(text: str, command: list[str]) -> str:
+    """tyro's box, without the options of other commands that it also thinks of."""
+    text = re.sub(r"[─-╿]+|Error parsing (__tyro\S+|Placement:|Options:)|Value error", " ", text)
+    text = " ".join(text.split())
+    text, _, ending = text.partition("For full helptext, ")
+    text = re.sub(r"Unrecognized options (?=Unrec)|Invalid choice (?=invalid)", "", text)
+    text, _, guesses = text.partition("Perhaps you meant:")
+    if guesses:
+        text += f"; perhaps you meant {guesses.split()[0]}"
+        ending = f"run evojax-suite {' '.join(command)} --help"
+    return f"{text.strip()}; for the options, {ending}".replace(" ;", ";")
+
+
 def _parse(commands, arguments: list[str], **settings):
     """tyro's result; what it says of a wrong option becomes one line."""
     said = io.StringIO()
@@ -40,10 +53,7 @@ def _parse(commands, arguments: list[str], **settings):
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        text = re.sub(
-            r"[─-╿]+|Error parsing (__tyro\S+|Placement:)|Value error", " ", said.getvalue()
-        )
-        raise ValueError(text.replace("For full helptext", "; for the options").strip()) from None
+        raise ValueError(_in_one_line(said.getvalue(), arguments[:1])) from None
 
 
 @contextlib.contextmanager

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import ttest_rel
 
 from evojax_suite import report
 from evojax_suite.charts import COLORS, Chart, Series
@@ -229,6 +228,8 @@ def _spread(values: np.ndarray, quantity: Quantity) -> str:
 
 def _differences(groups: Sequence[Group], quantity: Quantity) -> list[list[str]]:
     """Of each group from the first, over the seeds that both have."""
+    from scipy.stats import ttest_rel  # half a second to import
+
     first = {run.seed: run.numbers().get(quantity.key) for run in groups[0].runs}
     rows = []
     for group in groups[1:]:
