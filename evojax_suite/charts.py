@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import textwrap
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -77,10 +78,11 @@ def save_png(path: Path, charts: Sequence[Chart]) -> None:
     for chart, axes in zip(charts, np.ravel(drawing.subplots(1, len(charts))), strict=True):
         for series, color in zip(chart.series, chart.colors(), strict=True):
             x, y = _numbers(series.x), _numbers(series.y)
-            label = series.name if series.in_legend else None
+            label = textwrap.fill(series.name, 30) if series.in_legend else None
             points = "points" in series.style or series.style == "star"
             line = {"solid": "-", "dashed": "--", "joined points": "-"}.get(series.style, "")
             marker = {"star": "*", "points": "o", "joined points": "o"}.get(series.style, "")
+            marker = marker or ("o" if len(x) == 1 else "")  # a line needs two
             size = 12 if series.style == "star" else 4
             look = {"color": color, "marker": marker, "ms": size, "ls": line, "lw": 1.2}
             if series.low is None or series.high is None:
@@ -164,7 +166,7 @@ def _hoverable(chart: Chart):
             glyphs.append(
                 plot.line("x", "y", source=source, color=color, line_width=1.6, line_dash=dash)
             )
-        if "points" in series.style or series.style == "star":
+        if "points" in series.style or series.style == "star" or len(x) == 1:
             size, marker = (15, "star") if series.style == "star" else (7, "circle")
             glyphs.append(
                 plot.scatter("x", "y", source=source, color=color, size=size, marker=marker)

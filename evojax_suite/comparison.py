@@ -185,7 +185,8 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         for run in members:
             says = [_setting(name, run.settings.get(name)) for name in differing]
             if len(own) > 1 or not says:
-                says = [system, *([] if len(own) > 1 else [str(run.settings["dataset"])]), *says]
+                dataset = Path(str(run.settings["dataset"])).name
+                says = [system, *([] if len(own) > 1 else [dataset]), *says]
             found.setdefault(", ".join(says), []).append(run)
     for name, members in found.items():
         first: dict[int, Run] = {}

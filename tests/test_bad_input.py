@@ -1176,7 +1176,7 @@ def test_of_two_that_open_a_run_at_once_one_is_refused(at_once, name):
     assert at_once[name].count("began") == 1
 
 
-def test_text_of_every_alphabet_in_names_and_paths(tmp_path, capsys):
+def test_text_of_every_alphabet_in_names_and_paths(tmp_path, capsys, recwarn):
     place = tmp_path / "Ünï 日本 ☃ 'a'"
     classes = ("é", "日本", "ß c")
     write_all(
@@ -1209,6 +1209,7 @@ def test_text_of_every_alphabet_in_names_and_paths(tmp_path, capsys):
     assert main(["compare", *map(str, found), "--output", str(place / "vergleich ☃")]) == 0
     assert "☃" in (place / "vergleich ☃/report.html").read_text(encoding="utf-8")
     assert "error" not in capsys.readouterr().err
+    assert not [one.message for one in recwarn.list if one.category is UserWarning]
 
 
 def test_names_that_are_no_text_become_text(tmp_path):
