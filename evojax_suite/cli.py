@@ -81,7 +81,8 @@ def _settle(arguments: list[str]) -> None:
     from evojax_suite.commands.config_file import arguments_of, named_in
     from evojax_suite.commands.options import Placement
 
-    if not {"-h", "--help"} & set(arguments):
+    asks = {"-h", "--help"} & set(arguments)
+    if not asks and not any(argument.startswith("--tyro-") for argument in arguments):
         file = named_in(arguments)
         said = arguments_of(file, Placement, "skip") if file else []
         placement, _ = _parse(Placement, [*said, *arguments], return_unknown_args=True)
@@ -125,7 +126,10 @@ def _with_file(arguments: list[str], modules: dict) -> list[str]:
     module = modules.get(arguments[0]) if arguments else None
     if file is None or module is None:
         return arguments
-    return [arguments[0], *arguments_of(file, module.Options, "refuse"), *arguments[1:]]
+    typed = {argument.partition("=")[0] for argument in arguments}
+    without = ({"--seed", "--seeds"} if {"--seed", "--seeds"} & typed else set()) - typed
+    said = arguments_of(file, module.Options, "refuse", without)
+    return [arguments[0], *said, *arguments[1:]]
 
 
 @contextlib.contextmanager
@@ -187,7 +191,7 @@ def _run(command, options) -> int:
             parts = [each[first : first + at_once] for first in range(0, len(each), at_once)]
             runs = [found for part in parts for found in together.run(command.run, part)]
     folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
-    text = comparison.write(runs, folder, [shlex.join(["evojax-suite", *sys.argv[1:]])])
+    text = comparison.write(runs, folder, [shlex.join(["evojax-suite", *options.typed])])
     console.say(text)
     console.say(f"all seeds: {folder / 'report.html'}")
     return 0
@@ -220,6 +224,7 @@ def main(arguments: list[str] | None = None) -> int:
             with _naming_the_file(arguments):
                 options = _parse(commands, _with_file(arguments, modules))
             command = next(m for m in modules.values() if isinstance(options, m.Options))
+            options = options.from_command_line(arguments)
             with owned_runs():
                 return _run(command, options)
     except loop.Interrupted as stop:

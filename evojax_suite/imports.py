@@ -11,5 +11,6 @@ def imported(path: str) -> Any:
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path!r} cannot be imported: {error}") from error
+    except Exception as error:  # whatever the module does
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path!r} cannot be imported: {reason}") from error

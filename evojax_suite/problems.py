@@ -69,7 +69,7 @@ class DistillationProblem(_WithData):
         self.config = config or ga_distillation.Config()
         ga_distillation.check(self.config, dataset)
         self.num_classes, self.image_shape = dataset.num_classes, dataset.image_shape
-        ga_distillation.own_score(self.config)
+        ga_distillation.own_score(self.config, self.num_classes)
         self.data = ga_distillation.make_data(dataset)
 
     def sample(self, key: Array) -> Array:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -6,7 +6,6 @@ import base64
 import json
 import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -155,7 +154,11 @@ def made_with() -> str:
     return f"Made with {packages}, Python {platform.python_version()}, on {devices}."
 
 
-def commands(directory: Path, command: str) -> list[str]:
-    """What repeats a run: as it was typed, and from what it resolved to."""
-    again = ["evojax-suite", command, "--config", str(directory / "config.json"), "--name", "again"]
-    return [shlex.join(["evojax-suite", *sys.argv[1:]]), shlex.join(again)]
+def commands(
+    directory: Path, command: str, typed: Sequence[str], data_dir: Path | None
+) -> list[str]:
+    """What repeats the run in `directory`: as it was `typed`, if it was, and from what it resolved
+    to."""
+    again = [command, "--config", str(directory / "config.json"), "--name", "again"]
+    again += ["--data-dir", str(data_dir)] if data_dir else []
+    return [shlex.join(["evojax-suite", *words]) for words in (typed, again) if words]

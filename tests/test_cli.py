@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 
 import numpy as np
 import pytest
@@ -46,13 +49,75 @@ def test_what_a_run_was_made_with_comes_back_from_its_file(command, tmp_path):
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, evaluate], ids=lambda module: module.__name__)
-def test_every_option_of_tyro_is_known_by_its_path(command, capsys):
+def test_the_options_that_a_file_may_have_are_those_of_tyro(command, capsys):
     with pytest.raises(SystemExit):
         tyro.cli(command.Options, args=["--help"])
-    shown = capsys.readouterr().out
-    for path, (flag, _) in known(command.Options).items():
-        if path != "path":  # a positional argument
-            assert f"{flag} " in shown or f"{flag}," in shown or f"{flag}\n" in shown, path
+    lines = [line.strip("│ ") for line in capsys.readouterr().out.splitlines()]
+    starts = [re.split("  +", line)[0] for line in lines if line.startswith("-")]  # without help
+    shown = {flag for start in starts for flag in re.findall(r"--\w[\w.-]*", start)}
+    options = {option for path, option in known(command.Options).items() if path != "path"}
+    flags = {flag for option in options for flag in (option.flag, *option.aliases)}
+    negated = {f"--no-{flag.removeprefix('--')}" for flag in flags}
+    assert shown - negated - {"--help"} == flags
+
+
+@pytest.mark.parametrize(
+    ("content", "arguments"),
+    [
+        ("seeds: 1:3", ["--seeds", "1:3"]),  # YAML 1.1 has numbers of base 60
+        ("seeds: [0, 3]", ["--seeds", "0,3"]),
+        ("name: 007", ["--name", "007"]),
+        ("name: 1_000", ["--name", "1_000"]),
+        ("name: on", ["--name", "on"]),
+        ("name: 2026-01-01", ["--name", "2026-01-01"]),
+        ('{"name": null, "width": 3}', ["--name", "None", "--width", "3"]),
+        ("patience: ~\nresume: true", ["--patience", "None", "--resume"]),
+        ("evolve_labels: False", ["--no-evolve-labels"]),
+        ("generations: 3", ["--num-generations", "3"]),  # its other name
+        ("learning-rate: 1e-2", ["--learning-rate", "1e-2"]),
+    ],
+)
+def test_values_are_as_they_are_written(content, arguments, tmp_path):
+    file = tmp_path / "options.yaml"
+    file.write_text(content)
+    assert arguments_of(file, ga_distillation.Options, "refuse") == arguments
+
+
+def test_a_typed_seed_wins_over_seeds_in_the_file(tmp_path, capsys):
+    file = tmp_path / "options.yaml"
+    for content, typed, names in (
+        ("seed: 3", ["--seeds", "1:3"], ["all-seeds", "seed1", "seed2"]),
+        ("seeds: 1:3", ["--seed", "5"], ["seed5"]),
+    ):
+        file.write_text(content)
+        folder = tmp_path / names[-1]
+        runs = [*TINY, "--config", str(file), *typed, "--runs-dir", str(folder), "--quiet"]
+        assert main(runs) == 0, capsys.readouterr().err
+        found = sorted(
+            path.name.removeprefix("ga_distillation-digits-") for path in folder.iterdir()
+        )
+        assert found == names
+
+
+def test_a_home_folder_and_what_repeats_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert main([*TINY, "--runs-dir=~/runs", "--name", "one", "--data-dir", "~/data"]) == 0
+    page = (tmp_path / "runs/one/report.html").read_text()
+    repeat = page[page.index("evojax-suite ga-distillation") :]
+    first, second = html.unescape(repeat[: repeat.index("<")]).splitlines()[:2]
+    assert first == shlex.join(
+        ["evojax-suite", *TINY, "--runs-dir=~/runs", "--name", "one", "--data-dir", "~/data"]
+    )
+    assert second.endswith(f"--name again --data-dir {tmp_path}/data")
+
+
+def test_completion_knows_every_command(tmp_path):
+    with pytest.raises(SystemExit):
+        main(["--tyro-write-completion", "bash", str(tmp_path / "completion")])
+    script = (tmp_path / "completion").read_text()
+    assert all(
+        name in script for name in ("de-nas", "ga-distillation", "compare", "--population-size")
+    )
 
 
 def test_options_in_yaml_by_their_own_names_and_what_is_typed_wins(tmp_path, capsys):
@@ -81,7 +146,7 @@ def test_the_file_that_is_named_last_is_the_one():
     [
         ("widht: 3", "no option 'widht'; did you mean width?"),
         ("config: {network: {widht: 3}}", "did you mean config.network.width?"),
-        ("- 1\n- 2", "must hold options and their values, got [1, 2]"),
+        ("- 1\n- 2", "must hold options and their values, got ['1', '2']"),
         ("a: [", "is neither YAML nor JSON"),
         ("", "must hold options and their values, got None"),
         ("width: wide", "wide"),
@@ -189,6 +254,12 @@ DRY = [
     ],
     ["ecomp", "--dataset", "digits", "--parent-units", "10", "--population-size", "10"],
 ]
+LOOPS = {
+    "ga-distillation": ["evolving"],
+    "cest": ["cest", "full"],
+    "coreset": ["training on all"],
+    "ecomp": ["parent", "compressing"],
+}
 
 
 @pytest.mark.parametrize("arguments", DRY, ids=lambda arguments: arguments[0])
@@ -200,6 +271,9 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(arguments, tmp_pat
     assert not runs.exists()
     assert "4 seeds, if the other steps are like the first 3" in said
     assert "GiB" in said
+    assert [line.partition(":")[0] for line in said.splitlines() if " steps of " in line] == LOOPS[
+        arguments[0]
+    ]
     file.write_text(said.split("\n\n")[0])  # the settings, which --config takes
     options = {
         "ga-distillation": ga_distillation, "cest": cest, "coreset": coreset, "ecomp": ecomp,
@@ -219,6 +293,19 @@ def test_metrics_go_to_tensorboard_and_weights_and_biases(tmp_path, capsys, monk
     assert content.count(b"fitness_best") == 3  # one a generation
     (kept,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     assert b"fitness_best" in kept.read_bytes()
+
+
+def test_weights_and_biases_without_a_login(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("wandb")
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # without .netrc
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
+    assert main([*TINY, "--loggers", "wandb", "--runs-dir", str(tmp_path / "r")]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "WANDB_MODE=offline needs no login" in said[0]
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_logger_that_is_not_installed(monkeypatch, tmp_path, capsys):

@@ -59,12 +59,34 @@ class Fails(Tiny):
     def __call__(self, images, train=False):
         return images @ jnp.ones((3, 3))
 
+class Typo(Tiny):
+    @nn.compact
+    def __call__(self, images, train=False):
+        return nn.Dense(self.num_classes)(images.reshap(len(images), -1))
+
+class FailsInTraining(Tiny):
+    @nn.compact
+    def __call__(self, images, train=False):
+        flat = images.reshape(len(images), -1)
+        return nn.Dense(self.num_classes)(flat @ jnp.ones((3, 3)) if train else flat)
+
+class HiddenDropout(nn.Module):
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, images, train=False):
+        flat = nn.Dropout(0.5, deterministic=not train)(images.reshape(len(images), -1))
+        return nn.Dense(self.num_classes)(flat)
+
 class NoClasses(nn.Module):
     pass
 
 def margin(logits, labels):
     own = jnp.take_along_axis(logits, labels[:, None], 1)[:, 0]
     return jnp.tanh(own - logits.mean(1))
+
+def weighted(logits, labels):
+    return (jnp.arange(10.0) * logits).sum(-1)
 
 def one_number(logits, labels):
     return logits.mean()
@@ -79,6 +101,8 @@ number = 3
 @pytest.fixture
 def own(tmp_path, monkeypatch):
     (tmp_path / "own_parts.py").write_text(OWN)
+    (tmp_path / "no_python.py").write_text("def broken(:\n")
+    (tmp_path / "undefined.py").write_text("print(nothing)\n")
     monkeypatch.syspath_prepend(tmp_path)
 
 
@@ -136,6 +160,11 @@ def test_a_network_of_ones_own_through_a_whole_run(own, tmp_path, capsys):
         ("own_parts:WithoutTrain", "must take train"),
         ("own_parts:Wrong", r"must give logits \(N, 10\) .* got \(1, 3\)"),
         ("own_parts:Fails", r"does not fit images of \(8, 8, 1\)"),
+        ("own_parts:Typo", "does not fit images .* no attribute reshap"),
+        ("own_parts:FailsInTraining", r"does not fit images of \(8, 8, 1\)"),
+        ("own_parts:HiddenDropout", "does not fit images .*dropout"),
+        ("no_python:Tiny", "'no_python:Tiny' cannot be imported: invalid syntax"),
+        ("undefined:Tiny", "cannot be imported: name 'nothing' is not defined"),
         (":", "cannot be imported"),
     ],
 )
@@ -165,6 +194,13 @@ def test_a_fitness_of_ones_own_is_the_mean_of_its_scores(own, digits):
     found = evaluate(network, variables, make_batches(images, labels, 10), own_parts.margin)
     expected = own_parts.margin(network.apply(variables, images), labels).mean()
     np.testing.assert_allclose(found.score, expected, rtol=1e-5)
+
+
+def test_a_fitness_may_know_how_many_classes_there_are(own):
+    config = replace(GA, fitness="own_parts:weighted")
+    ga_distillation.build(config, 10, (8, 8, 1))
+    with pytest.raises(ValueError, match="must take logits"):
+        ga_distillation.build(config, 3, (8, 8, 1))
 
 
 @pytest.mark.parametrize(

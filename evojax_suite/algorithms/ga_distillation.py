@@ -331,7 +331,7 @@ def score_population(
         trained.labels,
         tuple(make_batches(images[part], labels[part], batch_size) for part in parts),
         config.engine,
-        own_score(config),
+        own_score(config, num_classes),
     )
 
     def score(evaluation):
@@ -349,17 +349,18 @@ def score_population(
     )
 
 
-def own_score(config: Config) -> Score | None:
-    """The function that `fitness` names. Raises ValueError where there is none, or it does not
-    give a number for each of some predictions."""
+def own_score(config: Config, num_classes: int) -> Score | None:
+    """The function that `fitness` names, None where it names none of your own. Raises ValueError
+    where there is no such function, or it does not give a number for each of some predictions."""
     if config.fitness in FITNESS:
         return None
     function = imported(config.fitness)
-    logits, labels = jax.ShapeDtypeStruct((2, 3), jnp.float32), jax.ShapeDtypeStruct((2,), int)
+    logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
         shape = jax.eval_shape(function, logits, labels).shape
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{config.fitness!r} must take logits (n, num_classes) and labels (n,): {reason}"
         ) from error
@@ -421,7 +422,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     if config.evolve_labels:
         num_dims += num_images * num_classes
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
-    own_score(config)
+    own_score(config, num_classes)
     strategy = _strategy(config, num_dims)
     population_based = strategies.is_population_based(strategy)
 

@@ -60,7 +60,7 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
     algorithm = cest.build(config, dataset.num_classes, dataset.image_shape, timed=True)
     data = cest.make_data(config, dataset)
 
-    def train(title: str, num_epochs: int, last: bool) -> tuple[PyTree, loop.Outcome]:
+    def train(title: str, num_epochs: int) -> tuple[PyTree, loop.Outcome]:
         directory.mkdir(parents=True, exist_ok=True)
         with recorded(directory / "resources.jsonl"):  # Figs. 8 and 9
             outcome = options.drive(
@@ -71,7 +71,6 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
                 data,
                 num_epochs,
                 directory,
-                last=last,
             )
         return algorithm.result(outcome.state, options.params, data), outcome
 
@@ -133,7 +132,7 @@ def run(options: Options) -> Path:
         console.say(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
 
     baseline = options.baseline and config.selection != "full"
-    variables, outcome = train(config.selection, num_epochs, last=not baseline)
+    variables, outcome = train(config.selection, num_epochs)
     trained = {config.selection: variables}
     taken = {config.selection: times(outcome)}
     ends = {config.selection: (directory, num_epochs)}
@@ -143,12 +142,14 @@ def run(options: Options) -> Path:
         few = min(cest.epochs_of_equal_gradients(config, len(dataset.train)), num_epochs)
         file = below / f"network-{few}.safetensors"
         if not file.exists() and options.plan is None:
-            save_variables(file, train(f"full, {few} epochs", few, last=False)[0])
-        after_all, outcome_full = train("full", num_epochs, last=True)
+            save_variables(file, train(f"full, {few} epochs", few)[0])
+        after_all, outcome_full = train("full", num_epochs)
+        options.end_dry_run()
         trained |= {"full, equal gradients": load_variables(file), "full": after_all}
         ends |= {"full, equal gradients": (below, few), "full": (below, num_epochs)}
         taken["full"] = times(outcome_full)
         save_variables(below / "network.safetensors", after_all)
+    options.end_dry_run()
     rows = {name: of_epoch(folder, epoch) for name, (folder, epoch) in ends.items()}
     save_variables(directory / "network.safetensors", variables)
 
@@ -273,7 +274,7 @@ def _present(
             ),
         ],
         [["unlike the paper", shown]],
-        report.commands(directory, "cest"),
+        report.commands(directory, "cest", options.typed, options.data_dir),
         {"config.json": options.settings(), "summary.json": summary},
     )
     console.say(lead)

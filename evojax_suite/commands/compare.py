@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -33,6 +32,6 @@ class Options(Command):
 
 def run(options: Options) -> None:
     """Write the page, print the table. Raises ValueError or OSError, each with one line to show."""
-    repeat = [shlex.join(["evojax-suite", *sys.argv[1:]])]
+    repeat = [shlex.join(["evojax-suite", *options.typed])]
     print(comparison.write(options.runs, options.output, repeat))
     print(f"report: {options.output / 'report.html'}")

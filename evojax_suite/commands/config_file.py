@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import types
 import typing
+from collections.abc import Container
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,11 +23,24 @@ _OMITTED, _SUPPRESSED = (
 )
 
 
+class _Loader(yaml.SafeLoader):
+    """Numbers stay as they are written: YAML 1.1 would read 1:3 as 63, and 007 as 7."""
+
+    yaml_implicit_resolvers: typing.ClassVar = {}
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|Null|NULL|~|)$"), None)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), None
+)
+
+
 class Option(NamedTuple):
     """As tyro has it."""
 
     flag: str
     may_be_none: bool
+    aliases: tuple[str, ...] = ()
 
 
 def known(
@@ -49,7 +64,8 @@ def known(
             found |= known(typing.cast(type, inner), f"{own}.", below, without)
         else:
             flag = f"--{prefix}{name}".replace("_", "-")
-            found[own] = Option(flag, types.NoneType in typing.get_args(inner))
+            aliases = [other for note in notes for other in getattr(note, "aliases", None) or ()]
+            found[own] = Option(flag, types.NoneType in typing.get_args(inner), tuple(aliases))
     return found
 
 
@@ -65,21 +81,31 @@ def named_in(arguments: list[str]) -> Path | None:
     return Path(os.path.expanduser(found[-1])) if found and found[-1] else None
 
 
-def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -> list[str]:
+def arguments_of(
+    file: Path,
+    options: type,
+    others: Literal["refuse", "skip"],
+    without: Container[str] = (),
+) -> list[str]:
     """What a YAML or JSON file says, as arguments of a command with these options.
 
     Keys are the options (learning_rate, with - or _), or paths as in a run's config.json; others:
-    what to do with keys that `options` does not have. Raises ValueError or OSError, one line.
+    what to do with keys that `options` does not have; without: options that do not count. Raises
+    ValueError or OSError, one line.
     """
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), _Loader)
         settings = flat(content) if isinstance(content, dict) else {}
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is neither YAML nor JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file} must hold options and their values, got {content!r:.40}")
     by_path = known(options)
-    by_name = {option.flag.removeprefix("--"): option for option in by_path.values()}
+    by_name = {
+        flag.removeprefix("--"): option
+        for option in by_path.values()
+        for flag in (option.flag, *option.aliases)
+    }
     arguments = []
     for path, value in settings.items():
         name = path.replace("_", "-")
@@ -93,6 +119,8 @@ def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -
             )
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{file}: this command has no option {path!r}{hint}")
+        if option.flag in without:
+            continue
         if value is None and not option.may_be_none:
             raise ValueError(f"{file}: {path} needs a value, got null")
         arguments += _argument(option.flag, value)
@@ -102,5 +130,5 @@ def arguments_of(file: Path, options: type, others: Literal["refuse", "skip"]) -
 def _argument(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
-    values = value if isinstance(value, list) else [value]
-    return [flag, *map(str, values)]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    return [flag, *([",".join(values)] if flag == "--seeds" else values)]

@@ -101,7 +101,7 @@ def run(options: Options) -> Path:
 
     condensed = options.num_samples if "gradient_matching" in options.method else ()
 
-    def drive(title, algorithm, key, data, num_steps, where, last):
+    def drive(title, algorithm, key, data, num_steps, where):
         nonlocal num_failed
         outcome = options.drive(
             title,
@@ -112,7 +112,6 @@ def run(options: Options) -> Path:
             num_steps,
             directory / where,
             same_for_seeds=True,
-            last=last,
         )
         num_failed += outcome.num_failed
         result = algorithm.result(outcome.state, None, data)
@@ -143,9 +142,24 @@ def run(options: Options) -> Path:
             data,
             options.probe_epochs,
             "probe",
-            last=not condensed,
         )
 
+    if condensed:
+        condensation_data = gradient_matching.make_data(dataset)
+        for size in condensed:
+            config = replace(options.condensation, images_per_class=size // dataset.num_classes)
+            made, seconds = drive(
+                f"gradient matching, {size} images",
+                gradient_matching.build(config, dataset.num_classes, dataset.image_shape),
+                jax.random.fold_in(key_condense, size),
+                condensation_data,
+                options.condensation_iterations,
+                f"gradient_matching-{size}",
+            )
+            gradients = features["gradient_matching"]
+            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
+
+    options.end_dry_run()
     for method in options.method:
         if method == "gradient_matching":
             continue
@@ -167,22 +181,6 @@ def run(options: Options) -> Path:
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start + (method != "random") * probe_seconds
             sets.append(smaller_sets.chosen(method, dataset, indices, seconds, features[method]))
-
-    if condensed:
-        condensation_data = gradient_matching.make_data(dataset)
-        for size in condensed:
-            config = replace(options.condensation, images_per_class=size // dataset.num_classes)
-            made, seconds = drive(
-                f"gradient matching, {size} images",
-                gradient_matching.build(config, dataset.num_classes, dataset.image_shape),
-                jax.random.fold_in(key_condense, size),
-                condensation_data,
-                options.condensation_iterations,
-                f"gradient_matching-{size}",
-                last=size == condensed[-1],
-            )
-            gradients = features["gradient_matching"]
-            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
 
     numbers = [
         ["balanced", str(options.balanced)],

@@ -155,7 +155,6 @@ def run(options: Options) -> Path:
         data,
         config.num_candidates,
         directory,
-        last=True,
     )
     found = algorithm.result(searched.state, params, data)
     rows = history(config, searched.state, dataset)
@@ -192,6 +191,7 @@ def run(options: Options) -> Path:
             dataset=dataset.name,
         )
 
+    options.end_dry_run()
     # Selection is over: only here is the test part opened.
     test = batches_of(dataset, dataset.test, config.engine)
     judge = jax.jit(evaluate, static_argnums=0)
@@ -325,7 +325,7 @@ def _present(
         tables,
         figures,
         [["unlike the paper", shown]],
-        report.commands(directory, "de-nas"),
+        report.commands(directory, "de-nas", options.typed, options.data_dir),
         {"config.json": options.settings(), "summary.json": summary},
     )
     console.say(lead)

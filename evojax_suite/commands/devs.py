@@ -62,9 +62,8 @@ def run(options: Options) -> Path:
     data = training_data(dataset)
     key_run, key_random, key_test = jax.random.split(jax.random.key(options.seed), 3)
     num_steps = devs.num_steps(config, len(dataset.train))
-    outcome = options.drive(
-        "reducing", algorithm, key_run, None, data, num_steps, directory, last=True
-    )
+    outcome = options.drive("reducing", algorithm, key_run, None, data, num_steps, directory)
+    options.end_dry_run()
     reached = jax.device_get(algorithm.result(outcome.state, None, data))
     seconds = outcome.seconds + outcome.compile_seconds
     features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"

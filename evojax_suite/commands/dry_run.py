@@ -13,6 +13,7 @@ import numpy as np
 import psutil
 import yaml
 
+from evojax_suite import devices
 from evojax_suite.results import read_lines
 
 
@@ -52,7 +53,7 @@ def _in_words(seconds: float) -> str:
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds >= 0.1 else f"{1000 * seconds:.1f} ms"
 
 
 def _memory() -> str:
@@ -69,11 +70,13 @@ def show(command, options) -> None:
     plan = Plan()
     seeds = options.each()
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
-        runs = Path(folder)
-        one = replace(seeds[0], runs_dir=runs, name="run", resume=False, plan=plan)
+        here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
+        one = replace(seeds[0], plan=plan, **here).here()
         with contextlib.suppress(Planned):
-            command.run(one.here())
-        settings = json.loads((runs / "run" / "config.json").read_text())
+            command.run(one)
+        settings = json.loads((one.runs_dir / "run/config.json").read_text())
+    if not devices.is_first():
+        return
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
     print(f"\nmemory: {_memory()}")
     for one in plan.loops:
@@ -82,6 +85,9 @@ def show(command, options) -> None:
             f"{_in_words(one['seconds_per_step'])} and {_in_words(one['compile_seconds'])} of "
             "compilation"
         )
+    if not plan.loops:
+        print("no steps to time: what selects and judges is not predicted")
+        return
     total = len(seeds) * sum(one["seconds"] for one in plan.loops)
     of_seeds = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
     print(

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import compressed, loop, networks, plotting, report
+from evojax_suite import compressed, networks, plotting, report
 from evojax_suite.algorithms import ecomp
 from evojax_suite.baselines import probe
 from evojax_suite.commands.options import RunOptions, check_seed, differing, duration
-from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.progress import console
 from evojax_suite.compressed import CompressedNetwork
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.data.splits import balanced_subset
@@ -112,6 +112,7 @@ def train_parent(
     epochs: int,
     seed: int,
     directory: Path,
+    options: RunOptions,
 ) -> Network:
     """Train the parent, an epoch a step, kept and resumed in `directory`."""
     config = probe.Config(
@@ -120,10 +121,9 @@ def train_parent(
     )
     algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
     data = parent_data(dataset, inputs)
-    with progress("parent", epochs) as on_report:
-        outcome = loop.run(
-            algorithm, jax.random.key(seed), None, data, epochs, directory, on_report=on_report
-        )
+    outcome = options.drive(
+        "parent", algorithm, jax.random.key(seed), None, data, epochs, directory
+    )
     return as_plain(outcome.state.fit.parameters, network, dataset)
 
 
@@ -240,6 +240,7 @@ def run(options: Options) -> Path:
             options.parent_epochs,
             options.parent_seed,
             directory / "parent",
+            options,
         )
         feed_forward.save(directory / "parent.safetensors", parent)
     parent_seconds = time.perf_counter() - start
@@ -260,8 +261,8 @@ def run(options: Options) -> Path:
         steps_per_call=_STEPS_PER_CALL,
         members_per_step=config.population_size,
         same_for_seeds=True,
-        last=True,
     )
+    options.end_dry_run()
     best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))
     network = compression.trimmed(best.network, best.sizes)
     units = [u[:size] for u, size in zip(best.units, best.sizes, strict=True)]
@@ -415,7 +416,7 @@ def _present(
         tables,
         figures,
         numbers,
-        report.commands(directory, "ecomp"),
+        report.commands(directory, "ecomp", options.typed, options.data_dir),
         {"config.json": options.settings(), "summary.json": summary},
     )
     console.say(lead)

@@ -88,7 +88,6 @@ def run(options: Options) -> Path:
         directory,
         members_per_step=per_step,
         same_for_seeds=True,
-        last=not options.strong_random_repeats,
     )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
 
@@ -108,7 +107,6 @@ def run(options: Options) -> Path:
             baseline_directory,
             members_per_step=per_step,
             same_for_seeds=True,
-            last=True,
         )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
         lines = read_lines(baseline_directory / "metrics.jsonl")
@@ -116,6 +114,8 @@ def run(options: Options) -> Path:
             line["fitness_best"] for line in lines if line["fitness_best"] is not None
         ]
         baseline_failed = baseline_outcome.num_failed
+
+    options.end_dry_run()
 
     # Selection is over: only here is the test part opened.
     def judge(key, one):
@@ -243,7 +243,7 @@ def _present(
             Figure("fitness", "Fitness by generation", curves),
         ],
         numbers,
-        report.commands(directory, "ga-distillation"),
+        report.commands(directory, "ga-distillation", options.typed, options.data_dir),
         {"config.json": settings, "summary.json": summary},
     )
     console.say(f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)")

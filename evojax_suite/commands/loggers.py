@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,10 +16,18 @@ _MODULES: dict[Logger, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 def check(names: Sequence[Logger]) -> None:
-    """Raise ValueError where what a logger needs is not installed."""
+    """Raise ValueError where what a logger needs is not there."""
     for name in names:
         if importlib.util.find_spec(_MODULES[name]) is None:
             raise ValueError(f"logger {name} needs: pip install 'evojax-suite[{name}]'")
+    if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
+        import wandb
+
+        try:
+            wandb.Api()
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"logger wandb: {reason} WANDB_MODE=offline needs no login") from None
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

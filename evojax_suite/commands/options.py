@@ -5,7 +5,8 @@ from __future__ import annotations
 import atexit
 import sys
 import tempfile
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -58,6 +59,20 @@ def some_images(
 @dataclass(frozen=True)
 class Command:
     """Options of any command."""
+
+    typed: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), kw_only=True)
+    """The arguments that they were made from."""
+
+    def from_command_line(self, arguments: Sequence[str]) -> Self:
+        """These options, which came from `arguments`, with ~ in paths as the home folder."""
+
+        def at_home(value):
+            if isinstance(value, tuple):
+                return tuple(at_home(item) for item in value)
+            return value.expanduser() if isinstance(value, Path) else value
+
+        settings = {own.name: at_home(getattr(self, own.name)) for own in fields(self)}
+        return replace(self, **settings | {"typed": tuple(arguments)})
 
     def here(self) -> Self:
         """These options for this process."""
@@ -228,9 +243,8 @@ class RunOptions(Placement):
         steps_per_call: int = 1,
         members_per_step: int = 0,
         same_for_seeds: bool = False,
-        last: bool = False,
     ) -> loop.Outcome:
-        """`loop.run` with progress. In a dry run only the first steps; `last` ends that.
+        """`loop.run` with progress. In a dry run only the first steps.
 
         same_for_seeds: the algorithm, which is scannable, and all of its arguments but key and
         directory are the same whatever the seed.
@@ -264,9 +278,12 @@ class RunOptions(Placement):
             )
         if self.plan is not None:
             self.plan.add(title, num_steps, directory)
-            if last:
-                raise Planned
         return outcome
+
+    def end_dry_run(self) -> None:
+        """All loops are done: nothing after this is part of a dry run."""
+        if self.plan is not None:
+            raise Planned
 
     def directory(self, system: str, dataset: Dataset) -> Path:
         """Of the run."""
@@ -276,10 +293,10 @@ class RunOptions(Placement):
     def settings(self) -> dict:
         """What decides the result, for config.json."""
         settings = plain(self, non_finite=str)
-        placement = [field.name for field in fields(Placement)]
+        placement = [own.name for own in fields(Placement) if own.name != "typed"]
         others = (
             "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file",
-            "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
+            "seeds_in_flight", "dry_run", "plan", "waits", "loggers", "typed",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]

@@ -168,7 +168,7 @@ def finish(
         ],
         [Figure("accuracy", "Accuracy against the number of images", curves), *figures],
         numbers,
-        report.commands(directory, summary["system"]),
+        report.commands(directory, summary["system"], options.typed, options.data_dir),
         {"config.json": options.settings(), "summary.json": summary},
     )
     console.say(f"report: {directory / 'report.html'}")

@@ -125,12 +125,21 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
         case _:
             network = own_module(config.network)(num_classes=num_classes)
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    own = ":" in config.network
+
+    def outputs(key, images):
+        logits, variables = network.init_with_output(key, images)
+        if own:
+            statistics = [name for name in variables if name != "params"]
+            rngs = {"dropout": key} if getattr(network, "dropout", 0) else {}
+            network.apply(variables, images, train=True, mutable=statistics, rngs=rngs)
+        return logits
+
+    expected = (Exception,) if own else (ValueError, TypeError, FlaxError)
     try:
-        logits, _ = jax.eval_shape(
-            lambda key, images: network.init_with_output(key, images), jax.random.key(0), images
-        )
-    except (ValueError, TypeError, FlaxError) as error:
-        reason = str(error).splitlines()[0]
+        logits = jax.eval_shape(outputs, jax.random.key(0), images)
+    except expected as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
             f"{config.network} does not fit images of {image_shape}: {reason}"
         ) from error
@@ -147,8 +156,9 @@ def own_module(path: str) -> type[nn.Module]:
 
     It is made with `num_classes` alone and called with images (N, H, W, C) float32, normalised, and
     `train=True` while it trains; it gives logits (N, num_classes). Collections beside `params` are
-    kept as batch statistics are; random numbers come from `dropout`. Raises ValueError where there
-    is no such class, or its `__call__` takes no `train`.
+    kept as batch statistics are; one that draws random numbers while it trains has a field
+    `dropout` above 0, and draws from the stream of that name. Raises ValueError where there is no
+    such class, or its `__call__` takes no `train`.
     """
     found = imported(path)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from evojax_suite.algorithms import ecomp
 from evojax_suite.commands.ecomp import evolution_images, train_parent
+from evojax_suite.commands.options import RunOptions
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig, feed_forward
 from evojax_suite.networks.feed_forward import Network
@@ -133,9 +134,8 @@ def set_up(dataset_name: str, data_dir: Path | None, runs_dir: Path) -> Setting:
     dataset = with_whole_training_set(load(dataset_name, data_dir))
     places = evolution_images(dataset, None, ecomp.Config().batch_size)
     start = time.perf_counter()
-    parent = train_parent(
-        dataset, "unit", NetworkConfig(network="MLP", width=256), 4, 0, runs_dir / "parent"
-    )
+    network = NetworkConfig(network="MLP", width=256)
+    parent = train_parent(dataset, "unit", network, 4, 0, runs_dir / "parent", RunOptions())
     seconds = time.perf_counter() - start
     train = dataset.train
     parts = {
