@@ -88,14 +88,18 @@ class _TooLarge(Exception):
 class _Files:
     """What a run keeps below its directory, and how far it is."""
 
-    def __init__(self, directory: Path, initial: PyTree):
+    def __init__(self, directory: Path):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._checkpoints = Checkpoints(directory / "checkpoints")
-        done, self.state = devices.from_first(self._checkpoints.newest(initial))
+
+    def restored(self, initial: PyTree) -> PyTree:
+        """The state to go on from; to be called once, before all else."""
+        done, state = devices.from_first(self._checkpoints.newest(initial))
         self.done = self._saved = int(done)
-        self._metrics = Lines(directory / "metrics.jsonl", self.done)
-        self._timing = Lines(directory / "timing.jsonl", self.done)
+        self._metrics = Lines(self._directory / "metrics.jsonl", self.done)
+        self._timing = Lines(self._directory / "timing.jsonl", self.done)
+        return state
 
     def write(self, metrics: dict, count: int, seconds: float, compile_seconds: float) -> list:
         """`count` further steps; metrics: arrays whose leading axis is that of the steps. Returns a
@@ -206,27 +210,35 @@ def run_together(
     of a run are its share of the program's.
     """
     settings = (steps_per_call, checkpoint_seconds, on_report)
+    outcomes = None
     try:
-        return _run(algorithm, keys, params, data, num_steps, directories, *settings)
+        outcomes = _run(algorithm, keys, params, data, num_steps, directories, *settings)
     except _TooLarge:
-        half = len(directories) // 2
-        return [
-            outcome
-            for part in (slice(half), slice(half, None))
-            for outcome in run_together(
-                algorithm,
-                keys[part],
-                params,
-                data,
-                num_steps,
-                directories[part],
-                steps_per_call=steps_per_call,
-                checkpoint_seconds=checkpoint_seconds,
-                on_report=lambda reports, first=part.start or 0: on_report(
-                    {first + place: report for place, report in reports.items()}
-                ),
-            )
-        ]
+        pass
+    except jax.errors.JaxRuntimeError as error:
+        if len(directories) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    if outcomes is not None:
+        return outcomes
+    # Here the arrays of the attempt are gone; what it has saved is not.
+    half = len(directories) // 2
+    return [
+        outcome
+        for part in (slice(half), slice(half, None))
+        for outcome in run_together(
+            algorithm,
+            keys[part],
+            params,
+            data,
+            num_steps,
+            directories[part],
+            steps_per_call=steps_per_call,
+            checkpoint_seconds=checkpoint_seconds,
+            on_report=lambda reports, first=part.start or 0: on_report(
+                {first + place: report for place, report in reports.items()}
+            ),
+        )
+    ]
 
 
 def _run(
@@ -301,16 +313,17 @@ def _run(
             compiled = lowered.compile(algorithm.compiler_options)
             seconds = time.perf_counter() - start
             memory = compiled.memory_analysis() if several else None
-            if memory and memory.temp_size_in_bytes > _free_bytes():
-                raise _TooLarge
+            if memory:
+                new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+                if memory.temp_size_in_bytes + new > _free_bytes():
+                    raise _TooLarge
         return *compiled(*arguments), seconds
 
     with ExitStack() as stack:
-        files = []
-        for directory, initial in zip(directories, parts(state), strict=True):
-            files.append(_Files(directory, initial))
-            stack.callback(files[-1].close)
-        states = [file.state for file in files]
+        files, states = [_Files(directory) for directory in directories], parts(state)
+        for place, file in enumerate(files):
+            states[place] = file.restored(states[place])
+            stack.callback(file.close)
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if several else states[0]
         del states
         saved_at = time.perf_counter()

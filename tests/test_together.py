@@ -80,10 +80,10 @@ def all_of(folder: Path, num_steps: int = STEPS, **settings) -> list[loop.Outcom
     )
 
 
-def assert_as_alone(found: list[loop.Outcome], folder: Path, other: Path) -> None:
+def assert_as_alone(found: list[loop.Outcome], folder: Path, other: Path, **settings) -> None:
     assert len(found) == len(KEYS)
     for number, outcome in enumerate(found):
-        expected = alone(other, number)
+        expected = alone(other, number, **settings)
         jax.tree.map(np.testing.assert_array_equal, outcome.state, expected.state)
         assert outcome.num_failed == expected.num_failed > 0
         assert outcome.seconds > 0
@@ -95,17 +95,17 @@ def assert_as_alone(found: list[loop.Outcome], folder: Path, other: Path) -> Non
 def test_each_is_what_it_is_alone(steps_per_call, tmp_path):
     """Four keys that end at different steps, fewer than the most."""
     seen = []
-    found = all_of(tmp_path / "all", steps_per_call=1, on_report=seen.append)
+    folders = tmp_path / "all", tmp_path / "alone"
+    found = all_of(folders[0], steps_per_call=steps_per_call, on_report=seen.append)
     ends = [int(outcome.state.generation) for outcome in found]
     assert len(set(ends)) > 1
     assert max(ends) < STEPS
     for number, end in enumerate(ends):
-        assert [reports[number].step for reports in seen if number in reports] == [
-            *range(1, end + 1)
-        ]
-    assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
-    again = all_of(tmp_path / "all", steps_per_call=steps_per_call)  # nothing is left to do
-    assert_as_alone(again, tmp_path / "all", tmp_path / "alone")
+        steps = [reports[number].step for reports in seen if number in reports]
+        assert steps == [*range(steps_per_call, end + 1, steps_per_call)]
+    assert_as_alone(found, *folders, steps_per_call=steps_per_call)
+    again = all_of(folders[0], steps_per_call=steps_per_call)  # nothing is left to do
+    assert_as_alone(again, *folders, steps_per_call=steps_per_call)
 
 
 def test_those_that_are_behind_catch_up(tmp_path):
@@ -161,9 +161,33 @@ def test_halves_follow_one_another_where_memory_is_short(tmp_path, monkeypatch):
     assert_as_alone(all_of(tmp_path / "small"), tmp_path / "small", tmp_path / "alone")
 
 
+def test_a_device_that_is_full_halves_what_it_does(tmp_path, monkeypatch):
+    """Out of memory in the middle: the halves go on from what is saved."""
+    tried, run = [], loop._run
+
+    def full(*arguments):
+        tried.append(len(arguments[5]))
+        if len(tried) == 1:
+            run(*arguments[:4], 3, *arguments[5:])
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        if len(tried) == 4:
+            raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
+        return run(*arguments)
+
+    monkeypatch.setattr(loop, "_run", full)
+    found = all_of(tmp_path / "all")
+    assert tried == [4, 2, 2]
+    monkeypatch.undo()
+    assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
+    monkeypatch.setattr(loop, "_run", full)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another fault"):
+        all_of(tmp_path / "all")
+
+
 @dataclass(frozen=True)
 class Options(RunOptions):
     bad: int | None = None
+    other: int | None = None
 
 
 def command(options: Options) -> Path:
@@ -172,7 +196,7 @@ def command(options: Options) -> Path:
     key = jax.random.key(options.seed)
     if options.seed == options.bad:
         raise ValueError("a bad seed")
-    common = (waiting(), key, jnp.float32(2), DATA)
+    common = (waiting(), key, jnp.float32(2), DATA + (options.seed == options.other))
     if options.seed != 2:
         options.drive("first", *common, 4, directory / "first", same_for_seeds=True)
     options.drive("own", *common, 2, directory / "own")
@@ -193,6 +217,18 @@ def test_a_command_goes_on_as_a_coroutine(tmp_path, capsys):
             twin = tmp_path / file.relative_to(tmp_path / "alone")
             assert file.read_bytes() == twin.read_bytes()
         assert (alone / "end").read_text() == (tmp_path / str(seed) / "end").read_text()
+
+
+def test_runs_with_other_data_go_on_by_themselves(tmp_path, capsys):
+    options = Options(runs_dir=tmp_path, seeds="3:6", other=4).each()
+    assert together.run(command, options) == [tmp_path / str(seed) for seed in (3, 4, 5)]
+    said = capsys.readouterr().err
+    assert "last, 2 seeds 6/6" in said
+    assert "last, 1 seeds" not in said
+    command(Options(runs_dir=tmp_path / "alone", seed=4, other=4))
+    for part in ("first", "last"):
+        one, two = (folder / f"4/{part}/metrics.jsonl" for folder in (tmp_path, tmp_path / "alone"))
+        assert one.read_bytes() == two.read_bytes()
 
 
 def test_what_is_wrong_with_one_ends_all(tmp_path):

@@ -246,8 +246,8 @@ class RunOptions(Placement):
     ) -> loop.Outcome:
         """`loop.run` with progress. In a dry run only the first steps.
 
-        same_for_seeds: the algorithm, which is scannable, and all of its arguments but key and
-        directory are the same whatever the seed.
+        same_for_seeds: the algorithm is scannable, and the same whatever the seed. Runs whose
+        params and data are equal too may then go on in one program.
         """
         if self.waits and same_for_seeds:
             arguments = (algorithm, key, params, data, num_steps, directory)

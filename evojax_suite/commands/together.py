@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from greenlet import getcurrent, greenlet
@@ -45,18 +46,27 @@ def run(command: Callable[[Any], Path], options: Sequence[Any]) -> list[Path]:
         one.gr_context = copy_context()
     at = [one.switch(replace(own, waits=True)) for one, own in zip(runs, options, strict=True)]
     while waiting := [place for place, found in enumerate(at) if isinstance(found, Wanted)]:
-        title = at[waiting[0]].title  # a run that has another loop first waits for its turn
-        waiting = [place for place in waiting if at[place].title == title]
+        first = at[waiting[0]]  # a run that has another loop first waits for its turn
+        waiting = [place for place in waiting if _alike(at[place], first)]
         outcomes = _drive([at[place] for place in waiting])
         for place, outcome in zip(waiting, outcomes, strict=True):
             at[place] = runs[place].switch(outcome)
     return at
 
 
+def _alike(one: Wanted, other: Wanted) -> bool:
+    """Whether they may share a program: the same loop, of the same numbers."""
+    if one.title != other.title:
+        return False
+    mine, others = (wanted.arguments[2:4] for wanted in (one, other))
+    same = jax.tree.map(lambda a, b: np.array_equal(a, b), mine, others)
+    return all(jax.tree.leaves(same))
+
+
 def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
     first = wanted[0]
     algorithm, _, params, data, num_steps, _ = first.arguments
-    title = f"{first.title}, {len(wanted)} seeds"
+    title = f"{first.title}, {len(wanted)} seeds" if len(wanted) > 1 else first.title
     with contextlib.ExitStack() as stack:
         show = stack.enter_context(progress(title, num_steps, first.members_per_step))
         logs = []
