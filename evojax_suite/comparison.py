@@ -135,9 +135,11 @@ def read(path: Path) -> Run:
     if not isinstance(summary, dict) or summary.get("system") not in QUANTITIES:
         raise ValueError(f"{path}/summary.json is of none of {', '.join(QUANTITIES)}")
     results = summary.get("results", [])
+    if not isinstance(results, list):
+        raise ValueError(f"{path}/summary.json has results that are no list")
     if type(summary.get("seed")) is not int:
         raise ValueError(f"{path}/summary.json has no seed, got {summary.get('seed')!r}")
-    if not isinstance(settings, dict):
+    if not isinstance(settings, dict) or "dataset" not in settings:
         raise ValueError(f"{path}/config.json holds no settings")
     needed = {"method", "num_images", "test_accuracy_mean"}
     if not all(isinstance(row, dict) and needed <= row.keys() for row in results):
@@ -329,21 +331,26 @@ def _figures(groups: Sequence[Group]) -> list[Figure]:
 
 def _networks(run: Run) -> list[tuple[float, float, str]]:
     """Of a run: parameters, test accuracy in per cent, and a note."""
+    file = run.path / "summary.json"
     rows = []
-    if (run.path / "front.json").exists():
-        rows = json.loads((run.path / "front.json").read_text())
-    elif "num_parameters" in run.summary:
-        rows = [run.summary, *([run.summary["smallest"]] if "smallest" in run.summary else [])]
-    return [
-        (
-            row["num_parameters"],
-            100 * row["test_accuracy"],
-            f"seed {run.seed}" + (f", {'-'.join(map(str, units))}" if units else ""),
-        )
-        for row in rows
-        if row["test_accuracy"] is not None
-        for units in [row.get("hidden_units")]
-    ]
+    try:
+        if (run.path / "front.json").exists():
+            file = run.path / "front.json"
+            rows = json.loads(file.read_text())
+        elif "num_parameters" in run.summary:
+            rows = [run.summary, *([run.summary["smallest"]] if "smallest" in run.summary else [])]
+        return [
+            (
+                float(row["num_parameters"]),
+                100 * float(row["test_accuracy"]),
+                f"seed {run.seed}" + (f", {'-'.join(map(str, units))}" if units else ""),
+            )
+            for row in rows
+            if row["test_accuracy"] is not None
+            for units in [row.get("hidden_units")]
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} says nothing of its networks: {error!r}") from None
 
 
 def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
@@ -361,7 +368,7 @@ def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
             [group.name, str(len(group.runs)), *(_cell(group, q) for q in quantities.values())]
             for group in own
         ]
-        tables.append(Table(f"{system}: mean ± standard deviation over seeds", header, rows))
+        tables.append(Table(f"{system}: mean ± standard deviation of these seeds", header, rows))
         texts.append(_as_text([header, *rows]))
         for title, quantity in list(quantities.items())[:1]:
             name, unit = title.removesuffix(" (%)"), " %" * title.endswith("(%)")
@@ -372,6 +379,7 @@ def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
                 heading = f"{title}: difference from {own[0].name}, same seeds"
                 tables.append(Table(heading, columns, differences))
                 texts.append(f"{heading}\n{_as_text([columns, *differences])}")
+    figures = _figures(groups)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "comparison.json",
@@ -389,10 +397,10 @@ def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
     report.write(
         folder / "report.html",
         "Runs compared",
-        f"{len(paths)} runs of {len(groups)} settings; a setting is what differs but for the seed.",
+        f"{len(paths)} runs; those that differ in nothing but the seed are one row.",
         headline,
         tables,
-        _figures(groups),
+        figures,
         [["runs", ", ".join(str(path) for path in paths)]],
         repeat,
         {group.name: {str(run.path): run.summary for run in group.runs} for group in groups},

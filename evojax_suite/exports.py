@@ -61,6 +61,7 @@ def save_image_folder(folder: Path, data: DistilledDataset) -> float:
     classes = np.asarray(data.labels).argmax(-1)
     digits = len(str(len(pictures) - 1))
     partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
     try:
         _write_images(partial, data, pictures, classes, digits)
         if folder.exists():

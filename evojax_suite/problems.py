@@ -53,7 +53,8 @@ class _WithData(Problem):
         return fitness, replace(state, counter=state.counter + 1), {}
 
     def losses(self, key: Array, solutions: PyTree, counter: Array, data: Any) -> Array:
-        """(P,) of solutions with leading axis P."""
+        """(P,) float32 of solutions with leading axis P: lower is better, NaN where one failed.
+        counter: evaluations before this one."""
         raise NotImplementedError
 
 
@@ -79,7 +80,8 @@ class DistillationProblem(_WithData):
         ]
 
     def losses(self, key, solutions, counter, data):
-        """Minus the fitness of networks trained on the solutions (P, D)."""
+        """(P,) of solutions (P, D): minus the fitness of networks trained on them, in [-1, 0] or,
+        as a cross-entropy, from 0."""
         del counter
         return -ga_distillation.score_population(
             key, self.config, self.num_classes, self.image_shape, solutions, data
@@ -108,10 +110,13 @@ class CompressionProblem(_WithData):
         params: ecomp.Params | None = None,
         pooling: feed_forward.Pooling = "average",
         deviation: float = 0.01,
+        mean: np.ndarray | None = None,
+        std: np.ndarray | None = None,
     ):
-        """images: (N, H, W, C), N at least the configuration's batch size; labels: (N,).
-        deviation: of the relative change of a weight in `sample`. Raises ValueError where
-        `hidden_units` is not in 1..the parent's."""
+        """images: (N, H, W, C), uint8 in 0..255 or float in [0, 1], N at least the configuration's
+        batch size; labels: (N,) int in 0..K-1. mean, std: (C,) that the parent takes out of images
+        in [0, 1], nothing by default. deviation: of the relative change of a weight in `sample`.
+        Raises ValueError where `hidden_units` is not in 1..the parent's."""
         self.config, self.params = config or ecomp.Config(), params or ecomp.Params()
         whole = feed_forward.hidden_sizes(parent)
         fits = len(hidden_units) == len(whole) and all(
@@ -126,7 +131,7 @@ class CompressionProblem(_WithData):
                 f"images must be at least batch_size {self.config.batch_size}, got {len(images)}"
             )
         self.hidden_units, self.deviation = hidden_units, deviation
-        self.data = ecomp.make_data(parent, images, labels, pooling=pooling)
+        self.data = ecomp.make_data(parent, images, labels, mean, std, pooling)
 
     def sample(self, key: Array) -> Network:  # pyright: ignore[reportIncompatibleVariableOverride]
         """The pruned parent, each weight multiplied by 1 + deviation * a normal deviate."""
@@ -140,7 +145,8 @@ class CompressionProblem(_WithData):
         return jax.tree.unflatten(structure, changed)
 
     def losses(self, key, solutions, counter, data):
-        """Minus the fitness of networks with leading axis P, on the batch of this evaluation."""
+        """(P,) of networks with leading axis P: minus their fitness on the batch of this
+        evaluation."""
         del key
         size = self.config.batch_size
         start = (counter % (len(data.labels) // size)) * size
@@ -230,7 +236,7 @@ class SubsetProblem(_WithData):
         return jax.random.uniform(key, self.data.difficulty.shape)
 
     def losses(self, key, solutions, counter, data):
-        """Minus the mean difficulty of the subsets that solutions (P, N) are."""
+        """(P,) of solutions (P, N): minus the mean difficulty of the subsets that they are."""
         del key, counter
         chosen = jax.vmap(lambda solution: subsets.ranked(solution, data.groups))(solutions)
         return -cest.prey_fitness(chosen, data.difficulty)

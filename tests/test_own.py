@@ -261,6 +261,19 @@ def parent(rng, sizes=(64, 12, 9, 10)):
     )
 
 
+def test_a_parent_that_takes_normalised_images_is_compressed_on_them(digits):
+    network = parent(np.random.default_rng(0))
+    config = ecomp.Config(batch_size=40, balanced=False)
+    images, labels = digits.train.images[:40], digits.train.labels[:40]
+    shared = (labels, (12, 9), config)
+    mean, std = np.array(digits.mean), np.array(digits.std)
+    normalized = CompressionProblem(network, images, *shared, mean=mean, std=std)
+    by_hand = (images / np.float32(255) - mean) / std
+    np.testing.assert_allclose(
+        normalized.data.images, by_hand.reshape(40, -1), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_compression_is_a_problem_of_evosax(digits):
     network = parent(np.random.default_rng(0))
     config = ecomp.Config(batch_size=40, balanced=False)
@@ -351,6 +364,14 @@ def test_images_in_class_folders_come_back(small, tmp_path):
         assert np.abs(shown - np.clip(image[..., 0], 0, 1)).max() <= 0.5001 / 255
         probabilities = [float(row[name]) for name in small.class_names]
         np.testing.assert_allclose(probabilities, label, rtol=1e-6)
+
+
+def test_what_a_killed_export_left_is_no_part_of_the_next(small, tmp_path):
+    left = tmp_path / ".set.partial/train/old/9.png"
+    left.parent.mkdir(parents=True)
+    left.write_bytes(b"")
+    exports.save_image_folder(tmp_path / "set", small)
+    assert not [*(tmp_path / "set").rglob("old")]
 
 
 def test_an_image_folder_is_a_dataset_again(tmp_path):

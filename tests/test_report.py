@@ -171,6 +171,25 @@ def test_sets_of_several_methods_are_compared(tmp_path):
     assert "30.00 ± 0.00" in said
 
 
+def without_dataset(run):
+    (run / "config.json").write_text("{}")
+    return run
+
+
+def with_front(run):
+    (run / "front.json").write_text('[{"num_parameters": "many", "test_accuracy": 1}]')
+    return run
+
+
+def test_a_comparison_among_the_runs_is_left_out(tmp_path, capsys):
+    runs = [fake(tmp_path / f"run-{seed}", seed, 0.5) for seed in (0, 1)]
+    page = tmp_path / "run-all"
+    for _ in range(2):
+        assert main(["compare", *map(str, tmp_path.glob("run-*")), "--output", str(page)]) == 0
+    assert "run-all is a comparison itself" in capsys.readouterr().err
+    assert json.loads((page / "comparison.json").read_text())[0]["seeds"] == [0, 1], runs
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -182,6 +201,16 @@ def test_sets_of_several_methods_are_compared(tmp_path):
         (lambda p: [fake(p / "a", 0, 0.5)], "runs must be two folders or more, got 1"),
         (lambda p: [p / "none", p / "nothing"], "none holds no finished run: summary.json"),
         (lambda p: [fake(p / "a", 0, 1, system="x"), p], "summary.json is of none of"),
+        (lambda p: [fake(p / "a", 0, 1, results=3), p], "results that are no list"),
+        (lambda p: [without_dataset(fake(p / "a", 0, 1)), p], "config.json holds no settings"),
+        (
+            lambda p: [fake(p / "a", 0, 1, system="ecomp", num_parameters=3), fake(p / "b", 1, 1)],
+            "a/summary.json says nothing of its networks: KeyError('test_accuracy')",
+        ),
+        (
+            lambda p: [with_front(fake(p / "a", 0, 1, system="ecomp")), fake(p / "b", 1, 1)],
+            "front.json says nothing of its networks",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, make, says):

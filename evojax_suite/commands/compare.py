@@ -11,6 +11,7 @@ import tyro
 
 from evojax_suite import comparison
 from evojax_suite.commands.options import Command
+from evojax_suite.commands.progress import console
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class Options(Command):
 
 def run(options: Options) -> None:
     """Write the page, print the table. Raises ValueError or OSError, each with one line to show."""
+    runs = [run for run in options.runs if not (run / "comparison.json").exists()]
+    for left_out in sorted({*options.runs} - {*runs}):
+        console.say(f"{left_out} is a comparison itself, and left out")
     repeat = [shlex.join(["evojax-suite", *options.typed])]
-    print(comparison.write(options.runs, options.output, repeat))
+    print(comparison.write(runs, options.output, repeat))
     print(f"report: {options.output / 'report.html'}")

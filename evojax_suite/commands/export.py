@@ -20,7 +20,7 @@ class Options(Command):
     path: Annotated[Path, tyro.conf.Positional]
     """A .npz that a run has written."""
     output: Annotated[Path, tyro.conf.Positional]
-    """The file, or the folder, to write; it must not exist."""
+    """The file, or the folder, to write; it must not exist, or be an empty folder."""
     format: Literal["safetensors", "image_folder"] = "safetensors"
     """safetensors: images (n, C, H, W), labels, mean, std. image_folder: train/<class>/<image>, as
     TensorFlow Datasets, Hugging Face and torchvision read it, and labels.csv."""

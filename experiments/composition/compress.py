@@ -44,31 +44,31 @@ class Options:
     output: Path = Path("experiments/composition/compress.json")
 
 
-def made_by_devs(options: Options, dataset: Dataset, seed: int):
+def made_by_devs(options: Options, dataset: Dataset, key: jax.Array):
     """Images in [0, 1] and soft labels."""
     part = with_whole_training_set(dataset, options.num_images)
     config = devs.Config(target_sizes=(options.size,), network=NetworkConfig(width=16))
     algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
-    data, key = training_data(part), jax.random.key(seed)
-    state = algorithm.init(key, None, data)
+    data = training_data(part)
+    key_init, key_steps = jax.random.split(key)
+    state = algorithm.init(key_init, None, data)
     for step in range(devs.num_steps(config, len(part.train))):
-        state, _ = algorithm.step(jax.random.fold_in(key, step), state, None, data)
+        state, _ = algorithm.step(jax.random.fold_in(key_steps, step), state, None, data)
     made = jax.device_get(algorithm.result(state, None, data)[-1])
     images = np.clip(denormalize(made.images, part.mean, part.std), 0, 1)
     return images.astype(np.float32), made.labels
 
 
-def compressed(parent, images, labels, seed: int, test: tuple[np.ndarray, np.ndarray]) -> dict:
+def compressed(parent, images, labels, key: jax.Array, test: tuple[np.ndarray, np.ndarray]) -> dict:
     """What is left of a parent: accuracy on the test part, and units."""
-    batch_size = 100
-    config = ecomp.Config(batch_size=batch_size)
+    config = ecomp.Config()
     data = ecomp.make_data(parent, images, labels)
     algorithm = ecomp.build(config)
-    state = jax.jit(algorithm.init)(jax.random.key(seed), ecomp.Params(), data)
+    key_init, key_steps = jax.random.split(key)
+    state = jax.jit(algorithm.init)(key_init, ecomp.Params(), data)
     step = jax.jit(algorithm.step)
     for number in range(ecomp.num_steps(config, len(labels))):
-        key = jax.random.fold_in(jax.random.key(seed), number)
-        state, _ = step(key, state, ecomp.Params(), data)
+        state, _ = step(jax.random.fold_in(key_steps, number), state, ecomp.Params(), data)
     best = jax.device_get(algorithm.result(state, ecomp.Params(), data))
     network = compression.trimmed(best.network, best.sizes)
     return {"test": accuracy(network, *test), "units": [int(size) for size in best.sizes]}
@@ -92,17 +92,17 @@ def main(options: Options) -> None:
             if (name, seed) in done:
                 continue
             images, labels = everything
+            key_set, key_parent, key_evolution = jax.random.split(jax.random.key(seed), 3)
             if name == "random":
-                key = jax.random.key(seed)
-                chosen = np.asarray(random.select(key, labels, options.size, classes))
+                chosen = np.asarray(random.select(key_set, labels, options.size, classes))
                 images, labels = images[chosen], labels[chosen]
             elif name == "DEvS":
-                images, labels = made_by_devs(options, dataset, seed)
+                images, labels = made_by_devs(options, dataset, key_set)
             batches = -(-len(images) // 100)
             training = TrainingConfig(
                 num_epochs=-(-STEPS // batches), batch_size=100, learning_rate=1e-3
             )
-            variables = fit(jax.random.key(seed), module, training, images, jnp.asarray(labels))
+            variables = fit(key_parent, module, training, images, jnp.asarray(labels))
             parent = as_plain(jax.device_get(variables["params"]), NETWORK, dataset)
             hard = labels if labels.ndim == 1 else labels.argmax(-1).astype(np.int32)
             part = np.asarray(
@@ -110,10 +110,10 @@ def main(options: Options) -> None:
             )
             row = {"set": name, "seed": seed, "parent_test": accuracy(parent, *test)}
             row["on training images"] = compressed(
-                parent, everything[0][part], everything[1][part], seed, test
+                parent, everything[0][part], everything[1][part], key_evolution, test
             )
             if name != "all":
-                row["on its own set"] = compressed(parent, images, hard, seed, test)
+                row["on its own set"] = compressed(parent, images, hard, key_evolution, test)
             rows.add(row)
             print(row, flush=True)
     print(table(rows))

@@ -60,9 +60,10 @@ def small(name: str, size: int, seed: int, dataset: Dataset) -> tuple[np.ndarray
     config = replace(config, training=fitted_to(config.training, dataset))
     algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
     data = training_data(dataset)
-    state = algorithm.init(key, None, data)
+    key_init, key_steps = jax.random.split(key)
+    state = algorithm.init(key_init, None, data)
     for step in range(devs.num_steps(config, len(train))):
-        state, _ = algorithm.step(jax.random.fold_in(key, step), state, None, data)
+        state, _ = algorithm.step(jax.random.fold_in(key_steps, step), state, None, data)
     made = jax.device_get(algorithm.result(state, None, data)[-1])
     images = np.clip(denormalize(made.images, dataset.mean, dataset.std), 0, 1)
     return images, made.labels.argmax(-1).astype(np.int32)
