@@ -22,10 +22,11 @@ def check(names: Sequence[Logger]) -> None:
             raise ValueError(f"logger {name} needs: pip install 'evojax-suite[{name}]'")
     if "wandb" in names and os.environ.get("WANDB_MODE", "online") == "online":
         import wandb
+        from wandb.errors import Error
 
         try:
             wandb.Api()
-        except wandb.errors.Error as error:
+        except Error as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"logger wandb: {reason} WANDB_MODE=offline needs no login") from None
 

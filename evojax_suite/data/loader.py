@@ -58,8 +58,8 @@ def from_arrays(
     """A dataset of images and labels that are in memory.
 
     Each part: images (N, H, W) or (N, H, W, C), uint8 in 0..255 or float in [0, 1], and labels
-    (N,), integers from 0. Parts that lack are split off as `load` does it. Raises DataError, one
-    line, for every other type, shape or value.
+    (N,), integers from 0. Missing parts are split off as `load` does it. Raises DataError, one line,
+    for every other type, shape or value.
     """
     given = {"train": train, "validation": validation, "test": test}
     parts = {
@@ -119,7 +119,7 @@ def _split_off(split: Split, one_in: int) -> tuple[Split, Split]:
 
 
 def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
-    """Check the parts against each other and the known set, and split off those that lack."""
+    """Check the parts against each other and the known set, and split off missing ones."""
     parts = dict(source.parts)
     if "train" not in parts:
         raise DataError(f"{source.where}: there is no train part; one is needed")
