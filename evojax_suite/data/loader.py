@@ -58,8 +58,8 @@ def from_arrays(
     """A dataset of images and labels that are in memory.
 
     Each part: images (N, H, W) or (N, H, W, C), uint8 in 0..255 or float in [0, 1], and labels
-    (N,), integers from 0. Missing parts are split off as `load` does it. Raises DataError, one line,
-    for every other type, shape or value.
+    (N,), integers from 0. Missing parts are split off as `load` does it. Raises DataError, one
+    line, for every other type, shape or value.
     """
     given = {"train": train, "validation": validation, "test": test}
     parts = {
