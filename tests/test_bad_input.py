@@ -597,7 +597,7 @@ COMMANDS = [
     case("doctor --data-dir", "--data-dir"),
     case("doctor --no-such-option", "--no-such-option"),
     case("ga-distillation --config {configs}/unknown.yaml", "'widht'; did you mean width?"),
-    case("ga-distillation --config {configs}/list.yaml", "list.yaml must hold options", "[1]"),
+    case("ga-distillation --config {configs}/list.yaml", "list.yaml must hold options", "['1']"),
     case("ga-distillation --config {configs}/empty.yaml", "empty.yaml must hold", "None"),
     case("ga-distillation --config {configs}/yaml.yaml", "yaml.yaml is neither YAML nor JSON"),
     case("ga-distillation --config {configs}/binary.yaml", "binary.yaml is neither YAML nor JSON"),

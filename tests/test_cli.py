@@ -69,6 +69,7 @@ def test_the_options_that_a_file_may_have_are_those_of_tyro(command, capsys):
         ("name: 007", ["--name", "007"]),
         ("name: 1_000", ["--name", "1_000"]),
         ("name: on", ["--name", "on"]),
+        ("learning_rate: .inf", ["--learning-rate", "inf"]),
         ("name: 2026-01-01", ["--name", "2026-01-01"]),
         ('{"name": null, "width": 3}', ["--name", "None", "--width", "3"]),
         ("patience: ~\nresume: true", ["--patience", "None", "--resume"]),

@@ -131,4 +131,5 @@ def _argument(flag: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    values = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.I) for item in values]
     return [flag, *([",".join(values)] if flag == "--seeds" else values)]

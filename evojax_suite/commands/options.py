@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -69,7 +70,7 @@ class Command:
         def at_home(value):
             if isinstance(value, tuple):
                 return tuple(at_home(item) for item in value)
-            return value.expanduser() if isinstance(value, Path) else value
+            return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
         settings = {own.name: at_home(getattr(self, own.name)) for own in fields(self)}
         return replace(self, **settings | {"typed": tuple(arguments)})
