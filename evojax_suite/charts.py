@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.text import Text
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 
 COLORS = "#2166ac", "#b2182b", "#4d9221", "#e08214", "#762a83", "#01665e", "#8c510a", "#666666"
@@ -65,6 +65,15 @@ class Chart:
         """Of the series."""
         return [s.color or COLORS[i % len(COLORS)] for i, s in enumerate(self.series)]
 
+    def all_x(self) -> np.ndarray:
+        """(n,) of all series."""
+        return np.concatenate([_numbers(series.x) for series in self.series] or [[]])
+
+    def counts(self) -> bool:
+        """Whether x is a number of things, so that nothing lies between whole ones."""
+        x = self.all_x()
+        return not self.log_x and bool(np.all(x == np.round(x)))
+
 
 def _numbers(values: ArrayLike) -> np.ndarray:
     """(n,) float64, None as NaN."""
@@ -107,6 +116,8 @@ def save_png(path: Path, charts: Sequence[Chart]) -> None:
                 axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axis.set_major_formatter(EngFormatter(sep=""))
                 axis.set_minor_formatter(NullFormatter())
+        if chart.counts():
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, fontsize=8)
@@ -186,7 +197,10 @@ def _hoverable(chart: Chart):
         plot.add_tools(HoverTool(renderers=glyphs[:1], tooltips=says, line_policy="nearest"))
         if series.in_legend:
             entries.append((series.name, glyphs))
-    everywhere = np.concatenate([_numbers(series.x) for series in chart.series] or [[]])
+    everywhere = chart.all_x()
+    if chart.counts():
+        x_axis: Any = plot.xaxis
+        x_axis.ticker.min_interval = 1
     for name, level in chart.levels.items():
         ends = [np.nanmin(everywhere), np.nanmax(everywhere)] if len(everywhere) else [0.0, 1.0]
         glyph = plot.line(ends, [level, level], color="black", line_dash="dotted")
