@@ -59,6 +59,23 @@ def _compiled_programs_are_dropped():
 
 
 @pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own of 64 kB; where mounting is not allowed the test is skipped."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    try:
+        if subprocess.run(mounting, capture_output=True).returncode:
+            pytest.skip("mounting is not allowed here")
+    except FileNotFoundError:
+        pytest.skip("there is no mount here")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.fixture
 def run_until_killed():
     """A function of a command's arguments, a file and a number of lines: it runs the command in
     another process and kills that, by SIGKILL, as soon as the file has so many lines."""

@@ -100,24 +100,18 @@ RUN = [
 ]  # fmt: skip
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on(tmp_path, capsys):
-    small = tmp_path / "small"
-    small.mkdir()
-    mounting = ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)]
-    try:
-        if subprocess.run(mounting, capture_output=True).returncode:
-            pytest.skip("mounting is not allowed here")
-    except FileNotFoundError:
-        pytest.skip("there is no mount here")
-    try:
-        assert main([*RUN, "--runs-dir", str(small)]) == 2
-        said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
-        assert len(said) == 1
-        assert "the state cannot be saved: no space is left; --resume goes on from step" in said[0]
-        subprocess.run(["mount", "-o", "remount,size=20m", str(small)], check=True)
-        assert main([*RUN, "--runs-dir", str(small), "--resume"]) == 0
-        assert main([*RUN, "--runs-dir", str(tmp_path)]) == 0
-        files = [folder / "run/metrics.jsonl" for folder in (small, tmp_path)]
-        assert read_lines(files[0]) == read_lines(files[1])
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
+def test_a_full_disk_is_one_line_and_the_run_goes_on(small_disk, tmp_path, capsys):
+    def remount(size):
+        options = f"remount,size={size}"
+        subprocess.run(["mount", "-o", options, str(small_disk)], check=True)
+
+    remount("600k")
+    assert main([*RUN, "--runs-dir", str(small_disk)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(said) == 1
+    assert "the state cannot be saved: no space is left; --resume goes on from step" in said[0]
+    remount("20m")
+    assert main([*RUN, "--runs-dir", str(small_disk), "--resume"]) == 0
+    assert main([*RUN, "--runs-dir", str(tmp_path)]) == 0
+    files = [folder / "run/metrics.jsonl" for folder in (small_disk, tmp_path)]
+    assert read_lines(files[0]) == read_lines(files[1])

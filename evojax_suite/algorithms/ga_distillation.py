@@ -36,7 +36,7 @@ from flax import struct
 
 from evojax_suite import networks, strategies
 from evojax_suite.baselines import random
-from evojax_suite.data.errors import check_types
+from evojax_suite.data.errors import check_types, first_line
 from evojax_suite.data.transforms import normalize
 from evojax_suite.imports import imported
 from evojax_suite.networks import NetworkConfig
@@ -360,9 +360,9 @@ def own_score(config: Config, num_classes: int) -> Score | None:
     try:
         shape = jax.eval_shape(function, logits, labels).shape
     except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{config.fitness!r} must take logits (n, num_classes) and labels (n,): {reason}"
+            f"{config.fitness!r} must take logits (n, num_classes) and labels (n,): "
+            f"{first_line(error)}"
         ) from error
     if shape != (2,):
         raise ValueError(f"{config.fitness!r} must give (n,) numbers, got {shape} for n = 2")

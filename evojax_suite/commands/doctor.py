@@ -17,7 +17,7 @@ import psutil
 from evojax_suite.commands.options import Command
 from evojax_suite.data import NAMES
 from evojax_suite.data.catalog import find_known
-from evojax_suite.data.errors import DataError
+from evojax_suite.data.errors import DataError, first_line
 from evojax_suite.data.loader import DATA_DIR_VARIABLE
 from evojax_suite.data.local import find_local
 
@@ -56,7 +56,7 @@ def _computes(device) -> str:
         ones = jax.device_put(jnp.ones((64, 64)), device)
         return "ok" if float((ones @ ones)[0, 0]) == 64 else "a product came out wrong"
     except Exception as error:  # the point is to name whatever it is
-        return f"fails: {str(error).splitlines()[0]}"
+        return f"fails: {first_line(error)}"
 
 
 def _version(package: str) -> str:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+from evojax_suite.data.errors import first_line
 from evojax_suite.loop import Report
 
 Logger = Literal["tensorboard", "wandb"]
@@ -27,8 +28,9 @@ def check(names: Sequence[Logger]) -> None:
         try:
             wandb.Api()
         except Error as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(f"logger wandb: {reason} WANDB_MODE=offline needs no login") from None
+            raise ValueError(
+                f"logger wandb: {first_line(error)} WANDB_MODE=offline needs no login"
+            ) from None
 
 
 def _numbers(row: dict[str, Any]) -> dict[str, float]:

@@ -251,9 +251,19 @@ class RunOptions(Placement):
         params and data are equal too may then go on in one program.
         """
         if self.waits and same_for_seeds:
-            arguments = (algorithm, key, params, data, num_steps, directory)
             return together.others_wait(
-                together.Wanted(title, arguments, steps_per_call, members_per_step, self)
+                together.Wanted(
+                    title,
+                    algorithm,
+                    key,
+                    params,
+                    data,
+                    num_steps,
+                    directory,
+                    steps_per_call,
+                    members_per_step,
+                    self,
+                )
             )
         most = num_steps if self.plan is None else min(num_steps, self.plan.most_steps)
         with (
@@ -294,10 +304,10 @@ class RunOptions(Placement):
     def settings(self) -> dict:
         """What decides the result, for config.json."""
         settings = plain(self, non_finite=str)
-        placement = [own.name for own in fields(Placement) if own.name != "typed"]
+        placement = [own.name for own in fields(Placement)]
         others = (
             "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file",
-            "seeds_in_flight", "dry_run", "plan", "waits", "loggers", "typed",
+            "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]

@@ -18,14 +18,20 @@ from greenlet import getcurrent, greenlet
 from evojax_suite import loop
 from evojax_suite.commands.loggers import logged
 from evojax_suite.commands.progress import progress
+from evojax_suite.types import Algorithm, Array, PyTree
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """The loop for which a run waits."""
+    """The loop for which a run waits, as `loop.run` takes it."""
 
     title: str
-    arguments: tuple  # of `loop.run`, up to the directory
+    algorithm: Algorithm
+    key: Array
+    params: PyTree
+    data: PyTree
+    num_steps: int
+    directory: Path
     steps_per_call: int
     members_per_step: int
     options: Any  # RunOptions of the run
@@ -56,22 +62,22 @@ def run(command: Callable[[Any], Path], options: Sequence[Any]) -> list[Path]:
 
 def _alike(one: Wanted, other: Wanted) -> bool:
     """Whether they may share a program: the same loop, of the same numbers."""
+    if one is other:
+        return True
     if one.title != other.title:
         return False
-    mine, others = (wanted.arguments[2:4] for wanted in (one, other))
-    same = jax.tree.map(lambda a, b: np.array_equal(a, b), mine, others)
+    same = jax.tree.map(jnp.array_equal, (one.params, one.data), (other.params, other.data))
     return all(jax.tree.leaves(same))
 
 
 def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
     first = wanted[0]
-    algorithm, _, params, data, num_steps, _ = first.arguments
     title = f"{first.title}, {len(wanted)} seeds" if len(wanted) > 1 else first.title
     with contextlib.ExitStack() as stack:
-        show = stack.enter_context(progress(title, num_steps, first.members_per_step))
+        show = stack.enter_context(progress(title, first.num_steps, first.members_per_step))
         logs = []
         for one in wanted:
-            own = logged(one.options.loggers, one.arguments[-1], one.options.settings())
+            own = logged(one.options.loggers, one.directory, one.options.settings())
             logs.append(stack.enter_context(own))
 
         def on_report(reports: Mapping[int, loop.Report]) -> None:
@@ -80,12 +86,12 @@ def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
             show(_mean([*reports.values()]))
 
         return loop.run_together(
-            algorithm,
-            jnp.stack([one.arguments[1] for one in wanted]),
-            params,
-            data,
-            num_steps,
-            [one.arguments[-1] for one in wanted],
+            first.algorithm,
+            jnp.stack([one.key for one in wanted]),
+            first.params,
+            first.data,
+            first.num_steps,
+            [one.directory for one in wanted],
             steps_per_call=first.steps_per_call,
             checkpoint_seconds=first.options.checkpoint_seconds,
             on_report=on_report,

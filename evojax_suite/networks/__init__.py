@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax.errors import FlaxError
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.data.errors import check_types, first_line
 from evojax_suite.imports import imported
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
@@ -139,9 +139,8 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
     try:
         logits = jax.eval_shape(outputs, jax.random.key(0), images)
     except expected as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise ValueError(
-            f"{config.network} does not fit images of {image_shape}: {reason}"
+            f"{config.network} does not fit images of {image_shape}: {first_line(error)}"
         ) from error
     if getattr(logits, "shape", None) != (1, num_classes):
         raise ValueError(

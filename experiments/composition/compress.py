@@ -17,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from ranks import by_devs
 
 from evojax_suite.algorithms import devs, ecomp
 from evojax_suite.baselines import random
 from evojax_suite.commands.ecomp import as_plain
-from evojax_suite.data import denormalize, load, with_whole_training_set
+from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig, create, feed_forward
 from evojax_suite.operators import compression
 from evojax_suite.results import Rows, spread
 from evojax_suite.training import TrainingConfig, fit
-from evojax_suite.types import Dataset, training_data
+from evojax_suite.types import Dataset
 
 NETWORK = NetworkConfig(network="MLP", width=64)
 STEPS = 2400  # the paper's four epochs of 60,000 images
@@ -46,17 +47,8 @@ class Options:
 
 def made_by_devs(options: Options, dataset: Dataset, key: jax.Array):
     """Images in [0, 1] and soft labels."""
-    part = with_whole_training_set(dataset, options.num_images)
     config = devs.Config(target_sizes=(options.size,), network=NetworkConfig(width=16))
-    algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
-    data = training_data(part)
-    key_init, key_steps = jax.random.split(key)
-    state = algorithm.init(key_init, None, data)
-    for step in range(devs.num_steps(config, len(part.train))):
-        state, _ = algorithm.step(jax.random.fold_in(key_steps, step), state, None, data)
-    made = jax.device_get(algorithm.result(state, None, data)[-1])
-    images = np.clip(denormalize(made.images, part.mean, part.std), 0, 1)
-    return images.astype(np.float32), made.labels
+    return by_devs(config, with_whole_training_set(dataset, options.num_images), key)
 
 
 def compressed(parent, images, labels, key: jax.Array, test: tuple[np.ndarray, np.ndarray]) -> dict:

@@ -58,15 +58,21 @@ def small(name: str, size: int, seed: int, dataset: Dataset) -> tuple[np.ndarray
         return train.images[chosen] / np.float32(255), train.labels[chosen]
     config = devs.Config(target_sizes=(size,), network=NetworkConfig(width=32))
     config = replace(config, training=fitted_to(config.training, dataset))
+    images, labels = by_devs(config, dataset, key)
+    return images, labels.argmax(-1).astype(np.int32)
+
+
+def by_devs(config: devs.Config, dataset: Dataset, key: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The smallest set that DEvS makes: images in [0, 1] and soft labels."""
     algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
     data = training_data(dataset)
     key_init, key_steps = jax.random.split(key)
     state = algorithm.init(key_init, None, data)
-    for step in range(devs.num_steps(config, len(train))):
+    for step in range(devs.num_steps(config, len(dataset.train))):
         state, _ = algorithm.step(jax.random.fold_in(key_steps, step), state, None, data)
     made = jax.device_get(algorithm.result(state, None, data)[-1])
     images = np.clip(denormalize(made.images, dataset.mean, dataset.std), 0, 1)
-    return images, made.labels.argmax(-1).astype(np.int32)
+    return images.astype(np.float32), made.labels
 
 
 def main(options: Options) -> None:
