@@ -27,7 +27,6 @@ from evojax_suite.training import (
     EngineConfig,
     TrainingConfig,
     fit_and_evaluate_population,
-    make_batches,
 )
 from evojax_suite.types import Array, Dataset, Divided
 
@@ -230,8 +229,7 @@ def _judge(
     def evaluate(keys, state, params, data, members):
         del state, params
         images, labels, test_images, test_labels, mean, std = data
-        batch_size = engine.resolved_evaluation_batch_size(test_images.shape[1:])
-        batches = make_batches(normalize(test_images, mean, std), test_labels, batch_size)
+        batches = engine.batches(normalize(test_images, mean, std), test_labels)
         keys = keys[members]
         images, labels = (
             jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)

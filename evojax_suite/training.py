@@ -429,58 +429,94 @@ class EngineConfig:
     """How much of a population runs at once."""
 
     members_in_flight: int | None = None
-    """Members trained at once, bounding peak memory; None is 1 on the CPU, 64 elsewhere."""
+    """Members trained at once, bounding peak memory; None is 1 on the CPU, 128 elsewhere."""
+    members_evaluated_at_once: int | None = None
+    """Of those in flight; None is all of them on the CPU, elsewhere 1 if the images are work enough."""
     evaluation_batch_size: int | None = None
-    """Images evaluated at once; None is as many as fit the cache on the CPU, 500 elsewhere."""
+    """Images evaluated at once; None is as many as fit the cache on the CPU, 4,000 of 32x32
+    elsewhere."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))
-        for name in ("members_in_flight", "evaluation_batch_size"):
+        for name in ("members_in_flight", "members_evaluated_at_once", "evaluation_batch_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     @property
     def resolved_members_in_flight(self) -> int:
-        return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 64)
+        return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 128)
+
+    def resolved_members_evaluated_at_once(self, num_pixels: int) -> int:
+        """How many of those in flight are evaluated at once, each on images of so many pixels in all.
+
+        Elsewhere than on the CPU a thousand images of 32x32 are worth a member's own launches.
+        """
+        together = self.resolved_members_in_flight
+        if self.members_evaluated_at_once is not None:
+            return min(self.members_evaluated_at_once, together)
+        return together if jax.default_backend() == "cpu" or num_pixels < 2**20 else 1
 
     def resolved_evaluation_batch_size(self, image_shape: tuple[int, ...]) -> int:
-        """Batch size for images (H, W, C); on the CPU 20 of 32x32, more of smaller ones."""
+        """Batch size for images (H, W, C): so many of 32x32, more of smaller ones, fewer of larger."""
         if self.evaluation_batch_size is not None:
             return self.evaluation_batch_size
-        if jax.default_backend() != "cpu":
-            return 500
-        return max(1, 20 * 32 * 32 // (image_shape[0] * image_shape[1]))
+        of_32x32 = 20 if jax.default_backend() == "cpu" else 4000
+        return max(1, of_32x32 * 32 * 32 // (image_shape[0] * image_shape[1]))
+
+    def batches(self, images: Array, labels: Array) -> Batches:
+        """Images (N, H, W, C) and labels (N,) in batches of this size; elsewhere than on the CPU, where
+        filling is dear, the batches are made as small as their number allows."""
+        batch_size = self.resolved_evaluation_batch_size(images.shape[1:])
+        if self.evaluation_batch_size is None and jax.default_backend() != "cpu":
+            batch_size = -(-len(images) // -(-len(images) // batch_size))
+        return make_batches(images, labels, batch_size)
 
 
 def batches_of(dataset: Dataset, split: Split, engine: EngineConfig) -> Batches:
     """A part of `dataset`, normalised, in batches of the engine's size."""
     images = jnp.asarray(normalize(split.images, dataset.mean, dataset.std))
-    batch_size = engine.resolved_evaluation_batch_size(dataset.image_shape)
-    return make_batches(images, jnp.asarray(split.labels), batch_size)
+    return engine.batches(images, jnp.asarray(split.labels))
 
 
-def map_members(function: Callable[..., Result], members: PyTree, members_in_flight: int) -> Result:
-    """Apply `function` to each of P members, `members_in_flight` of them at once.
+def map_members(
+    function: Callable[..., Result],
+    members: PyTree,
+    members_in_flight: int,
+    then: Callable[[Result], Result] | None = None,
+    members_at_once: int = 1,
+) -> Result:
+    """Apply `function` to each of P members, at most `members_in_flight` of them at once.
 
     members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the
-    results with leading axis P, for any P: the last group is filled up and cut off again.
+    results with leading axis P, for any P: groups are as small as their number allows, the last
+    group is filled up and cut off again. `then` is applied to what each gives, to `members_at_once`
+    at a time, before the next group: what is large in a result need not live longer.
 
     >>> map_members(lambda x, y: x * y, (jnp.arange(5), jnp.arange(5)), 2).tolist()
     [0, 1, 4, 9, 16]
     """
     population_size = jax.tree.leaves(members)[0].shape[0]
-    size = min(members_in_flight, population_size)
+    num_groups = -(-population_size // members_in_flight)
+    size = -(-population_size // num_groups)
+    apart = then is not None and members_at_once < size
+
+    def whole(*member):
+        result = function(*member)
+        return result if then is None or apart else then(result)
+
     if size == 1:
-        return jax.lax.map(lambda member: function(*member), members)
-    num_groups = -(-population_size // size)
+        return jax.lax.map(lambda member: whole(*member), members)
     index = (jnp.arange(num_groups * size) % population_size).reshape(num_groups, size)
 
     def grouped(leaf):
-        whole = num_groups * size == population_size  # then nothing is copied
-        return leaf.reshape(num_groups, size, *leaf.shape[1:]) if whole else leaf[index]
+        even = num_groups * size == population_size  # then nothing is copied
+        return leaf.reshape(num_groups, size, *leaf.shape[1:]) if even else leaf[index]
 
-    groups = jax.tree.map(grouped, members)
-    results = jax.lax.map(lambda group: jax.vmap(function)(*group), groups)
+    def of_group(group):
+        results = jax.vmap(whole)(*group)
+        return map_members(then, (results,), members_at_once) if apart else results
+
+    results = jax.lax.map(of_group, jax.tree.map(grouped, members))
     return jax.tree.map(
         lambda leaf: leaf.reshape(num_groups * size, *leaf.shape[2:])[:population_size], results
     )
@@ -519,8 +555,14 @@ def fit_and_evaluate_population(
     members are in flight.
     """
 
-    def member(key, images, labels):
-        variables = fit(key, network, config, images, labels)
-        return tuple(evaluate(network, variables, batches, score) for batches in evaluations)
-
-    return map_members(member, (keys, images, labels), engine.resolved_members_in_flight)
+    return map_members(
+        lambda key, images, labels: fit(key, network, config, images, labels),
+        (keys, images, labels),
+        engine.resolved_members_in_flight,
+        lambda variables: tuple(
+            evaluate(network, variables, batches, score) for batches in evaluations
+        ),
+        engine.resolved_members_evaluated_at_once(
+            sum(batches.images[..., 0].size for batches in evaluations)
+        ),
+    )

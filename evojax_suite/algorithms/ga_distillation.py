@@ -46,7 +46,6 @@ from evojax_suite.training import (
     Score,
     TrainingConfig,
     fit_and_evaluate_population,
-    make_batches,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
 
@@ -322,14 +321,13 @@ def score_population(
     if config.fitness_subset_size is not None:
         used = jax.random.permutation(key_subset, used)[: config.fitness_subset_size]
     parts = [used] if num_holdout == 0 else [used, holdout]
-    batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
     evaluations = fit_and_evaluate_population(
         keys,
         network,
         config.training,
         trained.images,
         trained.labels,
-        tuple(make_batches(images[part], labels[part], batch_size) for part in parts),
+        tuple(config.engine.batches(images[part], labels[part]) for part in parts),
         config.engine,
         own_score(config, num_classes),
     )

@@ -45,7 +45,7 @@ class NetworkConfig:
     """Padding of the ConvNet's first convolution; by default 3 for images of 28x28, else 1."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
-    convolution: Literal["auto", "native", "split_gradient", "patches"] = "auto"
+    convolution: Literal["auto", "native", "split_gradient", "patches", "adaptive"] = "auto"
     """How convolutions are lowered; auto takes the fastest measured on the platform."""
 
     def __post_init__(self):

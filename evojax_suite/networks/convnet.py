@@ -11,11 +11,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from evojax_suite.networks import blocks
 from evojax_suite.networks.layers import (
     Conv,
     Convolution,
     Dense,
+    GroupNorm,
     activate,
+    default_convolution,
     normalize_features,
     pool,
 )
@@ -50,14 +53,25 @@ class ConvNet(nn.Module):
         if padding is None:
             padding = 3 if images.shape[1] == 28 else 1
         features = images
+        lowering = self.lowering or default_convolution(train, images.shape[-1])
+        layers = self.normalization, self.activation, self.pooling
         for _ in range(self.depth):
-            features = Conv(self.width, padding=padding, lowering=self.lowering, **shared)(
-                features, train
-            )
-            features = normalize_features(self.normalization, features, train)
-            features = activate(self.activation, features)
-            if self.pooling != "none":
-                features = pool(self.pooling, features)
+            convolution = Conv(self.width, padding=padding, lowering=self.lowering, **shared)
+            if (
+                lowering == "adaptive"
+                and layers == blocks.LAYERS
+                and blocks.fits(features, padding)
+            ):
+                kernel, _ = convolution.parameters(features)  # a bias cancels in the normalisation
+                scale, bias = GroupNorm().parameters(self.width)
+                features = features.astype(self.dtype)
+                features = blocks.block(features, kernel, scale, bias, padding)
+            else:
+                features = convolution(features, train)
+                features = normalize_features(self.normalization, features, train)
+                features = activate(self.activation, features)
+                if self.pooling != "none":
+                    features = pool(self.pooling, features)
             padding = 1
         flat = features.reshape(features.shape[0], -1)
         if features_only:

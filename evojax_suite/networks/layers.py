@@ -4,9 +4,9 @@ Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kern
 because the papers' networks are PyTorch modules, or Kaiming's (He et al. 2015), N(0, 2/fan_in) for
 kernels and 0 for biases. Images are (N, H, W, C).
 
-The same convolution is lowered in one of three ways (`CONVOLUTIONS`); which one is fastest depends
-on the platform and on whether members run one after the other or batched. The measurements behind
-`default_convolution` are in experiments/benchmarks/README.md.
+The same convolution is lowered in one of four ways (`CONVOLUTIONS`); which one is fastest depends
+on the platform and on whether members run one after the other or batched. What is behind
+`default_convolution` is in experiments/benchmarks/README.md.
 
 native          XLA's convolution and its automatic gradient.
 split_gradient  XLA's convolution; the kernel gradient is a matrix product a kernel position. On
@@ -14,12 +14,14 @@ split_gradient  XLA's convolution; the kernel gradient is a matrix product a ker
                 dimensions, on a slow path inside loops (jax issue 12868); this avoids it.
 patches         Patches and one matrix product: `vmap` over members turns it into a batched
                 matrix product, where it would turn a convolution into a grouped one.
+adaptive        For accelerators: native for a network by itself, patches where `vmap` gives each
+                member a kernel of its own. The ConvNet's blocks become those of `networks.blocks`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from typing import Literal, get_args
 
 import flax.linen as nn
@@ -27,20 +29,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Convolution = Literal["native", "split_gradient", "patches"]
+Convolution = Literal["native", "split_gradient", "patches", "adaptive"]
 CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def default_convolution(train: bool, channels: int, platform: str | None = None) -> Convolution:
-    """The fastest lowering measured on `platform` (the default backend's if None) in a phase.
+    """The fastest lowering on `platform` (the default backend's if None) in a phase: measured on the
+    CPU, by the model of `make gpu-check` elsewhere.
 
     On the CPU evaluation takes patches where the input has few channels, as grey images have.
     """
     platform = platform or jax.default_backend()
     if platform != "cpu":
-        return "patches"
+        return "adaptive"
     if train:
         return "split_gradient"
     return "patches" if channels < 4 else "native"
@@ -61,6 +64,8 @@ def convolve(
         return _patches(images, kernel, padding, stride)
     if lowering == "split_gradient" and stride == 1:
         return _split_gradient(images, kernel, padding)
+    if lowering == "adaptive":
+        return _adaptive(kernel.shape[0], padding, stride, images.shape[1:3])[0](images, kernel)
     return _native(images, kernel, padding, stride)
 
 
@@ -87,6 +92,111 @@ def _shifted(images, size, padding, stride=1):
 def _patches(images, kernel, padding, stride):
     columns = jnp.concatenate(_shifted(images, kernel.shape[0], padding, stride), axis=-1)
     return columns @ kernel.reshape(-1, kernel.shape[-1])
+
+
+def _patches_of_two(images, kernel, padding):
+    """`_patches` of stride 1 that gives two neighbouring pixels at once: a kernel of one more column and
+    stride 2, with two sets of filters. Of a 3x3 kernel it moves 6 values a pixel instead of 9 for a third
+    more products. Where kernels weigh more than the pixels, or the columns are odd, `_patches` itself.
+    """
+    size, _, channels, filters = kernel.shape
+    height, width = (side + 2 * padding - size + 1 for side in images.shape[1:3])
+    if width % 2 or len(images) * height * width < 8 * filters:
+        return _patches(images, kernel, padding, 1)
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    columns = jnp.concatenate(
+        [
+            padded[:, i : i + height, j : j + width : 2]
+            for i in range(size)
+            for j in range(size + 1)
+        ],
+        axis=-1,
+    )
+    columns_first = [jnp.pad(kernel, ((0, 0), (k, 1 - k), (0, 0), (0, 0))) for k in (0, 1)]
+    both = jnp.stack(columns_first, -2).reshape(-1, 2 * filters)
+    return (columns @ both).reshape(len(images), height, width, filters)
+
+
+def _by_members(alone: Callable, together: Callable) -> Callable:
+    """A function of two arrays, the first of images: `alone`, or `together` where `vmap` gives each
+    member a second one of its own."""
+
+    @jax.custom_batching.custom_vmap
+    def function(images, second):
+        return alone(images, second)
+
+    @function.def_vmap
+    def rule(axis_size, batched, images, second):
+        if batched[1]:
+            axes = tuple(0 if own else None for own in batched)
+            return jax.vmap(together, axes)(images, second), True
+        outputs = function(images.reshape(-1, *images.shape[2:]), second)
+        return outputs.reshape(axis_size, -1, *outputs.shape[1:]), True
+
+    return function
+
+
+@cache
+def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
+    """Of images of these sides the convolution (images, kernel), its gradient for the images
+    (output's gradient, kernel), and for the kernel (images, output's gradient).
+
+    Each is linear in both of its arguments, and the derivatives of each are the other two, so that
+    they are differentiated as often as one likes.
+    """
+
+    def native(images, kernel):
+        return _native(images, kernel, padding, stride)
+
+    def patches(images, kernel):
+        if stride > 1:
+            return _patches(images, kernel, padding, stride)
+        return _patches_of_two(images, kernel, padding)
+
+    def to_images(convolution):
+        def gradient(outputs, kernel):
+            images = jnp.zeros((len(outputs), *sides, kernel.shape[2]), outputs.dtype)
+            return jax.vjp(lambda images: convolution(images, kernel), images)[1](outputs)[0]
+
+        return gradient
+
+    def to_kernel(convolution):
+        def gradient(images, outputs):
+            shape = size, size, images.shape[-1], outputs.shape[-1]
+            kernel = jnp.zeros(shape, images.dtype)
+            return jax.vjp(lambda kernel: convolution(images, kernel), kernel)[1](outputs)[0]
+
+        return gradient
+
+    of_both = _by_members(native, patches)
+    of_images = _by_members(to_images(native), to_images(patches))
+    of_kernel = _by_members(to_kernel(native), to_kernel(patches))
+
+    def differentiable(function, first, second):
+        """first, second: gradients (residuals, its output's gradient) for the two arguments."""
+        wrapped = jax.custom_vjp(function)
+        wrapped.defvjp(
+            lambda *both: (wrapped(*both), both),
+            lambda both, gradient: (first(*both, gradient), second(*both, gradient)),
+        )
+        return wrapped
+
+    convolution = differentiable(
+        of_both,
+        lambda images, kernel, gradient: for_images(gradient, kernel),
+        lambda images, kernel, gradient: for_kernel(images, gradient),
+    )
+    for_images = differentiable(
+        of_images,
+        lambda outputs, kernel, gradient: convolution(gradient, kernel),
+        lambda outputs, kernel, gradient: for_kernel(gradient, outputs),
+    )
+    for_kernel = differentiable(
+        of_kernel,
+        lambda images, outputs, gradient: for_images(outputs, gradient),
+        lambda images, outputs, gradient: convolution(images, gradient),
+    )
+    return convolution, for_images, for_kernel
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -191,7 +301,8 @@ class Conv(nn.Module):
     initialization: str = "pytorch"
 
     @nn.compact
-    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    def parameters(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """Kernel (K, K, C, F) and bias (F,), if there is one, for images (N, H, W, C)."""
         channels = images.shape[-1]
         if min(images.shape[1:3]) + 2 * self.padding < self.size:
             raise ValueError(
@@ -200,7 +311,12 @@ class Conv(nn.Module):
             )
         for_kernel, for_bias = _initializers(self.initialization, self.size**2 * channels)
         kernel = self.param("kernel", for_kernel, (self.size, self.size, channels, self.filters))
-        lowering = self.lowering or default_convolution(train, channels)
+        bias = self.param("bias", for_bias, (self.filters,)) if self.use_bias else None
+        return kernel, bias
+
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        kernel, bias = self.parameters(images)
+        lowering = self.lowering or default_convolution(train, images.shape[-1])
         outputs = convolve(
             images.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -208,9 +324,7 @@ class Conv(nn.Module):
             self.stride,
             lowering,
         )
-        if self.use_bias:
-            outputs += self.param("bias", for_bias, (self.filters,)).astype(self.dtype)
-        return outputs
+        return outputs if bias is None else outputs + bias.astype(self.dtype)
 
 
 class Dense(nn.Module):
@@ -238,10 +352,14 @@ class GroupNorm(nn.Module):
     num_groups: int | None = None
 
     @nn.compact
+    def parameters(self, channels: int) -> tuple[jax.Array, jax.Array]:
+        """Scale and bias (C,)."""
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        return scale, self.param("bias", nn.initializers.zeros, (channels,))
+
     def __call__(self, images: jax.Array) -> jax.Array:
         channels = images.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        scale, bias = self.parameters(channels)
         inputs = images.astype(jnp.float32)
         mean = inputs.mean((1, 2), keepdims=True)
         square = (inputs * inputs).mean((1, 2), keepdims=True)

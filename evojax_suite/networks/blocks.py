@@ -1,0 +1,219 @@
+"""A block of the ConvNet, written as one function with a gradient of its own: for accelerators.
+
+Convolution, instance normalisation, ReLU and 2x2 average pooling read and write maps of many megabytes
+again and again where each is a layer by itself. What follows from their being one:
+
+- The mean and the variance of a convolution's output over the pixels follow from the first and second
+  moments of the input's patches, which have 9 values a pixel where images are grey: the map is not needed.
+  So the first block (`first_block`) writes its pooled output and nothing else, and its gradient needs one
+  product of the patches with what the activation lets through.
+- The gradient of a pooled map is a broadcast (`normalized_pool`), and the sums that the normalisation's
+  gradient needs are of one pass.
+- A bias before an instance normalisation cancels: it is not added, and its gradient is exactly 0.
+
+The functions agree with the layers of `networks.layers` up to rounding; tests/test_blocks.py.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental.layout import Layout, with_layout_constraint
+
+from evojax_suite.networks.layers import _corners, _shifted, convolve
+
+LAYERS = "instance", "relu", "average"
+"""Normalisation, activation and pooling of a block."""
+EPSILON = 1e-5
+_FEW = 4  # channels of an input from which the map is better computed again than kept
+
+
+def fits(images: jax.Array, padding: int) -> bool:
+    """Whether the maps of a block of images (N, H, W, C), its kernel 3x3, have even sides."""
+    return all(side + 2 * padding >= 4 and side % 2 == 0 for side in images.shape[1:3])
+
+
+def block(
+    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
+) -> jax.Array:
+    """Convolution of images (N, H, W, C) with a kernel (K, K, C, F), instance normalisation with
+    scale and bias (F,), ReLU, average pooling: (N, H'/2, W'/2, F) in the type of the images."""
+    if images.shape[-1] < _FEW:
+        return first_block(images, kernel, scale, bias, padding)
+    return _later_block(images, kernel, scale, bias, padding)
+
+
+def _later_block(images, kernel, scale, bias, padding):
+    maps = convolve(images, kernel.astype(images.dtype), padding, 1, "adaptive")
+    return normalized_pool(maps, scale, bias)
+
+
+def _channels_last(maps: jax.Array) -> jax.Array:
+    """The maps, laid out in memory as their axes are: XLA would put the pixels last, and transpose."""
+    return with_layout_constraint(maps, Layout(tuple(range(maps.ndim))))
+
+
+def _sums(*maps: jax.Array) -> list[jax.Array]:
+    """Over the pixels of each of maps (N, H, W, C), in one pass."""
+
+    def add(one, other):
+        return tuple(a + b for a, b in zip(one, other, strict=True))
+
+    return list(lax.reduce(maps, (jnp.float32(0),) * len(maps), add, (1, 2)))
+
+
+def _upsampled(pooled: jax.Array) -> jax.Array:
+    """Each pixel of (N, H, W, C) as 2x2 pixels."""
+    number, height, width, channels = pooled.shape
+    shape = number, height, 2, width, 2, channels
+    return jnp.broadcast_to(pooled[:, :, None, :, None], shape).reshape(
+        number, 2 * height, 2 * width, channels
+    )
+
+
+@jax.custom_vjp
+def normalized_pool(maps: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
+    """Instance normalisation, ReLU and 2x2 average pooling of maps (N, H, W, C), H and W even.
+
+    scale, bias: (C,). Returns (N, H/2, W/2, C) in the type of the maps; statistics are float32.
+    """
+    return _normalized_pool_forward(maps, scale, bias)[0]
+
+
+def _normalized_pool_forward(maps, scale, bias):
+    inputs, pixels = maps.astype(jnp.float32), maps.shape[1] * maps.shape[2]
+    mean, square = (total / pixels for total in _sums(inputs, inputs * inputs))
+    inverse = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
+    slope = inverse * scale
+    offset = bias - mean * slope
+    rectified = [
+        jnp.maximum(part.astype(jnp.float32) * slope[:, None, None] + offset[:, None, None], 0)
+        for part in _corners(maps, 2)
+    ]
+    pooled = sum(rectified[1:], rectified[0]) * 0.25
+    return pooled.astype(maps.dtype), (maps, mean, inverse, scale, bias)
+
+
+def _normalized_pool_backward(residuals, gradient):
+    maps, mean, inverse, scale, bias = residuals
+    expand = (slice(None), None, None)
+
+    def passed(maps, gradient):
+        """What the activation lets through, and the normalised map before scale and bias."""
+        standard = (maps.astype(jnp.float32) - mean[expand]) * inverse[expand]
+        share = _upsampled(gradient).astype(jnp.float32) * 0.25
+        # A sign, since of a comparison XLA would make a kernel of its own.
+        return share * jnp.sign(jnp.maximum(standard * scale + bias, 0.0)), standard
+
+    through, standard = passed(maps, gradient)
+    total, product = _sums(through, through * standard)
+    # The barrier keeps XLA from writing what this pass and the next one have in common.
+    maps, gradient, total, product = lax.optimization_barrier((maps, gradient, total, product))
+    through, standard = passed(maps, gradient)
+    pixels = maps.shape[1] * maps.shape[2]
+    centred = through - (total[expand] + standard * product[expand]) / pixels
+    to_maps = (inverse * scale)[expand] * centred
+    return to_maps.astype(maps.dtype), product.sum(0), total.sum(0)
+
+
+normalized_pool.defvjp(_normalized_pool_forward, _normalized_pool_backward)
+
+
+def _taps(images: jax.Array, size: int, padding: int) -> list[list[jax.Array]]:
+    """What each weight of a filter meets, in the order of a kernel's rows, at each of the corners of the
+    pooling windows: 4 lists of T maps (N, H'/2, W'/2)."""
+    by_tap = [_corners(view, 2) for view in _shifted(images, size, padding)]
+    channels = range(images.shape[-1])
+    return [[corners[k][..., c] for corners in by_tap for c in channels] for k in range(4)]
+
+
+def _as_array(taps: list[list[jax.Array]]) -> jax.Array:
+    """(N, 4, H'/2, W'/2, T + 1): the taps, and 1."""
+    one = jnp.ones_like(taps[0][0])
+    return jnp.stack([jnp.stack([*corner, one], -1) for corner in taps], 1)
+
+
+_exact = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
+
+
+def _moments(taps: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Means (N, T) and covariances (N, T, T) of the taps over the pixels."""
+    second = _exact("nkhwt,nkhwu->ntu", taps, taps) / math.prod(taps.shape[1:4])
+    mean = second[:, -1, :-1]
+    return mean, second[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
+
+
+def _statistics(moments, weights):
+    """Mean and 1 / standard deviation (N, F) of the products of patches with weights (T, F)."""
+    mean, covariance = moments
+    variance = _exact("tf,ntu,uf->nf", weights, covariance, weights)
+    inverse = lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
+    return _exact("nt,tf->nf", mean, weights), inverse
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def first_block(
+    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
+) -> jax.Array:
+    """Convolution of images (N, H, W, C) with a kernel (K, K, C, F), `normalized_pool` after it.
+
+    For few channels. Returns (N, H'/2, W'/2, F) in the images' type; products are float32.
+    """
+    return _first_block_forward(images, kernel, scale, bias, padding)[0]
+
+
+def _normalized(taps, weights, slope, offset) -> list[jax.Array]:
+    """The map at each corner of the pooling windows (N, H'/2, W'/2, F), normalised. A sum that is
+    written out fuses with what follows."""
+
+    def of_corner(corner):
+        products = [
+            tap.astype(jnp.float32)[..., None] * weight
+            for tap, weight in zip(corner, weights, strict=True)
+        ]
+        total = sum(products[1:], products[0])
+        return _channels_last(total * slope[:, None, None] + offset[:, None, None])
+
+    return [of_corner(corner) for corner in taps]
+
+
+def _first_block_forward(images, kernel, scale, bias, padding):
+    taps = _taps(images, kernel.shape[0], padding)
+    weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
+    moments = _moments(_as_array(taps))
+    mean, inverse = _statistics(moments, weights)
+    slope = inverse * scale
+    corners = _normalized(taps, weights, slope, bias - mean * slope)
+    pooled = sum(jnp.maximum(corner, 0) for corner in corners) * 0.25
+    return pooled.astype(images.dtype), (images, kernel, scale, bias, moments, mean, inverse)
+
+
+def _first_block_backward(padding, residuals, gradient):
+    # Without the barrier XLA would keep the large map of the forward pass after all.
+    images, kernel, scale, bias, moments, mean, inverse = lax.optimization_barrier(residuals)
+    taps = _taps(images, kernel.shape[0], padding)
+    weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
+    slope, (tap_mean, covariance) = inverse * scale, moments
+    corners = _normalized(taps, weights, slope, bias - mean * slope)
+    share = gradient * 0.25
+    through = jnp.stack([jnp.where(corner > 0, share, 0) for corner in corners], 1)
+    # Sums over the pixels of each tap times what the activation lets through, and of that alone.
+    sums = _exact("nkhwt,nkhwf->ntf", _as_array(taps), through)
+    with_taps, total = sums[:, :-1], sums[:, -1]
+    # With the map Y = patches W: the sum of it times the normalised map,
+    product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
+    # and patches^T (through - (total + normalised product) / pixels).
+    centred = with_taps - tap_mean[:, :, None] * total[:, None]
+    slanted = _exact("ntu,uf->ntf", covariance, weights) * (inverse * product)[:, None]
+    to_kernel = (slope[:, None] * (centred - slanted)).sum(0).reshape(kernel.shape)
+    # Images are data mostly, and this is not computed where nothing asks for it.
+    _, of_images = jax.vjp(lambda own: _later_block(own, kernel, scale, bias, padding), images)
+    (to_images,) = of_images(gradient)
+    return to_images, to_kernel.astype(kernel.dtype), product.sum(0), total.sum(0)
+
+
+first_block.defvjp(_first_block_forward, _first_block_backward)
