@@ -20,7 +20,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -298,13 +298,19 @@ class Roofline:
         return dict(sorted(found.items()))
 
 
-def roofline(text: str, default_trips: int = 1) -> Roofline:
-    """Of the text of an optimised HLO module. A loop whose trip count is unknown counts `default_trips` times."""
+def roofline(text: str, turns: Mapping[str, int] | None = None) -> Roofline:
+    """Of the text of an optimised HLO module.
+
+    turns: of loops whose trip count the program does not tell, by a regular expression that is found in their
+    `op_name`; the first that fits counts, 1 where none does.
+    """
     module = Module(text)
-    return Roofline(list(_kernels(module, module.entry, 1, default_trips)))
+    return Roofline(list(_kernels(module, module.entry, 1, turns or {})))
 
 
-def _kernels(module: Module, computation: str, times: int, default_trips: int) -> Iterator[Kernel]:
+def _kernels(
+    module: Module, computation: str, times: int, turns: Mapping[str, int]
+) -> Iterator[Kernel]:
     own = module.computations[computation]
     for one in own.values():
         opcode = one.opcode
@@ -314,14 +320,16 @@ def _kernels(module: Module, computation: str, times: int, default_trips: int) -
             trips = one.attribute(r'known_trip_count":\{"n":"(\d+)"')
             body = one.attribute(r"body=%?([\w.\-]+)")
             assert body
-            count = int(trips) if trips else default_trips
-            yield from _kernels(module, body, times * count, default_trips)
+            name = one.attribute(r'op_name="([^"]*)"') or ""
+            known = (number for pattern, number in turns.items() if re.search(pattern, name))
+            count = int(trips) if trips else next(known, 1)
+            yield from _kernels(module, body, times * count, turns)
         elif opcode == "conditional":
-            branches = [list(_kernels(module, b, times, default_trips)) for b in one.called()]
+            branches = [list(_kernels(module, b, times, turns)) for b in one.called()]
             yield from max(branches, key=lambda kernels: sum(k.bytes for k in kernels), default=[])
         elif opcode in ("call", "async-start"):
             for called in one.called():
-                yield from _kernels(module, called, times, default_trips)
+                yield from _kernels(module, called, times, turns)
         else:
             yield _kernel(module, own, one, times)
 
