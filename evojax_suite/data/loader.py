@@ -21,12 +21,14 @@ from evojax_suite.types import Dataset, Split
 DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
 
 
-def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
+def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
     """Load a dataset with its train, validation and test parts.
 
     name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's own set.
     data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. What
     is not there is read from, or downloaded by, TensorFlow Datasets.
+    cache: keep the pixels of archives and class folders that are slow to read in the user's cache
+    folder, for as long as these stay as they are.
 
     A set without a validation part gives one in five of its training images to it, stratified by
     class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's own set
@@ -40,12 +42,12 @@ def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
         raise unknown_name(str(name))
     known = find_known(name) if isinstance(name, str) else None
     if known is not None:
-        return _assemble(_find(known, data_dir), known, known.name)
+        return _assemble(_find(known, data_dir, cache), known, known.name)
     path = _expanded(name)
     if not path.exists() and path.name == str(name) and not path.suffix:
         raise unknown_name(str(name))
     own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
-    return _assemble(read_path(path), None, own_name)
+    return _assemble(read_path(path, cache), None, own_name)
 
 
 def from_arrays(
@@ -78,13 +80,13 @@ def _expanded(path: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _find(known: Known, data_dir: str | Path | None) -> Source:
+def _find(known: Known, data_dir: str | Path | None, cache: bool) -> Source:
     """The first of the bundled set, the local directory and TensorFlow Datasets that has it."""
     if known.files == "bundled":
         return _digits()
     directory = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if directory:
-        source = find_local(known, _expanded(directory))
+        source = find_local(known, _expanded(directory), cache)
         if source is not None:
             return source
         looked = f"{places(known)} are not in {directory}"
