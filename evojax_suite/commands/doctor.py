@@ -43,9 +43,9 @@ class Options(Command):
 def _writable(folder: Path) -> str:
     """ok, or why nothing can be written below the first part of `folder` that exists."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             free = psutil.disk_usage(str(existing)).free / 2**30
             return f"ok, {free:.1f} GiB free"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,9 +206,18 @@ def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
 
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std of the images scaled to [0, 1], to 4 digits; std at least 0.001."""
-    scale = 255 if train.images.dtype == np.uint8 else 1
-    channels = train.images.shape[3]
-    pixels = [train.images[..., channel] / np.float64(scale) for channel in range(channels)]
-    mean = tuple(round(float(values.mean()), 4) for values in pixels)
-    std = tuple(max(round(float(values.std()), 4), 1e-3) for values in pixels)
-    return mean, std
+    channels = range(train.images.shape[3])
+    pairs = [_mean_and_std(train.images[..., channel]) for channel in channels]
+    return (
+        tuple(round(mean, 4) for mean, _ in pairs),
+        tuple(max(round(std, 4), 1e-3) for _, std in pairs),
+    )
+
+
+def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
+    if pixels.dtype != np.uint8:
+        return float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64))
+    # Exact, and without eight bytes for each pixel.
+    count, total = pixels.size, int(pixels.sum(dtype=np.int64))
+    squares = int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
+    return total / count / 255, math.sqrt(count * squares - total**2) / count / 255
