@@ -54,7 +54,7 @@ class ImageTree:
         self._threads = ThreadPoolExecutor(_NUM_THREADS)
         self._silence = contextlib.ExitStack()
         self._waiting: list[_Image] = []
-        self._decoded: deque[tuple[list[_Image], Future[list[np.ndarray]]]] = deque()
+        self._sent: deque[tuple[list[_Image], Future[list[np.ndarray]]]] = deque()
         self._top_folders: set[str] = set()
         self._parts: set[str] = set()
         self._classes: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = {}
@@ -111,9 +111,9 @@ class ImageTree:
         Raises DataError as `add` does, and for an empty class folder, a part without images, a
         class that only the validation or test part has, and several top-level folders.
         """
-        self._decode()
-        while self._decoded:
+        while self._sent:
             self._collect()
+        self._decode()
         if len(self._top_folders) > 1:
             folders = ", ".join(sorted(folder or "(none)" for folder in self._top_folders))
             raise DataError(
@@ -151,17 +151,23 @@ class ImageTree:
         return Source(parts, tuple(names), self.where)
 
     def _decode(self) -> None:
-        """Have a thread decode what waits; the first image, whose size all must have, at once."""
-        if self._waiting:
-            images, self._waiting = self._waiting, []
-            work = self._threads.submit(_decode_all, self.where, images, self._size)
-            self._decoded.append((images, work))
-        while self._decoded and (self._size is None or len(self._decoded) > 2 * _NUM_THREADS):
+        """Decode what waits: many images in a thread; few of them, and the very first, whose size
+        all must have, at once."""
+        images, self._waiting = self._waiting, []
+        if len(images) < _AT_A_TIME:
+            self._keep(images, _decode_all(self.where, images, self._size))
+            return
+        work = self._threads.submit(_decode_all, self.where, images, self._size)
+        self._sent.append((images, work))
+        if len(self._sent) > 2 * _NUM_THREADS:
             self._collect()
 
     def _collect(self) -> None:
-        images, work = self._decoded.popleft()
-        for image, pixels in zip(images, work.result(), strict=True):
+        images, work = self._sent.popleft()
+        self._keep(images, work.result())
+
+    def _keep(self, images: list[_Image], decoded: list[np.ndarray]) -> None:
+        for image, pixels in zip(images, decoded, strict=True):
             self._size = pixels.shape[:2]
             image.others.append((image.path.name, pixels))
 

@@ -345,7 +345,7 @@ path, other = sys.argv[1:]
 expected = [load(name, cache=False) for name in (path, other)]
 print("ready", flush=True)
 sys.stdin.readline()
-for turn in range(60):
+for turn in range(40):
     for name, wanted in zip((path, other), expected):
         found = load(name)
         assert np.array_equal(found.train.images, wanted.train.images), turn

@@ -399,8 +399,9 @@ def write(folder: Path, form: Form, edits: list[Edit], where: int, sealed: bool 
         data = form.seal(data)
     for name, content in {**(form.beside or {}), form.file: data}.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if name == form.file or not path.exists():  # the others are the same each time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 def check_set(found: Dataset) -> None:
