@@ -206,7 +206,10 @@ def _decode(where: str, data: bytes, size: tuple[int, ...] | None) -> np.ndarray
             wrong = _why_refused(image, size)
             if wrong is None:
                 mode = "L" if image.mode in _GREY_MODES else "RGB"
-                return np.asarray(image if image.mode == mode else image.convert(mode))
+                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+                wrong = _of_another_size(pixels.shape[:2], size)  # some are turned when decoded
+                if wrong is None:
+                    return pixels
     except Exception as error:  # pillow's decoders raise nearly anything on damaged files
         raise DataError(f"{where} cannot be decoded ({first_line(error)})") from error
     raise DataError(f"{where} {wrong}")
@@ -218,11 +221,9 @@ def _why_refused(image: Image.Image, size: tuple[int, ...] | None) -> str | None
     most = Image.MAX_IMAGE_PIXELS
     if most and width * height > most:
         return f"cannot be decoded ({width * height} pixels, exceeds limit of {most})"
-    if size and (height, width) != size:
-        return (
-            f"is {height}x{width} (height x width), an earlier image {size[0]}x{size[1]}; all "
-            "images must have one size"
-        )
+    other_size = _of_another_size((height, width), size)
+    if other_size is not None:
+        return other_size
     # A photograph's JPEG may hold its preview as a second frame.
     if getattr(image, "is_animated", False) and image.format != "MPO":
         return "has several frames; allowed: one"
@@ -234,6 +235,15 @@ def _why_refused(image: Image.Image, size: tuple[int, ...] | None) -> str | None
     if _SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
         return "has signed pixels; allowed: 0..255"
     return None
+
+
+def _of_another_size(own: tuple[int, ...], size: tuple[int, ...] | None) -> str | None:
+    if size is None or own == size:
+        return None
+    return (
+        f"is {own[0]}x{own[1]} (height x width), an earlier image {size[0]}x{size[1]}; all images "
+        "must have one size"
+    )
 
 
 def walk_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:

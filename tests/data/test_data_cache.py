@@ -112,9 +112,14 @@ def source(request, tmp_path) -> SimpleNamespace:
     path = tmp_path / "sets" / name
     arguments = ("cifar10", path.parent) if name.startswith("cifar10") else (path,)
     write(path, make(names, 0))
+
+    def write_again(seed: int) -> None:
+        time.sleep(0.02)  # as long as a file system's clock may stand still
+        write(path, make(names, seed))
+
     return SimpleNamespace(
         path=path,
-        write=lambda seed: write(path, make(names, seed)),
+        write=write_again,
         load=lambda **options: load(*arguments, **options),
     )
 

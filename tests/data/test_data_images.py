@@ -276,6 +276,8 @@ def webp(height: int, width: int) -> bytes:
     return bytes(data)
 
 
+TURNED = TiffImagePlugin.ImageFileDirectory_v2()
+TURNED[700] = b'<x tiff:Orientation="6"/>'
 SIGNED = TiffImagePlugin.ImageFileDirectory_v2()
 SIGNED[339] = 2
 
@@ -296,6 +298,8 @@ WRONG = {
     "not a tiff": ({"train/a/x.tif": b"II*\0\xff\xff\xff\xff"}, "cannot be decoded"),
     "webp of another size": ({"train/b/x.webp": saved(COLOUR.rotate(90, expand=True), "WEBP")},
         "is 5x6 .height x width., an earlier image 6x5"),
+    "tiff that is turned": ({"train/b/x.tif": saved(GREY, "TIFF", tiffinfo=TURNED)},
+        r"x\.tif is 5x6 .height x width., an earlier image 6x5"),
     "webp bomb": ({"train/a/0.webp": webp(16384, 16384)}, r"0\.webp cannot .* exceeds limit"),
     "half a webp bomb": ({"train/a/0.webp": webp(10_000, 10_000)}, "exceeds limit of 89478485"),
     "tiff bomb": ({"train/a/0.tif": tiff(60_000, 60_000, 8, b"x")}, r"0\.tif can.* exceeds limit"),
