@@ -26,6 +26,12 @@ if "xla_backend_optimization_level" not in _FLAGS:
         _FLAGS += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = _FLAGS
 
+# No test sees the datasets that the user has in the cache, nor leaves its own there.
+# matplotlib goes on with the user's list of fonts, which takes seconds to make.
+_CACHE = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+os.environ.setdefault("MPLCONFIGDIR", os.path.join(_CACHE, "matplotlib"))
+_DATASETS = os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="evojax-suite-datasets-")
+
 # Many tests compile the same programs: the processes of a session share them, and no session those
 # of another.
 _OWN_CACHE = None
@@ -36,8 +42,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 
 
 def pytest_unconfigure():
-    if _OWN_CACHE:
-        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+    for folder in filter(None, (_OWN_CACHE, _DATASETS)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items):

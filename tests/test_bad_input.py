@@ -54,9 +54,9 @@ def case(line: str, *says: str, name: str | None = None) -> Any:
     return pytest.param(line, says, id=name or line.replace("{", "").replace("}", ""))
 
 
-def encoded(pixels: np.ndarray) -> bytes:
+def encoded(pixels: np.ndarray, form: str = "PNG", **how: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "PNG")
+    Image.fromarray(pixels).save(stream, form, **how)
     return stream.getvalue()
 
 
@@ -159,6 +159,10 @@ WRONG_SETS: dict[str, tuple[str, ...]] = {
     "cifar_label": ("data_batch_2", "a label has more than 31 bits"),
     "tree_empty_class": ("class folder train/cat is empty; each needs an image",),
     "tree_torn": ("train/ant/1.png cannot be decoded",),
+    "tree_torn_webp": ("train/ant/1.webp cannot be decoded",),
+    "tree_torn_tiff": ("train/ant/1.tif cannot be decoded",),
+    "tree_pages": ("train/ant/9.tiff has several frames; allowed: one",),
+    "tree_deep": ("train/ant/9.tif has mode I;16; allowed: 8 bits per channel, grey or colour",),
     "tree_text": ("train/ant/notes.txt is no image in a class folder",),
     "tree_size": ("is 4x8 (height x width)", "all images must have one size"),
     "tree_bomb": ("train/ant/0.png cannot be decoded", "exceeds limit"),
@@ -214,6 +218,20 @@ def wrong_sets(folder: Path) -> None:
         "cifar_label": (CIFAR, {"data_batch_2": pickle.dumps(BATCH | {"labels": [0, 2**70]}, 2)}),
         "tree_empty_class": (TREE, {"train/cat": None}),
         "tree_torn": (TREE, {"train/ant/1.png": PICTURE[:-40]}),
+        "tree_torn_webp": (TREE, {"train/ant/1.webp": encoded(PIXELS[0], "WEBP")[:-4]}),
+        "tree_torn_tiff": (
+            TREE,
+            {"train/ant/1.tif": encoded(PIXELS[0], "TIFF", compression="tiff_lzw")[:-8]},
+        ),
+        "tree_pages": (
+            TREE,
+            {
+                "train/ant/9.tiff": encoded(
+                    PIXELS[0], "TIFF", save_all=True, append_images=[Image.fromarray(PIXELS[1])]
+                )
+            },
+        ),
+        "tree_deep": (TREE, {"train/ant/9.tif": encoded(PIXELS[0].astype(np.uint16), "TIFF")}),
         "tree_text": (TREE, {"train/ant/notes.txt": b"x"}),
         "tree_size": (TREE, {"train/bee/9.png": encoded(PIXELS[0, :4])}),
         "tree_bomb": (TREE, {"train/ant/0.png": png_of(20_000, 20_000)}),
@@ -632,7 +650,8 @@ def test_a_wrong_set_is_one_line(files, name, place):
 @pytest.mark.parametrize("command", RUNS)
 @pytest.mark.parametrize(
     "name", ["nan.npz", "real_labels.npz", "one_class.npz", "empty_class.npz", "torn.npz",
-             "torn.tar", "idx_cut", "cifar_call", "tree_empty_class", "tree_torn", "none/at/all"],
+             "torn.tar", "idx_cut", "cifar_call", "tree_empty_class", "tree_torn", "tree_torn_tiff",
+             "none/at/all"],
 )  # fmt: skip
 def test_no_command_begins_with_a_wrong_set(refused, command, name):
     refused(f"{command} --dataset {{sets}}/{name}", f"{{sets}}/{name}", *WRONG_SETS[name])

@@ -48,6 +48,15 @@ def test_what_a_run_was_made_with_comes_back_from_its_file(command, tmp_path):
     assert again.settings() == options.settings()
 
 
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.split(".")[-1])
+def test_where_data_lie_and_whether_they_are_kept_is_no_setting(command):
+    given = ["--data-dir", "there", "--no-cache-data"]
+    options = tyro.cli(command.Options, args=given)
+    assert not options.cache_data
+    assert tyro.cli(command.Options, args=[]).cache_data
+    assert options.settings() == tyro.cli(command.Options, args=[]).settings()
+
+
 @pytest.mark.parametrize("command", [*COMMANDS, evaluate], ids=lambda module: module.__name__)
 def test_the_options_that_a_file_may_have_are_those_of_tyro(command, capsys):
     with pytest.raises(SystemExit):

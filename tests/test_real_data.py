@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+from evojax_suite import load
 from evojax_suite.cli import main
 from evojax_suite.distilled import DistilledDataset
 
@@ -50,6 +55,36 @@ def test_herding_and_gradient_matching_shrink_cifar10(tmp_path):
     ]  # fmt: skip
     assert main(["coreset", *arguments]) == 0
     check_sets(tmp_path / "run", ("herding-10", "gradient_matching-10"), (32, 32, 3))
+
+
+def test_lossless_cifar10_is_soon_there_and_sooner_again(monkeypatch, tmp_path):
+    folder = Path(os.environ["EVOJAX_SUITE_DATA"]) / "lossless"
+    if not (folder / "cifar10.tar.gz").exists():
+        pytest.skip(f"there is no {folder / 'cifar10.tar.gz'}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found, seconds = [], []
+    for _ in range(2):
+        start = time.process_time()  # beside other work the clock says little
+        found.append(load("cifar10", folder))
+        seconds.append(time.process_time() - start)
+    assert seconds[0] < 20
+    assert seconds[1] < 2
+    assert len([*tmp_path.rglob("*.dataset")]) == 1
+    for dataset in found:
+        assert dataset.name == "cifar10"
+        train = np.concatenate([dataset.train.images, dataset.validation.images])
+        labels = np.concatenate([dataset.train.labels, dataset.validation.labels])
+        assert train.shape == (50_000, 32, 32, 3)
+        assert dataset.test.images.shape == (10_000, 32, 32, 3)
+        np.testing.assert_array_equal(np.bincount(labels), [5000] * 10)
+        np.testing.assert_array_equal(np.bincount(dataset.test.labels), [1000] * 10)
+        for channel, mean, std in ((0, 0.4914, 0.2470), (1, 0.4822, 0.2435), (2, 0.4465, 0.2616)):
+            assert train[..., channel].mean() / 255 == pytest.approx(mean, abs=5e-5)
+            assert train[..., channel].std() / 255 == pytest.approx(std, abs=5e-5)
+    for part in ("train", "validation", "test"):
+        one, other = (getattr(dataset, part) for dataset in found)
+        np.testing.assert_array_equal(one.images, other.images)
+        np.testing.assert_array_equal(one.labels, other.labels)
 
 
 def check_sets(run, names, shape):

@@ -111,7 +111,9 @@ def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
     options.params.check()
-    dataset = some_images(load(options.dataset, options.data_dir), options.num_images)
+    dataset = some_images(
+        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
+    )
     if is_small(options.scale) and options.config.network == cest.Config().network:
         network = replace(options.config.network, width=_NARROW)
         options = replace(options, config=replace(options.config, network=network))

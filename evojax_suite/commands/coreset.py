@@ -84,7 +84,9 @@ def _check(options: Options, dataset: Dataset) -> None:
 def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
-    dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
+    dataset = with_whole_training_set(
+        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
+    )
     _check(options, dataset)
     training = smaller_sets.fitted_to(options.training, dataset)
     options = replace(options, training=training)

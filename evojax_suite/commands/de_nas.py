@@ -120,7 +120,7 @@ def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
     options.params.check()
-    dataset = load(options.dataset, options.data_dir)
+    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
     small = is_small(options.scale)
     if small:
         options = reduced(options, len(dataset.train))

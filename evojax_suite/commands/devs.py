@@ -39,7 +39,9 @@ class Options(JudgedRunOptions):
 def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
-    dataset = with_whole_training_set(load(options.dataset, options.data_dir), options.num_images)
+    dataset = with_whole_training_set(
+        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
+    )
     training = smaller_sets.fitted_to(options.config.training, dataset)
     config = replace(options.config, training=training)
     options = replace(options, config=config)

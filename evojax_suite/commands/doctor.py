@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import psutil
 
 from evojax_suite.commands.options import Command
-from evojax_suite.data import NAMES
+from evojax_suite.data import NAMES, cache
 from evojax_suite.data.catalog import find_known
 from evojax_suite.data.errors import DataError, first_line
 from evojax_suite.data.loader import DATA_DIR_VARIABLE
@@ -33,6 +33,9 @@ class Options(Command):
 
     data_dir: Path | None = None
     """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    cache_data: bool = True
+    """Keep the pixels of archives and folders of images, which are slow to read, in the user's
+    cache folder."""
     runs_dir: Path = Path("runs")
     """Where runs would be made."""
 
@@ -40,9 +43,9 @@ class Options(Command):
 def _writable(folder: Path) -> str:
     """ok, or why nothing can be written below the first part of `folder` that exists."""
     existing = folder
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
     try:
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
             free = psutil.disk_usage(str(existing)).free / 2**30
             return f"ok, {free:.1f} GiB free"
@@ -66,14 +69,14 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _found(name: str, data_dir: str | Path | None) -> str:
+def _found(name: str, data_dir: str | Path | None, cache_data: bool) -> str:
     known = find_known(name)
     if known is None or known.files == "bundled":
         return "bundled"
     if not data_dir:
         return f"no --data-dir and {DATA_DIR_VARIABLE} is not set"
     try:
-        source = find_local(known, Path(os.path.expanduser(data_dir)))
+        source = find_local(known, Path(os.path.expanduser(data_dir)), cache_data)
     except (DataError, OSError) as error:
         return str(error)
     if source is None:
@@ -102,8 +105,10 @@ def run(options: Options) -> int:
             state = _writable(Path(folder).absolute())
             broken |= not state.startswith("ok")
             print(f"folder for {title}, {folder}: {state}")
+    if options.cache_data:  # a run goes on without it
+        print(f"folder for the cache of datasets, {cache.folder()}: {_writable(cache.folder())}")
     data_dir = options.data_dir or os.environ.get(DATA_DIR_VARIABLE)
     print(f"datasets in {data_dir or 'no folder'}:")
     for name in NAMES:
-        print(f"  {name}: {_found(name, data_dir)}")
+        print(f"  {name}: {_found(name, data_dir, options.cache_data)}")
     return 2 if broken else 0

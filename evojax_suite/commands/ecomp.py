@@ -213,7 +213,9 @@ def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
     config, params = options.config, options.params
-    dataset = with_whole_training_set(load(options.dataset, options.data_dir))
+    dataset = with_whole_training_set(
+        load(options.dataset, options.data_dir, cache=options.cache_data)
+    )
     places = evolution_images(dataset, options.num_images, config.batch_size)
     parent = None
     if options.parent is not None:

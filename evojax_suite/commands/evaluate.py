@@ -48,6 +48,9 @@ class Options(Placement):
     """Of the initialisations."""
     data_dir: Path | None = None
     """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    cache_data: bool = True
+    """Keep the pixels of archives and folders of images, which are slow to read, in the user's
+    cache folder."""
     output: Path | None = None
     """Write the accuracies to this JSON file too."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
@@ -79,9 +82,13 @@ def _recipe(options: Options, data: DistilledDataset) -> tuple[NetworkConfig, Tr
 
 def run(options: Options) -> None:
     """Print the table. Raises ValueError, DataError or OSError, each with one line to show."""
-    dataset = load(options.dataset, options.data_dir) if options.dataset else None
+    dataset = (
+        load(options.dataset, options.data_dir, cache=options.cache_data)
+        if options.dataset
+        else None
+    )
     data = DistilledDataset.load(options.path, dataset)
-    dataset = dataset or load(data.dataset, options.data_dir)
+    dataset = dataset or load(data.dataset, options.data_dir, cache=options.cache_data)
     if dataset.class_names != data.class_names or dataset.image_shape != data.images.shape[1:]:
         raise ValueError(
             f"{options.path} holds {data.images.shape[1:]} images of {len(data.class_names)} "

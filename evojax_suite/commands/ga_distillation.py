@@ -57,7 +57,7 @@ def run(options: Options) -> Path:
         alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
         options.plan.members = max(1.0, config.population_size / alike)
         config = replace(config, population_size=min(config.population_size, alike))
-    dataset = load(options.dataset, options.data_dir)
+    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
     ga_distillation.check(config, dataset)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     directory = options.directory("ga_distillation", dataset)

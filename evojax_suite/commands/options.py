@@ -133,6 +133,9 @@ class RunOptions(Placement):
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
     data_dir: Path | None = None
     """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    cache_data: bool = True
+    """Keep the pixels of archives and folders of images, which are slow to read, in the user's
+    cache folder."""
     seed: int = 0
     """Of everything random in the run."""
     seeds: str | None = None
@@ -306,8 +309,8 @@ class RunOptions(Placement):
         settings = plain(self, non_finite=str)
         placement = [own.name for own in fields(Placement)]
         others = (
-            "resume", "runs_dir", "data_dir", "checkpoint_seconds", "name", "seeds", "config_file",
-            "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
+            "resume", "runs_dir", "data_dir", "cache_data", "checkpoint_seconds", "name", "seeds",
+            "config_file", "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]

@@ -30,21 +30,21 @@ def read_archive(path: Path, cifar_kinds: tuple[str, ...]) -> Source:
     Raises DataError for a damaged archive and for one with neither.
     """
     batches: dict[str, dict[str, bytes]] = {kind: {} for kind in cifar_kinds}
-    tree = ImageTree(str(path))
-    for member, data in _walk(path):
-        kind = next((kind for kind in batches if member.name in batch_names(kind)), None)
-        if kind is not None and data is not None:
-            batches[kind][member.name] = data
-        else:
-            tree.add(member, data)
-    for kind, files in batches.items():
-        if files:
-            return read_cifar(files, kind, str(path))
-    if tree.is_empty:
-        raise DataError(
-            f"{path}: holds neither CIFAR batches nor images as train|val|test/<class>/<image>"
-        )
-    return replace(tree.source(), name=archive_stem(path))
+    with ImageTree(str(path)) as tree:
+        for member, data in _walk(path):
+            kind = next((kind for kind in batches if member.name in batch_names(kind)), None)
+            if kind is not None and data is not None:
+                batches[kind][member.name] = data
+            else:
+                tree.add(member, data)
+        for kind, files in batches.items():
+            if files:
+                return read_cifar(files, kind, str(path))
+        if tree.is_empty:
+            raise DataError(
+                f"{path}: holds neither CIFAR batches nor images as train|val|test/<class>/<image>"
+            )
+        return replace(tree.source(), name=archive_stem(path))
 
 
 def _walk(path: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:

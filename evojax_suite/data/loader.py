@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,12 +22,14 @@ from evojax_suite.types import Dataset, Split
 DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
 
 
-def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
+def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
     """Load a dataset with its train, validation and test parts.
 
     name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's own set.
     data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. What
     is not there is read from, or downloaded by, TensorFlow Datasets.
+    cache: keep the pixels of archives and class folders that are slow to read in the user's cache
+    folder, for as long as these stay as they are.
 
     A set without a validation part gives one in five of its training images to it, stratified by
     class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's own set
@@ -40,12 +43,12 @@ def load(name: str | Path, data_dir: str | Path | None = None) -> Dataset:
         raise unknown_name(str(name))
     known = find_known(name) if isinstance(name, str) else None
     if known is not None:
-        return _assemble(_find(known, data_dir), known, known.name)
+        return _assemble(_find(known, data_dir, cache), known, known.name)
     path = _expanded(name)
     if not path.exists() and path.name == str(name) and not path.suffix:
         raise unknown_name(str(name))
     own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
-    return _assemble(read_path(path), None, own_name)
+    return _assemble(read_path(path, cache), None, own_name)
 
 
 def from_arrays(
@@ -78,13 +81,13 @@ def _expanded(path: str | os.PathLike) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def _find(known: Known, data_dir: str | Path | None) -> Source:
+def _find(known: Known, data_dir: str | Path | None, cache: bool) -> Source:
     """The first of the bundled set, the local directory and TensorFlow Datasets that has it."""
     if known.files == "bundled":
         return _digits()
     directory = data_dir or os.environ.get(DATA_DIR_VARIABLE)
     if directory:
-        source = find_local(known, _expanded(directory))
+        source = find_local(known, _expanded(directory), cache)
         if source is not None:
             return source
         looked = f"{places(known)} are not in {directory}"
@@ -203,9 +206,18 @@ def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
 
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std of the images scaled to [0, 1], to 4 digits; std at least 0.001."""
-    scale = 255 if train.images.dtype == np.uint8 else 1
-    channels = train.images.shape[3]
-    pixels = [train.images[..., channel] / np.float64(scale) for channel in range(channels)]
-    mean = tuple(round(float(values.mean()), 4) for values in pixels)
-    std = tuple(max(round(float(values.std()), 4), 1e-3) for values in pixels)
-    return mean, std
+    channels = range(train.images.shape[3])
+    pairs = [_mean_and_std(train.images[..., channel]) for channel in channels]
+    return (
+        tuple(round(mean, 4) for mean, _ in pairs),
+        tuple(max(round(std, 4), 1e-3) for _, std in pairs),
+    )
+
+
+def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:
+    if pixels.dtype != np.uint8:
+        return float(pixels.mean(dtype=np.float64)), float(pixels.std(dtype=np.float64))
+    # Exact, and without eight bytes for each pixel.
+    count, total = pixels.size, int(pixels.sum(dtype=np.int64))
+    squares = int(np.square(pixels, dtype=np.uint16).sum(dtype=np.int64))
+    return total / count / 255, math.sqrt(count * squares - total**2) / count / 255

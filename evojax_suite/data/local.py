@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 from evojax_suite.data.archive import SUFFIXES, archive_stem, read_archive
+from evojax_suite.data.cache import cached
 from evojax_suite.data.catalog import Known, find_known, plain
 from evojax_suite.data.cifar import FOLDERS, batches_in_folder, read_cifar
 from evojax_suite.data.errors import DataError
@@ -16,12 +18,12 @@ from evojax_suite.data.prepared import find_prepared, read_prepared
 from evojax_suite.data.source import Source
 
 
-def find_local(known: Known, data_dir: Path) -> Source | None:
+def find_local(known: Known, data_dir: Path, cache: bool = True) -> Source | None:
     """The set in `data_dir`, or None where there is nothing of it.
 
     Looks, in this order, in `data_dir`'s folder of the set's name and in `data_dir` itself for
     <name>.npz, medmnist/<name>.npz, <name>*.tar (.tar.gz, .tgz), and the set's own files, a
-    prepared TensorFlow dataset or class folders.
+    prepared TensorFlow dataset or class folders. `cache`: of archives and class folders.
     Raises DataError if `data_dir` is no folder, and if what is found cannot be read.
     """
     if not data_dir.is_dir():
@@ -33,10 +35,10 @@ def find_local(known: Known, data_dir: Path) -> Source | None:
                 return read_npz(npz)
         archive = _find_archive(known, folder)
         if archive is not None:
-            return read_archive(archive, _cifar_kinds(known))
+            return _read_archive(archive, _cifar_kinds(known), cache)
         # MNIST, Fashion-MNIST and KMNIST have the same file names: the folder's name decides.
         of_another = find_known(folder.name) not in (None, known)
-        source = None if of_another else _read_files(folder, known)
+        source = None if of_another else _read_files(folder, known, cache)
         if source is not None:
             return source
     return None
@@ -47,10 +49,10 @@ def places(known: Known) -> str:
     return f"{known.name}/, {known.name}.npz, medmnist/{known.name}.npz, {known.name}*.tar[.gz]"
 
 
-def read_path(path: Path) -> Source:
+def read_path(path: Path, cache: bool = True) -> Source:
     """A user's own set: a folder, a .tar, .tar.gz or .tgz, or a .npz. Raises DataError."""
     if path.is_dir():
-        source = _read_files(path, None)
+        source = _read_files(path, None, cache)
         if source is None:
             raise DataError(
                 f"{path}: no dataset in this folder; allowed: train|val|test/<class>/<image>, IDX "
@@ -62,7 +64,7 @@ def read_path(path: Path) -> Source:
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     if archive_stem(path) is not None:
-        return read_archive(path, tuple(FOLDERS))
+        return _read_archive(path, tuple(FOLDERS), cache)
     raise DataError(f"{path}: unknown file type; allowed: .npz, {', '.join(SUFFIXES)}, or a folder")
 
 
@@ -90,7 +92,12 @@ def _find_archive(known: Known, folder: Path) -> Path | None:
     return next(iter(first or found), None)
 
 
-def _read_files(folder: Path, known: Known | None) -> Source | None:
+def _read_archive(path: Path, cifar_kinds: tuple[str, ...], cache: bool) -> Source:
+    read = partial(read_archive, path, cifar_kinds)
+    return cached(read, path, cifar_kinds, path.name) if cache else read()
+
+
+def _read_files(folder: Path, known: Known | None, cache: bool) -> Source | None:
     """A set whose files lie in the folder in one of the known layouts, else None."""
     if known is None or known.files == "idx":
         paths = find_idx(folder)
@@ -105,7 +112,12 @@ def _read_files(folder: Path, known: Known | None) -> Source | None:
         return read_prepared(prepared, known.name if known else None)
     if known is not None and not (folder / "train").is_dir():
         return None
-    tree = ImageTree(str(folder))
-    for path, data in walk_folder(folder):
-        tree.add(path, data)
-    return None if tree.is_empty else tree.source()
+    read = partial(_read_tree, folder)
+    return cached(read, folder) if cache else read()
+
+
+def _read_tree(folder: Path) -> Source | None:
+    with ImageTree(str(folder)) as tree:
+        for path, data in walk_folder(folder):
+            tree.add(path, data)
+        return None if tree.is_empty else tree.source()

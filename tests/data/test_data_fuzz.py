@@ -80,9 +80,9 @@ def resealed(data: bytes) -> bytes:
     return bytes(blocks)
 
 
-def encoded(form: str, pixels: np.ndarray) -> bytes:
+def encoded(form: str, pixels: np.ndarray, **how: object) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, form)
+    Image.fromarray(pixels).save(stream, form, **how)
     return stream.getvalue()
 
 
@@ -171,9 +171,9 @@ def python2() -> bytes:
     ])  # fmt: skip
 
 
-def tree(form: str, *shape: int) -> Parts:
+def tree(form: str, *shape: int, **how: object) -> Parts:
     return {
-        f"{part}/{name}/{number}.{form.lower()}": encoded(form, images(1, *shape)[0])
+        f"{part}/{name}/{number}.{form.lower()}": encoded(form, images(1, *shape)[0], **how)
         for part in ("train", "test")
         for name in ("ant", "bee")
         for number in range(2)
@@ -321,6 +321,17 @@ FORMS: dict[str, Callable[[], Form]] = {
     "PNG, colour": lambda: one_of(tree("PNG", 4, 4, 3), f"{FIRST}.png", read_set(""), with_sums),
     "JPEG": lambda: one_of(tree("JPEG", 4, 4, 3), f"{FIRST}.jpeg", read_set("")),
     "BMP": lambda: one_of(tree("BMP", 4, 4), f"{FIRST}.bmp", read_set("")),
+    "WebP": lambda: one_of(tree("WEBP", 4, 4, 3), f"{FIRST}.webp", read_set("")),
+    "WebP, lossless": lambda: one_of(
+        tree("WEBP", 4, 4, 4, lossless=True), f"{FIRST}.webp", read_set("")
+    ),
+    "TIFF": lambda: one_of(tree("TIFF", 4, 4), f"{FIRST}.tiff", read_set("")),
+    **{
+        f"TIFF, {compression}": lambda how=compression: one_of(
+            tree("TIFF", 4, 4, 3, compression=how), f"{FIRST}.tiff", read_set("")
+        )
+        for compression in ("tiff_lzw", "jpeg")
+    },
     "tar": lambda: Form(
         tree("PNG", 4, 4), "set.tar", tarred, read_set("set.tar"), seal=resealed
     ),
@@ -388,8 +399,9 @@ def write(folder: Path, form: Form, edits: list[Edit], where: int, sealed: bool 
         data = form.seal(data)
     for name, content in {**(form.beside or {}), form.file: data}.items():
         path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+        if name == form.file or not path.exists():  # the others are the same each time
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
 
 
 def check_set(found: Dataset) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import os
+import struct
 import tarfile
+import threading
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from evojax_suite.data import DataError, load
 
@@ -19,8 +22,14 @@ Files = Mapping[str, bytes | None]
 
 
 def encode(pixels: np.ndarray, form: str = "png") -> bytes:
+    """A file that ends so; a TIFF or WebP without loss."""
+    names = {"jpg": "JPEG", "tif": "TIFF"}
+    return saved(Image.fromarray(pixels), names.get(form, form.upper()), lossless=True)
+
+
+def saved(image: Image.Image, form: str, **how) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, {"jpg": "JPEG", "jpeg": "JPEG"}.get(form, form.upper()))
+    image.save(stream, form, **how)
     return stream.getvalue()
 
 
@@ -81,7 +90,7 @@ def small(arrays):
     return arrays(30, 3, (6, 5)), arrays(9, 3, (6, 5), seed=1)
 
 
-@pytest.mark.parametrize("image_form", ["png", "bmp", "PNG"])
+@pytest.mark.parametrize("image_form", ["png", "bmp", "PNG", "tif", "tiff", "TIFF"])
 @pytest.mark.parametrize("form", FORMS)
 def test_round_trip(tmp_path, small, assert_holds, form, image_form):
     files = tree(["ant", "bee", "cat"], *small, image_form)
@@ -92,17 +101,40 @@ def test_round_trip(tmp_path, small, assert_holds, form, image_form):
     assert dataset.image_shape == (6, 5, 1)
 
 
-def test_colour_round_trip(tmp_path, arrays, assert_holds):
+@ON_DISK_AND_IN_TAR
+@pytest.mark.parametrize("form", ["png", "bmp", "webp", "WEBP", "tif", "tiff"])
+def test_colour_round_trip(tmp_path, arrays, assert_holds, write, form):
     train, test = arrays(30, 3, (6, 5, 3)), arrays(9, 3, (6, 5, 3), seed=1)
-    assert_holds(load(write_folder(tmp_path, tree("abc", train, test))), train, test)
+    assert_holds(load(write(tmp_path / "own", tree("abc", train, test, form))), train, test)
 
 
-@pytest.mark.parametrize("form", ["jpg", "jpeg"])
-def test_jpeg_is_close(tmp_path, form):
+@pytest.mark.parametrize(
+    "compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits"]
+)
+@pytest.mark.parametrize("shape", [(6, 5), (6, 5, 3)])
+def test_compressed_tiff(tmp_path, arrays, assert_holds, compression, shape):
+    train, test = arrays(10, 2, shape), arrays(4, 2, shape, seed=1)
+    files = {
+        f"{part}/{'ab'[label]}/{number:04}.tif": saved(
+            Image.fromarray(image), "TIFF", compression=compression
+        )
+        for part, (images, labels) in (("train", train), ("test", test))
+        for number, (image, label) in enumerate(zip(images, labels, strict=True))
+    }
+    assert_holds(load(write_tar(tmp_path / "own.tar", files)), train, test)
+
+
+@pytest.mark.parametrize("form", ["jpg", "jpeg", "webp", "tiff"])
+def test_what_loses_some_is_close(tmp_path, form):
     plain = np.arange(0, 250, 25, dtype=np.uint8)
     images = np.broadcast_to(plain[:, None, None, None], (10, 8, 8, 3)).copy()
     labels = np.repeat([0, 1], 5)
-    files = tree("ab", (images, labels), (images, labels), form)
+    how = {"webp": {"quality": 90}, "tiff": {"compression": "jpeg"}}.get(form, {})
+    files = {
+        name: saved(Image.open(io.BytesIO(data)), {"jpg": "JPEG"}.get(form, form.upper()), **how)
+        for name, data in tree("ab", (images, labels), (images, labels)).items()
+    }
+    files = {f"{name.removesuffix('png')}{form}": data for name, data in files.items()}
     dataset = load(write_tar(tmp_path / "own.tar", files))
     np.testing.assert_allclose(dataset.test.images.astype(int), images, atol=2)
     np.testing.assert_array_equal(dataset.test.labels, labels)
@@ -199,20 +231,93 @@ def picture(size=(6, 5)) -> bytes:
     return encode(np.zeros(size, np.uint8))
 
 
-def deep_picture() -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(np.zeros((6, 5), np.uint16)).save(stream, "PNG")
-    return stream.getvalue()
+COLOUR = Image.fromarray(np.random.default_rng(2).integers(0, 256, (6, 5, 3), np.uint8))
+GREY = COLOUR.convert("L")
 
+
+def of_type(kind: type, form: str = "TIFF") -> bytes:
+    """Grey, with pixels of another type."""
+    return saved(Image.fromarray(np.zeros((6, 5), kind)), form)
+
+
+def moving(form: str) -> bytes:
+    return saved(COLOUR, form, save_all=True, append_images=[COLOUR.transpose(Image.ROTATE_180)])
+
+
+def tiff(height: int, width: int, bits: int, data: bytes, **others: int) -> bytes:
+    """A TIFF in colour whose tags say so."""
+    tags = {256: width, 257: height, 259: 1, 262: 2, 273: 140, 277: 3, 278: height, 279: len(data)}
+    entries = [(tag, 4, 1, value) for tag, value in tags.items()]
+    entries = sorted([*entries, (258, 3, 3, 134)])
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries))
+    head += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return head.ljust(134, b"\0") + struct.pack("<3H", bits, bits, bits) + data
+
+
+def deep_png() -> bytes:
+    """In colour, with 16 bits per channel."""
+    rows = zlib.compress(bytes(6 * (1 + 5 * 6)))
+    chunks = (
+        (b"IHDR", struct.pack(">IIBBBBB", 5, 6, 16, 2, 0, 0, 0)),
+        (b"IDAT", rows),
+        (b"IEND", b""),
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+
+
+def webp(height: int, width: int) -> bytes:
+    """A WebP whose header says so."""
+    data = bytearray(encode(np.asarray(COLOUR), "webp"))
+    assert data[12:16] == b"VP8L"
+    struct.pack_into("<I", data, 21, (width - 1) | (height - 1) << 14)
+    return bytes(data)
+
+
+TURNED = TiffImagePlugin.ImageFileDirectory_v2()
+TURNED[700] = b'<x tiff:Orientation="6"/>'
+SIGNED = TiffImagePlugin.ImageFileDirectory_v2()
+SIGNED[339] = 2
 
 WRONG = {
     "truncated image": ({"train/a/x.png": picture()[:45]}, r"train/a/x\.png cannot be decoded"),
     "truncated jpeg": (
         {"train/a/x.jpg": encode(np.zeros((6, 5), np.uint8), "jpg")[:-20]}, "cannot be decoded"),
+    "truncated webp": (
+        {"train/a/x.webp": encode(np.zeros((6, 5, 3), np.uint8), "webp")[:-5]},
+        "cannot be decoded"),
+    "truncated tiff": ({"train/a/x.tif": encode(np.zeros((6, 5), np.uint8), "tif")[:-5]},
+        r"train/a/x\.tif cannot be decoded"),
+    "truncated lzw": (
+        {"train/a/x.tiff": saved(COLOUR, "TIFF", compression="tiff_lzw")[:-8]},
+        "cannot be decoded"),
     "not an image": ({"train/a/x.png": b"hello"}, "cannot be decoded"),
+    "not a webp": ({"train/a/x.webp": b"RIFF\4\0\0\0WEBP"}, "cannot be decoded"),
+    "not a tiff": ({"train/a/x.tif": b"II*\0\xff\xff\xff\xff"}, "cannot be decoded"),
+    "webp of another size": ({"train/b/x.webp": saved(COLOUR.rotate(90, expand=True), "WEBP")},
+        "is 5x6 .height x width., an earlier image 6x5"),
+    "tiff that is turned": ({"train/b/x.tif": saved(GREY, "TIFF", tiffinfo=TURNED)},
+        r"x\.tif is 5x6 .height x width., an earlier image 6x5"),
+    "webp bomb": ({"train/a/0.webp": webp(16384, 16384)}, r"0\.webp cannot .* exceeds limit"),
+    "half a webp bomb": ({"train/a/0.webp": webp(10_000, 10_000)}, "exceeds limit of 89478485"),
+    "tiff bomb": ({"train/a/0.tif": tiff(60_000, 60_000, 8, b"x")}, r"0\.tif can.* exceeds limit"),
+    "half a tiff bomb": ({"train/a/0.tif": tiff(9000, 10_000, 8, b"x")}, "exceeds limit of 8947"),
+    "moving webp": ({"train/a/x.webp": moving("WEBP")}, "has several frames; allowed: one"),
+    "moving png": ({"train/a/x.png": moving("PNG")}, "has several frames; allowed: one"),
+    "several pages": ({"train/a/x.tif": moving("TIFF")}, r"x\.tif has several frames; all"),
     "another size": ({"train/b/x.png": picture((5, 6))},
         "is 5x6 .height x width., an earlier image 6x5"),
-    "16 bits": ({"train/a/x.png": deep_picture()}, "mode I;16; allowed: 8 bits"),
+    "16 bits": ({"train/a/x.png": of_type(np.uint16, "PNG")}, "mode I;16; allowed: 8 bits"),
+    "tiff of 16 bits": ({"train/a/x.tif": of_type(np.uint16)}, r"x\.tif has mode I;16; allowed: 8"),
+    "tiff of 32 bits": ({"train/a/x.tif": of_type(np.int32)}, "mode I; allowed: 8 bits"),
+    "tiff of floats": ({"train/a/x.tif": of_type(np.float32)}, "mode F; allowed: 8 bits"),
+    "tiff in Lab": ({"train/a/x.tif": saved(Image.new("LAB", (5, 6)), "TIFF")}, "mode LAB; allow"),
+    "signed tiff": ({"train/a/x.tif": saved(GREY, "TIFF", tiffinfo=SIGNED)}, "has signed pixels"),
+    "16 bits in colour": ({"train/a/x.png": deep_png()}, "16 bits per channel; allowed: 8"),
+    "tiff of 16 bits in colour": ({"train/a/x.tif": tiff(6, 5, 16, bytes(180))},
+        r"x\.tif has 16 bits per channel; allowed: 8"),
     "empty class": ({"train/d": None}, "class folder train/d is empty"),
     "empty class in test": ({"test/d": None}, "class folder test/d is empty"),
     "empty part": ({"val": None}, r"\(validation\): the part has no images"),
@@ -228,15 +333,81 @@ WRONG = {
 
 @ON_DISK_AND_IN_TAR
 @pytest.mark.parametrize("wrong", WRONG)
-def test_wrong_trees(tmp_path, small, write, wrong):
+def test_wrong_trees(tmp_path, arrays, write, wrong, capfd, recwarn):
     change, message = WRONG[wrong]
-    files = tree("abc", *small)
+    files = tree("abc", arrays(6, 3, (6, 5)), arrays(3, 3, (6, 5), seed=1))
     load(write(tmp_path / "good", files))
     path = write(tmp_path / "bad", files | change)
     with pytest.raises(DataError, match=message) as error:
         load(path)
     assert "\n" not in str(error.value)
     assert str(path) in str(error.value)
+    assert capfd.readouterr() == ("", "")  # also of the libraries in C
+    assert not recwarn
+
+
+def test_what_says_how_wrong_images_are_made_makes_right_ones_too(tmp_path):
+    data = np.asarray(COLOUR).tobytes()
+    files = {"train/a/0.tif": tiff(6, 5, 8, data), "train/b/0.webp": webp(6, 5)}
+    files |= {"test/a/0.tif": tiff(6, 5, 8, data), "train/a/1.tif": tiff(6, 5, 8, data)}
+    dataset = load(write_folder(tmp_path, files | {"train/b/1.webp": webp(6, 5)}))
+    for part in (dataset.train, dataset.validation, dataset.test):
+        assert (part.images == np.asarray(COLOUR)).all()
+
+
+@pytest.mark.parametrize(
+    ("form", "image", "expected"),
+    [
+        ("TIFF", COLOUR.convert("P"), "RGB"),
+        ("TIFF", COLOUR.convert("CMYK"), "RGB"),
+        ("TIFF", COLOUR.convert("RGBA"), "RGB"),
+        ("TIFF", COLOUR.convert("YCbCr"), "RGB"),
+        ("TIFF", GREY.convert("LA"), "L"),
+        ("TIFF", GREY.convert("1"), "L"),
+        ("WEBP", COLOUR.convert("RGBA"), "RGB"),
+        ("WEBP", GREY, "RGB"),  # the format has no grey
+        ("PNG", COLOUR.convert("P"), "RGB"),
+    ],
+)
+def test_modes_that_are_read(tmp_path, form, image, expected):
+    data = saved(image, form, lossless=True)
+    names = [
+        f"{part}/{name}/{n}.{form}" for part in ("train", "test") for name in "ab" for n in "01"
+    ]
+    dataset = load(write_folder(tmp_path, dict.fromkeys(names, data)))
+    pixels = np.asarray(image.convert(expected)).reshape(dataset.image_shape)
+    assert (dataset.test.images == pixels).all()
+
+
+def test_a_photograph_with_a_preview_is_read(tmp_path):
+    large = COLOUR.resize((40, 48))
+    data = saved(large, "MPO", save_all=True, append_images=[large.resize((20, 24))])
+    with Image.open(io.BytesIO(data)) as image:
+        assert image.format == "MPO"
+        assert image.n_frames == 2
+    names = [f"{part}/{name}/{n}.jpg" for part in ("train", "test") for name in "ab" for n in "01"]
+    assert load(write_folder(tmp_path, dict.fromkeys(names, data))).image_shape == (48, 40, 3)
+
+
+@ON_DISK_AND_IN_TAR
+def test_many_images_keep_their_order_and_errors_their_file(tmp_path, arrays, assert_holds, write):
+    train, test = arrays(800, 3, (6, 5, 3)), arrays(9, 3, (6, 5, 3), seed=1)
+    files = tree("abc", train, test, "bmp")
+    assert_holds(load(write(tmp_path / "good", files)), train, test)
+    torn = {
+        name: data[:-9] for name, data in files.items() if name.endswith(("0747.bmp", "90.bmp"))
+    }
+    with pytest.raises(DataError, match=r"train/[abc]/\d+\.bmp cannot be decoded") as error:
+        load(write(tmp_path / "bad", files | torn))
+    assert any(name in str(error.value) for name in torn)
+
+
+def test_the_threads_end_with_the_reading(tmp_path, small):
+    before = threading.active_count()
+    load(write_folder(tmp_path / "good", tree("abc", *small)))
+    with pytest.raises(DataError):
+        load(write_folder(tmp_path / "bad", tree("abc", *small) | {"train/a/x.png": b"x"}))
+    assert threading.active_count() == before
 
 
 @ON_DISK_AND_IN_TAR
