@@ -9,7 +9,7 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .$(if $(filter-out user,$*),[$*])
 	touch $@
 
-.PHONY: demo test bench docs clean
+.PHONY: demo test bench gpu-check docs clean
 
 # The paper's strategy at a size for two cores, with the options that its small networks need.
 DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
@@ -29,8 +29,19 @@ test: $(VENV)/installed-dev
 bench: $(VENV)/installed-bench
 	$(BIN)/python experiments/benchmarks/suite.py $(BENCH)
 
+# Programs compiled for a GPU that is not there, and what they would take; an environment of its own.
+GPU_JAX ?= jax[cuda13]
+.venv-gpu/installed: pyproject.toml
+	test -x .venv-gpu/bin/python || $(PYTHON) -m venv .venv-gpu
+	.venv-gpu/bin/python -m pip install --quiet --upgrade pip
+	.venv-gpu/bin/python -m pip install --quiet --editable '.[gpu]' '$(GPU_JAX)'
+	touch $@
+
+gpu-check: .venv-gpu/installed
+	.venv-gpu/bin/python experiments/benchmarks/gpu_check.py $(GPU_CHECK)
+
 docs: $(VENV)/installed-docs
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf $(VENV) build site *.egg-info
+	rm -rf $(VENV) .venv-gpu build site *.egg-info

@@ -431,7 +431,8 @@ class EngineConfig:
     members_in_flight: int | None = None
     """Members trained at once, bounding peak memory; None is 1 on the CPU, 128 elsewhere."""
     members_evaluated_at_once: int | None = None
-    """Of those in flight; None is all of them on the CPU, elsewhere 1 if the images are work enough."""
+    """Of those in flight; None is all of them on the CPU, elsewhere 1 if the images are work
+    enough."""
     evaluation_batch_size: int | None = None
     """Images evaluated at once; None is as many as fit the cache on the CPU, 4,000 of 32x32
     elsewhere."""
@@ -447,7 +448,7 @@ class EngineConfig:
         return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 128)
 
     def resolved_members_evaluated_at_once(self, num_pixels: int) -> int:
-        """How many of those in flight are evaluated at once, each on images of so many pixels in all.
+        """How many of those in flight are evaluated at once, each on so many pixels in all.
 
         Elsewhere than on the CPU a thousand images of 32x32 are worth a member's own launches.
         """
@@ -457,15 +458,16 @@ class EngineConfig:
         return together if jax.default_backend() == "cpu" or num_pixels < 2**20 else 1
 
     def resolved_evaluation_batch_size(self, image_shape: tuple[int, ...]) -> int:
-        """Batch size for images (H, W, C): so many of 32x32, more of smaller ones, fewer of larger."""
+        """Batch size for images (H, W, C): so many pixels as 20 images of 32x32 on the CPU, 4,000
+        elsewhere."""
         if self.evaluation_batch_size is not None:
             return self.evaluation_batch_size
         of_32x32 = 20 if jax.default_backend() == "cpu" else 4000
         return max(1, of_32x32 * 32 * 32 // (image_shape[0] * image_shape[1]))
 
     def batches(self, images: Array, labels: Array) -> Batches:
-        """Images (N, H, W, C) and labels (N,) in batches of this size; elsewhere than on the CPU, where
-        filling is dear, the batches are made as small as their number allows."""
+        """Images (N, H, W, C) and labels (N,) in batches of this size; elsewhere than on the CPU,
+        where a batch is large, they are made as small as their number allows."""
         batch_size = self.resolved_evaluation_batch_size(images.shape[1:])
         if self.evaluation_batch_size is None and jax.default_backend() != "cpu":
             batch_size = -(-len(images) // -(-len(images) // batch_size))

@@ -512,9 +512,25 @@ def count_traced_members(population_size, members_in_flight):
 
 def test_no_more_than_the_allowed_members_run_at_once():
     assert count_traced_members(9, 1) == {"3"}
-    assert count_traced_members(9, 4) == {"4,3"}
+    assert count_traced_members(9, 4) == {"3,3"}  # three groups, each as small as it can be
+    assert count_traced_members(10, 4) == {"4,3"}
     assert count_traced_members(9, 9) == {"9,3"}
     assert count_traced_members(9, 12) == {"9,3"}
+
+
+@pytest.mark.parametrize(("in_flight", "at_once"), [(1, 1), (4, 1), (4, 2), (4, 4), (7, 3)])
+def test_what_follows_is_done_for_some_at_a_time_before_the_next_group(in_flight, at_once):
+    numbers = jnp.arange(14.0).reshape(7, 2)
+
+    def run(numbers):
+        return map_members(jnp.cumsum, (numbers,), in_flight, lambda row: jnp.tanh(row), at_once)
+
+    np.testing.assert_allclose(run(numbers), jnp.tanh(jnp.cumsum(numbers, 1)), rtol=1e-6)
+    groups = -(-7 // in_flight)
+    size = -(-7 // groups)
+    together = -(-size // -(-size // at_once))
+    shape = "2" if together == 1 else f"{together},2"
+    assert set(re.findall(r"f32\[([\d,]+)\] = tanh", str(jax.make_jaxpr(run)(numbers)))) == {shape}
 
 
 @pytest.fixture(scope="module")
@@ -747,14 +763,32 @@ def test_training_refuses_unknown_names(options, message):
 
 
 def test_engine_defaults_are_those_of_the_platform():
-    cpu = jax.default_backend() == "cpu"
-    assert EngineConfig().resolved_members_in_flight == (1 if cpu else 64)
-    assert EngineConfig().resolved_evaluation_batch_size((32, 32, 3)) == (20 if cpu else 500)
-    assert EngineConfig().resolved_evaluation_batch_size((8, 8, 1)) == (320 if cpu else 500)
-    assert EngineConfig().resolved_evaluation_batch_size((999, 999, 1)) == (1 if cpu else 500)
+    assert EngineConfig().resolved_members_in_flight == 1
+    assert EngineConfig().resolved_evaluation_batch_size((32, 32, 3)) == 20
+    assert EngineConfig().resolved_evaluation_batch_size((8, 8, 1)) == 320
+    assert EngineConfig().resolved_evaluation_batch_size((999, 999, 1)) == 1
+    assert EngineConfig(members_in_flight=5).resolved_members_evaluated_at_once(2**30) == 5
     chosen = EngineConfig(members_in_flight=7, evaluation_batch_size=9)
     assert chosen.resolved_members_in_flight == 7
     assert chosen.resolved_evaluation_batch_size((8, 8, 1)) == 9
+    chosen = EngineConfig(members_in_flight=7, members_evaluated_at_once=3)
+    assert chosen.resolved_members_evaluated_at_once(1) == 3
+    assert EngineConfig(members_evaluated_at_once=3).resolved_members_evaluated_at_once(1) == 1
+
+
+def test_engine_defaults_of_an_accelerator(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    engine = EngineConfig()
+    assert engine.resolved_members_in_flight == 128
+    assert engine.resolved_evaluation_batch_size((32, 32, 3)) == 4000
+    assert engine.resolved_evaluation_batch_size((224, 224, 3)) == 81
+    assert engine.resolved_members_evaluated_at_once(12_000 * 28 * 28) == 1
+    assert engine.resolved_members_evaluated_at_once(359 * 8 * 8) == 128
+    # 10,000 images: three batches of 3,334 instead of 4,000, of which the last would be half empty.
+    images, labels = jnp.zeros((10_000, 32, 32, 1)), jnp.zeros(10_000, int)
+    assert engine.batches(images, labels).labels.shape == (3, 3334)
+    asked = EngineConfig(evaluation_batch_size=4000)
+    assert asked.batches(images, labels).labels.shape == (3, 4000)
 
 
 def closed_form_sgd(rate, l2_penalty, num_steps):

@@ -1,14 +1,14 @@
 """A block of the ConvNet, written as one function with a gradient of its own: for accelerators.
 
-Convolution, instance normalisation, ReLU and 2x2 average pooling read and write maps of many megabytes
-again and again where each is a layer by itself. What follows from their being one:
+Convolution, instance normalisation, ReLU and 2x2 average pooling read and write maps of many
+megabytes again and again where each is a layer by itself. What follows from their being one:
 
-- The mean and the variance of a convolution's output over the pixels follow from the first and second
-  moments of the input's patches, which have 9 values a pixel where images are grey: the map is not needed.
-  So the first block (`first_block`) writes its pooled output and nothing else, and its gradient needs one
-  product of the patches with what the activation lets through.
-- The gradient of a pooled map is a broadcast (`normalized_pool`), and the sums that the normalisation's
-  gradient needs are of one pass.
+- The mean and the variance of a convolution's output over the pixels follow from the first and
+  second moments of the input's patches, which have 9 values a pixel where images are grey: the map
+  is not needed. So the first block (`first_block`) writes its pooled output and nothing else, and
+  its gradient needs one product of the patches with what the activation lets through.
+- The gradient of a pooled map is a broadcast (`normalized_pool`), and the sums that the gradient of
+  the normalisation needs are of one pass.
 - A bias before an instance normalisation cancels: it is not added, and its gradient is exactly 0.
 
 The functions agree with the layers of `networks.layers` up to rounding; tests/test_blocks.py.
@@ -53,17 +53,24 @@ def _later_block(images, kernel, scale, bias, padding):
 
 
 def _channels_last(maps: jax.Array) -> jax.Array:
-    """The maps, laid out in memory as their axes are: XLA would put the pixels last, and transpose."""
+    """The maps, laid out in memory as their axes are: XLA would put pixels last, and transpose."""
     return with_layout_constraint(maps, Layout(tuple(range(maps.ndim))))
 
 
-def _sums(*maps: jax.Array) -> list[jax.Array]:
-    """Over the pixels of each of maps (N, H, W, C), in one pass."""
+@jax.custom_jvp
+def _sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Over the pixels of two maps (N, H, W, C), in one pass."""
 
     def add(one, other):
-        return tuple(a + b for a, b in zip(one, other, strict=True))
+        return one[0] + other[0], one[1] + other[1]
 
-    return list(lax.reduce(maps, (jnp.float32(0),) * len(maps), add, (1, 2)))
+    zero = jnp.float32(0)
+    return lax.reduce((first, second), (zero, zero), add, (1, 2))
+
+
+@_sums.defjvp
+def _sums_jvp(maps, tangents):
+    return _sums(*maps), tuple(tangent.sum((1, 2)) for tangent in tangents)
 
 
 def _upsampled(pooled: jax.Array) -> jax.Array:
@@ -124,7 +131,7 @@ normalized_pool.defvjp(_normalized_pool_forward, _normalized_pool_backward)
 
 
 def _taps(images: jax.Array, size: int, padding: int) -> list[list[jax.Array]]:
-    """What each weight of a filter meets, in the order of a kernel's rows, at each of the corners of the
+    """What each weight of a filter meets, in the order of a kernel's rows, at each corner of the
     pooling windows: 4 lists of T maps (N, H'/2, W'/2)."""
     by_tap = [_corners(view, 2) for view in _shifted(images, size, padding)]
     channels = range(images.shape[-1])

@@ -36,8 +36,8 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def default_convolution(train: bool, channels: int, platform: str | None = None) -> Convolution:
-    """The fastest lowering on `platform` (the default backend's if None) in a phase: measured on the
-    CPU, by the model of `make gpu-check` elsewhere.
+    """The fastest lowering on `platform` (the default backend's if None) in a phase: measured on
+    the CPU, by the model of `make gpu-check` elsewhere.
 
     On the CPU evaluation takes patches where the input has few channels, as grey images have.
     """
@@ -95,11 +95,12 @@ def _patches(images, kernel, padding, stride):
 
 
 def _patches_of_two(images, kernel, padding):
-    """`_patches` of stride 1 that gives two neighbouring pixels at once: a kernel of one more column and
-    stride 2, with two sets of filters. Of a 3x3 kernel it moves 6 values a pixel instead of 9 for a third
-    more products. Where kernels weigh more than the pixels, or the columns are odd, `_patches` itself.
+    """`_patches` of stride 1 that gives two neighbouring pixels at once: a kernel of one more
+    column, of stride 2, with two sets of filters. Of a 3x3 kernel it moves 6 values a pixel instead
+    of 9 for a third more products. Where kernels weigh more than the pixels, or the columns are
+    odd, `_patches` itself.
     """
-    size, _, channels, filters = kernel.shape
+    size, filters = kernel.shape[0], kernel.shape[-1]
     height, width = (side + 2 * padding - size + 1 for side in images.shape[1:3])
     if width % 2 or len(images) * height * width < 8 * filters:
         return _patches(images, kernel, padding, 1)

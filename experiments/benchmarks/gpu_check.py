@@ -1,12 +1,14 @@
-"""Compiles the programs of all systems for a GPU that is not there, and says what they would take: `make gpu-check`.
+"""Compiles the programs of all systems for a GPU that is not there, and says what they would take.
 
-    python experiments/benchmarks/gpu_check.py    # writes gpu-model.json and gpu-model.md beside itself
-    python experiments/benchmarks/gpu_check.py --systems ga_distillation --cards h100 --output /tmp/model \\
-        --convolution patches --members-in-flight 64 --members-evaluated-at-once 64 --evaluation-batch-size 500
+    make gpu-check    # writes gpu-model.json and gpu-model.md beside this file
+    .venv-gpu/bin/python experiments/benchmarks/gpu_check.py --systems ga_distillation \\
+        --cards h100 --output /tmp/model --convolution patches --members-in-flight 64 \\
+        --members-evaluated-at-once 64 --evaluation-batch-size 500
 
-Needs `jax[cuda13]` in an environment of its own, but neither a card nor a driver: XLA compiles for the description of
-a card (targets/), and `roofline.py` reads the optimised program. The sizes are those of the papers. Ends with exit code
-1 where a program does not compile, or needs more memory than the card has.
+Needs `jax[cuda13]` in an environment of its own, but neither a card nor a driver: XLA compiles for
+the description of a card (targets/), and `roofline.py` reads the optimised program. The sizes are
+those of the papers. Ends with exit code 1 where a program does not compile, or needs more memory
+than the card has.
 """
 
 from __future__ import annotations
@@ -63,14 +65,12 @@ class Options:
 
 
 class Program(NamedTuple):
-    """A jitted function of a system, its arguments as shapes, and how many calls a unit of its work takes."""
+    """A function of a system, its arguments as shapes, and how many calls a unit of work takes."""
 
     function: Callable
     arguments: tuple
     calls: int = 1
-    turns: dict[
-        str, int
-    ] = {}  # of loops that end when they have converged, or run over what was chosen
+    turns: tuple[tuple[str, int], ...] = ()  # of loops whose length depends on what they find
 
 
 class System(NamedTuple):
@@ -106,17 +106,20 @@ def a_key() -> PyTree:
 
 
 def one_step(
-    algorithm, params: PyTree, make_data: Callable[[], PyTree], turns: dict[str, int] | None = None
+    algorithm,
+    params: PyTree,
+    make_data: Callable[[], PyTree],
+    turns: tuple[tuple[str, int], ...] = (),
 ) -> Program:
     """The whole step of a scannable algorithm."""
     data = jax.eval_shape(make_data)
     state = jax.eval_shape(algorithm.init, a_key(), params, data)
     arguments = (a_key(), state, shapes_of(params), data)
-    return Program(algorithm.step, arguments, turns=turns or {})
+    return Program(algorithm.step, arguments, turns=turns)
 
 
 def of_ga_distillation(options: Options) -> System:
-    """Paper 002 on MNIST: 300 individuals, ConvNet-3 of width 128, 300 steps, 12,000 fitness images."""
+    """Paper 002 on MNIST: 300 individuals, ConvNet-3 of 128, 300 steps, 12,000 fitness images."""
     network = NetworkConfig(compute_dtype=options.compute_dtype, convolution=options.convolution)
     config = ga_distillation.Config(network=network, engine=options.engine)
     algorithm = ga_distillation.build(config, 10, MNIST)
@@ -134,7 +137,8 @@ def of_gradient_matching(options: Options) -> System:
 
 
 def of_devs(options: Options) -> System:
-    """Paper 000 on CIFAR-10: the first reduction's feature network, 20 epochs on 50,000 images, and its features."""
+    """Paper 000 on CIFAR-10: the first reduction's network, 20 epochs on 50,000 images, and what it
+    sees."""
     config = devs.Config()
     number, training = 50_000, config.feature_training
     network = devs.networks.create(config.network, 10, CIFAR).clone(bottleneck=config.bottleneck)
@@ -166,7 +170,7 @@ def of_cest(options: Options) -> System:
         algorithm,
         cest.Params(),
         lambda: cest.make_data(config, dataset),
-        {"fit_epochs": batches},
+        (("fit_epochs", batches),),
     )
     return System("an epoch that begins with a selection", {"step": step})
 
@@ -179,13 +183,13 @@ def of_ecomp(options: Options) -> System:
         ecomp.build(config),
         ecomp.Params(),
         lambda: ecomp.make_data(parent, dataset.train.images, dataset.train.labels),
-        {"while": 6},  # Newton's steps for the perplexity; mutations are one or two
+        (("while", 6),),  # Newton's steps for the perplexity; mutations are one or two
     )
     return System("a generation of 100 networks", {"step": step})
 
 
 def of_de_nas(options: Options) -> System:
-    """Paper 004 on CIFAR-10: ten epochs of the candidate with the median work among 21 random ones."""
+    """Paper 004 on CIFAR-10: ten epochs of the candidate of median work among 21 random ones."""
     config, dataset = de_nas.Config(), noise(45_000, 5_000, CIFAR)
     keys = jax.random.split(jax.random.key(0), 21)
     genomes = jax.vmap(lambda key: architectures.random_genome(key, config.space, CIFAR))(keys)
@@ -243,7 +247,7 @@ def counted(name: str, card: str, system: System, options: Options) -> tuple[dic
         if options.hlo:
             options.hlo.mkdir(parents=True, exist_ok=True)
             (options.hlo / f"{name}-{part}-{card}.txt").write_text(text)
-        model = roofline(text, program.turns)
+        model = roofline(text, dict(program.turns))
         temporary = bytes_of.temp_size_in_bytes
         own = (
             bytes_of.argument_size_in_bytes
@@ -323,7 +327,7 @@ def main(options: Options) -> None:
             clock = time.perf_counter()
             try:
                 # So that the package chooses what it would choose there.
-                with mock.patch.object(jax, "default_backend", lambda: "gpu"):
+                with mock.patch.object(jax, "default_backend", return_value="gpu"):
                     row, kernels = counted(name, card, SYSTEMS[name](options), options)
             except Exception as error:
                 failures.append(f"{name} does not compile for {card}: {str(error).splitlines()[0]}")

@@ -11,7 +11,6 @@ import random
 import numpy as np
 import torch
 import torch.nn.functional as F
-from deap import base, creator, tools
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.manifold._t_sne import _joint_probabilities
 from torch import nn
@@ -99,6 +98,8 @@ class Cest:
     """Paper 001: a network that goes on learning from subsets, which DEAP evolves."""
 
     def __init__(self, width, images, labels, validation, validation_labels, fraction=0.25):
+        from deap import base, creator, tools  # of this case alone
+
         self.images, self.labels = images, labels
         self.validation = validation, validation_labels
         self.network = VGG10(width, images.shape[1])
@@ -106,7 +107,7 @@ class Cest:
         number = len(images)
         creator.create("Fitness", base.Fitness, weights=(1.0,))
         creator.create("Prey", list, fitness=creator.Fitness)
-        self.tools = base.Toolbox()
+        self.tools, self.best = base.Toolbox(), tools.selBest
         self.tools.register("index", random.randrange, number)
         size = round(fraction * number)
         self.tools.register("prey", tools.initRepeat, creator.Prey, self.tools.index, size)
@@ -142,7 +143,7 @@ class Cest:
                 if random.random() < 0.2:
                     self.tools.mutate(one)
             judge(children)
-            self.prey = tools.selBest(self.prey + children, len(self.prey))
+            self.prey = self.best(self.prey + children, len(self.prey))
 
     def __call__(self, epochs: int, generations: int = 20) -> None:
         """A selection and the epochs after it."""

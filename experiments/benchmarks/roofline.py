@@ -1,17 +1,20 @@
-"""A roofline over optimised HLO of a GPU program: what each kernel moves and computes, and how long it takes at least.
+"""A roofline over the optimised HLO of a GPU program: what each kernel moves, computes and takes.
 
-    python experiments/benchmarks/roofline.py FILE    # an HLO module as text; prints its loops and largest kernels
+    python experiments/benchmarks/roofline.py FILE    # an HLO module as text
 
 A kernel takes the longest of three times, and a launch:
 
-- bytes: of its operands and results, at a share of the card's bandwidth. An operand of which a fusion only reads
-  slices counts as those, a result that is updated in place as what is written. Caches are not modelled.
-- products: FLOP of matrix products and convolutions, on the tensor cores, at the rate that is reached in practice.
-- operations: all else that is computed element by element, on the ordinary cores; a producer that a fusion reads at
-  several shifts is computed once for each.
+- bytes: of its operands and results, at a share of the card's bandwidth. An operand of which a
+  fusion only reads slices counts as those, a result that is updated in place as what is written.
+  Caches are not modelled.
+- products: FLOP of matrix products and convolutions, on the tensor cores, at the rate that is
+  reached in practice.
+- operations: all else that is computed element by element, on the ordinary cores; a producer that
+  a fusion reads at several shifts is computed once for each.
 
-Kernels inside a loop count as often as its trip count says. What a library's kernel does inside (cuDNN's own copies,
-sorting) is not seen; a Triton or cuBLAS product is taken as one pass over its operands.
+Kernels inside a loop count as often as its trip count says. What a library's kernel does inside
+(cuDNN's own copies, sorting) is not seen; a Triton or cuBLAS product is taken as one pass over its
+operands.
 """
 
 from __future__ import annotations
@@ -25,90 +28,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-_BYTES = {
-    "pred": 1,
-    "s4": 0.5,
-    "u4": 0.5,
-    "s8": 1,
-    "u8": 1,
-    "s16": 2,
-    "u16": 2,
-    "bf16": 2,
-    "f16": 2,
-}
-_BYTES |= {
-    "s32": 4,
-    "u32": 4,
-    "f32": 4,
-    "s64": 8,
-    "u64": 8,
-    "f64": 8,
-    "c64": 8,
-    "c128": 16,
-    "token": 0,
-}
-_BYTES |= {"f8e4m3fn": 1, "f8e5m2": 1, "opaque": 0}
-_ARRAY = re.compile(r"\b(" + "|".join(sorted(_BYTES, key=len, reverse=True)) + r")\[([\d,]*)\]")
-_FREE = {
-    "parameter",
-    "constant",
-    "get-tuple-element",
-    "tuple",
-    "bitcast",
-    "after-all",
-    "partition-id",
-}
-_FREE |= {"replica-id", "optimization-barrier", "domain"}
-_MOVES = {
-    "broadcast",
-    "reshape",
-    "transpose",
-    "slice",
-    "copy",
-    "bitcast",
-    "concatenate",
-    "pad",
-    "reverse",
-    "iota",
-}
-_MOVES |= {
-    "dynamic-slice",
-    "dynamic-update-slice",
-    "gather",
-    "tuple",
-    "get-tuple-element",
-    "parameter",
-    "constant",
-}
-_SHIFTING = {
-    "slice",
-    "dynamic-slice",
-    "pad",
-    "reverse",
-    "transpose",
-    "gather",
-    "concatenate",
-    "reshape",
-}
+_BYTES = dict.fromkeys(["pred", "s8", "u8", "f8e4m3fn", "f8e5m2"], 1.0)
+_BYTES |= dict.fromkeys(["s16", "u16", "bf16", "f16"], 2.0)
+_BYTES |= dict.fromkeys(["s32", "u32", "f32"], 4.0)
+_BYTES |= dict.fromkeys(["s64", "u64", "f64", "c64"], 8.0)
+_BYTES |= {"c128": 16.0, "s4": 0.5, "u4": 0.5, "token": 0.0, "opaque": 0.0}
+_ARRAY = re.compile(rf"\b({'|'.join(sorted(_BYTES, key=len, reverse=True))})\[([\d,]*)\]")
+_FREE = set(
+    [
+        "parameter",
+        "constant",
+        "get-tuple-element",
+        "tuple",
+        "bitcast",
+        "after-all",
+        "partition-id",
+        "replica-id",
+        "optimization-barrier",
+        "domain",
+    ]
+)
+_SLICES = {"slice", "dynamic-slice", "gather"}
+_SHIFTING = _SLICES | set(["pad", "reverse", "transpose", "concatenate", "reshape"])
+_MOVES = _FREE | _SHIFTING | set(["broadcast", "copy", "iota", "dynamic-update-slice"])
 # Instructions of one element, in units of a fused multiply and add.
-_WEIGHTS = {
-    "divide": 8,
-    "sqrt": 4,
-    "rsqrt": 4,
-    "exponential": 4,
-    "log": 4,
-    "tanh": 8,
-    "power": 12,
-    "logistic": 8,
-}
-_WEIGHTS |= {
-    "cosine": 8,
-    "sine": 8,
-    "erf": 12,
-    "exponential-minus-one": 8,
-    "log-plus-one": 8,
-    "remainder": 8,
-}
+_WEIGHTS = dict.fromkeys(["sqrt", "rsqrt", "exponential", "log"], 4)
+_WEIGHTS |= dict.fromkeys(["divide", "remainder", "tanh", "logistic", "cosine", "sine"], 8)
+_WEIGHTS |= dict.fromkeys(["exponential-minus-one", "log-plus-one"], 8)
+_WEIGHTS |= dict.fromkeys(["power", "erf"], 12)
 
 
 @dataclass(frozen=True)
@@ -126,8 +73,9 @@ class Card:
     """From one kernel to the next, in a stream of kernels that are enqueued ahead."""
 
 
-# Data sheets: 3.35 and 4.8 TB/s; 989 TFLOP/s dense in bfloat16 and half of that in TF32; 132 multiprocessors of 128
-# lanes at 1.755 GHz. 85 % of the bandwidth and 60 % of the products are reached by good kernels, and half of the lanes.
+# Data sheets: 3.35 and 4.8 TB/s; 989 TFLOP/s dense in bfloat16 and half of that in TF32; 132
+# multiprocessors of 128 lanes at 1.755 GHz. 85 % of the bandwidth and 60 % of the products are
+# reached by good kernels, and half of the lanes.
 _PRODUCTS = {"bf16": 600e12, "f16": 600e12, "f32": 300e12, "f64": 30e12, "s8": 1200e12}
 H100 = Card("NVIDIA H100 80GB HBM3", 79e9, 0.85 * 3.35e12, _PRODUCTS, 0.5 * 132 * 128 * 1.755e9)
 H200 = Card("NVIDIA H200", 139e9, 0.85 * 4.8e12, _PRODUCTS, 0.5 * 132 * 128 * 1.755e9)
@@ -275,7 +223,7 @@ class Roofline:
         return sum(kernel.times * kernel.seconds(card) for kernel in self.kernels)
 
     def shares(self, card: Card) -> dict[Bound, float]:
-        """Of the time, by what bounds the kernels; the launches' is the time between kernels too."""
+        """Of the time, by what bounds the kernels; to launches goes the time between them, too."""
         parts: dict[Bound, float] = dict.fromkeys(
             ("bytes", "products", "operations", "launches"), 0.0
         )
@@ -301,8 +249,8 @@ class Roofline:
 def roofline(text: str, turns: Mapping[str, int] | None = None) -> Roofline:
     """Of the text of an optimised HLO module.
 
-    turns: of loops whose trip count the program does not tell, by a regular expression that is found in their
-    `op_name`; the first that fits counts, 1 where none does.
+    turns: of loops whose trip count the program does not tell, by a regular expression that is
+    found in their `op_name`; the first that fits counts, 1 where none does.
     """
     module = Module(text)
     return Roofline(list(_kernels(module, module.entry, 1, turns or {})))
@@ -335,161 +283,108 @@ def _kernels(
 
 
 def _kernel(module: Module, own: dict[str, Instruction], one: Instruction, times: int) -> Kernel:
-    shapes = [own[name].shape if name in own else "" for name in one.operands]
-    inside = _Inside(module, one)
-    moved = inside.read(shapes) + inside.written()
-    flop, kind = inside.products(own)
-    source = one.attribute(r'op_name="([^"]*)"') or ""
-    return Kernel(one.name, one.shape, times, moved, flop, inside.operations(), source, kind)
+    called = one.attribute(r"calls=%?([\w.\-]+)") if "fusion" in one.opcode else None
+    if called:
+        body = module.computations[called]
+        parameters = {
+            int(i.line.split("parameter(")[1].split(")")[0]): i.name
+            for i in body.values()
+            if i.opcode == "parameter"
+        }
+        read = {name: parameters[place] for place, name in enumerate(one.operands)}
+    else:  # a fusion of one instruction
+        body = {name: own[name]._replace(opcode="parameter") for name in one.operands}
+        body[one.name] = one._replace(is_root=True)
+        read = {name: name for name in one.operands}
+    flop, kind = _products(module, body)
+    return Kernel(
+        name=one.name,
+        shape=one.shape,
+        times=times,
+        bytes=sum(_read(body, name) for name in read.values()) + _written(body),
+        flop=flop,
+        operations=_operations(module, body),
+        source=one.attribute(r'op_name="([^"]*)"') or "",
+        products=kind,
+    )
 
 
-class _Inside:
-    """What one kernel does: a fusion's computation, or a single instruction."""
-
-    def __init__(self, module: Module, one: Instruction):
-        self.module, self.one = module, one
-        self.computation = one.attribute(r"calls=%?([\w.\-]+)") if "fusion" in one.opcode else None
-        self.body = module.computations[self.computation] if self.computation else {}
-
-    def read(self, shapes: list[str]) -> float:
-        if not self.body:
-            if self.one.opcode in ("dynamic-slice", "slice", "gather"):
-                return size_of(self.one.shape) + sum(size_of(shape) for shape in shapes[1:])
-            if self.one.opcode == "dynamic-update-slice":
-                return size_of(shapes[1])
-            return sum(size_of(shape) for shape in shapes)
-        total = 0.0
-        for place, shape in enumerate(shapes):
-            parameter = next(
-                (
-                    i.name
-                    for i in self.body.values()
-                    if i.opcode == "parameter" and f"parameter({place})" in i.line
-                ),
-                None,
-            )
-            total += (
-                size_of(shape) if parameter is None else self._read_of(parameter, size_of(shape))
-            )
-        return total
-
-    def _read_of(self, parameter: str, whole: float) -> float:
-        """Bytes of a parameter that are read: of slices alone where nothing else uses it."""
-        total, waiting = 0.0, [parameter]
-        while waiting:
-            name = waiting.pop()
-            for user in self.body.values():
-                if name not in user.operands:
-                    continue
-                if (
-                    user.opcode in ("bitcast", "reshape", "copy", "convert")
-                    and user.opcode != "convert"
-                ):
-                    if user.is_root:
-                        return whole
-                    waiting.append(user.name)
-                elif (
-                    user.opcode in ("slice", "dynamic-slice", "gather") and user.operands[0] == name
-                ):
-                    total += size_of(user.shape)
-                elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
-                    continue
-                else:
-                    return whole
-        return min(total, whole)
-
-    def written(self) -> float:
-        if self.one.opcode == "dynamic-update-slice":
-            return size_of(self.one.shape) and 0.0 + self._update(self.one)
-        if not self.body:
-            return size_of(self.one.shape)
-        assert self.computation
-        root = self.module.root(self.computation)
-        results = [self.body[name] for name in root.operands] if root.opcode == "tuple" else [root]
-        return sum(
-            size_of(self.body[r.operands[1]].shape)
-            if r.opcode == "dynamic-update-slice"
-            else size_of(r.shape)
-            for r in map(self._behind_bitcasts, results)
-        )
-
-    def _update(self, one: Instruction) -> float:
-        for computation in self.module.computations.values():
-            if one.name in computation and computation[one.name] is one:
-                return size_of(computation[one.operands[1]].shape)
-        return size_of(one.shape)
-
-    def _behind_bitcasts(self, one: Instruction) -> Instruction:
-        while one.opcode == "bitcast" and one.operands[0] in self.body:
-            one = self.body[one.operands[0]]
-        return one
-
-    def operations(self) -> float:
-        """Instructions on single elements, each producer counted once for each place that it is needed at."""
-        if not self.body:
-            one = self.one
-            heavy = one.opcode in _MOVES or one.opcode in ("custom-call", "dot", "convolution")
-            return 0.0 if heavy else _WEIGHTS.get(one.opcode, 1) * float(elements_of(one.shape))
-        assert self.computation
-        return _operations(self.module, self.computation, None)
-
-    def products(self, own: dict[str, Instruction]) -> tuple[float, str]:
-        """FLOP of matrix products and convolutions, and the type of their operands."""
-        if self.body:
-            assert self.computation
-            return _dots(self.module, self.computation)
-        return _product(self.one, own)
+def _root(body: dict[str, Instruction]) -> Instruction:
+    return next((one for one in body.values() if one.is_root), list(body.values())[-1])
 
 
-def _operations(module: Module, computation: str, demand_of_root: float | None) -> float:
-    body = module.computations[computation]
-    order = list(body.values())
-    same: dict[str, float] = defaultdict(float)  # needed where its users are computed
-    shifted: dict[str, float] = defaultdict(float)  # needed elsewhere, once for each such use
-    root = module.root(computation)
-    same[root.name] = float(elements_of(root.shape)) if demand_of_root is None else demand_of_root
-    if root.opcode == "tuple":
-        for name in root.operands:
-            same[name] = max(same[name], float(elements_of(body[name].shape)))
+def _read(body: dict[str, Instruction], parameter: str) -> float:
+    """Bytes of a parameter that are read: of slices alone where nothing else uses it."""
+    total, whole, waiting = 0.0, size_of(body[parameter].shape), [parameter]
+    while waiting:
+        name = waiting.pop()
+        for user in body.values():
+            if name not in user.operands or user.opcode == "parameter":
+                continue
+            if user.opcode in ("bitcast", "reshape") and not user.is_root:
+                waiting.append(user.name)
+            elif user.opcode in _SLICES and user.operands[0] == name:
+                total += size_of(user.shape)
+            elif user.opcode != "dynamic-update-slice" or user.operands[0] != name:
+                return whole
+    return min(total, whole)
+
+
+def _written(body: dict[str, Instruction]) -> float:
+    """Bytes of the results: of those that are updated in place, of the update."""
+    root = _root(body)
+    total = 0.0
+    for one in [body[name] for name in root.operands] if root.opcode == "tuple" else [root]:
+        while one.opcode == "bitcast" and one.operands[0] in body:
+            one = body[one.operands[0]]
+        in_place = one.opcode == "dynamic-update-slice"
+        total += size_of(body[one.operands[1]].shape if in_place else one.shape)
+    return total
+
+
+def _operations(
+    module: Module, body: dict[str, Instruction], demand_of_root: float | None = None
+) -> float:
+    """On single elements; a producer counts once for each place that it is needed at."""
     users: dict[str, list[str]] = defaultdict(list)
-    for one in order:
+    for one in body.values():
         for name in one.operands:
             users[name].append(one.opcode)
+    same: dict[str, float] = defaultdict(float)  # needed where its users are computed
+    shifted: dict[str, float] = defaultdict(float)  # needed elsewhere, once for each such use
+    root = _root(body)
+    for name in root.operands if root.opcode == "tuple" else [root.name]:
+        needed = demand_of_root if root.name == name else None
+        same[name] = float(elements_of(body[name].shape)) if needed is None else needed
     total = 0.0
-    for one in reversed(order):
+    for one in reversed(body.values()):
         demand = same[one.name] + shifted[one.name]
-        if not demand or (one is root and root.opcode == "tuple"):
-            continue
-        if one.opcode not in _MOVES and one.opcode not in ("dot", "fusion", "call", "reduce"):
-            fused = one.opcode == "multiply" and users[one.name] in (["add"], ["subtract"])
-            total += 0 if fused else _WEIGHTS.get(one.opcode, 1) * demand
-        if one.opcode == "reduce":
-            inputs = one.operands[: len(one.operands) // 2]
-            ratio = demand / max(1, elements_of(one.shape) // len(inputs))
-            reduced = float(elements_of(body[inputs[0]].shape)) * ratio
-            total += reduced * len(inputs)
-            for name in inputs:
-                same[name] = max(same[name], reduced)
-            continue
-        if one.opcode == "dot":
-            for name in one.operands:
-                same[name] = max(same[name], float(elements_of(body[name].shape)))
+        if not demand or one.opcode in ("parameter", "custom-call", "convolution"):
             continue
         if one.opcode in ("fusion", "call"):
-            for called in one.called():
-                total += _operations(module, called, demand)
+            total += sum(
+                _operations(module, module.computations[called], demand) for called in one.called()
+            )
+        elif one.opcode == "reduce":
+            inputs = one.operands[: len(one.operands) // 2]
+            share = demand / max(1, elements_of(one.shape) // len(inputs))
+            demand = elements_of(body[inputs[0]].shape) * share
+            total += demand * len(inputs)
+        elif one.opcode not in _MOVES and one.opcode != "dot":
+            in_another = one.opcode == "multiply" and users[one.name] in (["add"], ["subtract"])
+            total += 0 if in_another else _WEIGHTS.get(one.opcode, 1) * demand
         for place, name in enumerate(one.operands):
             if name not in body:
                 continue
-            if one.opcode == "broadcast":  # kept in registers where it does not change
-                needed = min(demand, float(elements_of(body[name].shape)))
-                same[name] = max(same[name], needed)
-            elif one.opcode in ("dynamic-slice", "dynamic-update-slice", "gather") and place > 0:
-                own = elements_of(body[name].shape)
-                shifted[name] += min(demand, float(own))
+            elements = float(elements_of(body[name].shape))
+            if one.opcode == "dot":  # its operands are read as tiles
+                same[name] = max(same[name], elements)
+            elif one.opcode == "broadcast":  # kept in a register where it does not change
+                same[name] = max(same[name], min(demand, elements))
+            elif one.opcode in _SLICES | {"dynamic-update-slice"} and place > 0:
+                shifted[name] += min(demand, elements)
             elif one.opcode == "concatenate":
-                part = elements_of(body[name].shape) / max(1, elements_of(one.shape))
-                shifted[name] += demand * part
+                shifted[name] += demand * elements / max(1, elements_of(one.shape))
             elif one.opcode in _SHIFTING:
                 shifted[name] += demand
             else:
@@ -497,14 +392,18 @@ def _operations(module: Module, computation: str, demand_of_root: float | None) 
     return total
 
 
-def _dots(module: Module, computation: str) -> tuple[float, str]:
-    own, total, kind = module.computations[computation], 0.0, "bf16"
-    for one in own.values():
-        found = _product(one, own) if one.opcode in ("dot", "convolution", "custom-call") else None
-        if found is None:
-            for called in one.called() if one.opcode in ("fusion", "call") else ():
-                found = _dots(module, called)
-        if found and found[0]:
+def _products(module: Module, body: dict[str, Instruction]) -> tuple[float, str]:
+    """FLOP of matrix products and convolutions, and the type of their operands."""
+    total, kind = 0.0, "bf16"
+    for one in body.values():
+        if one.opcode in ("dot", "convolution", "custom-call"):
+            found = _product(one, body)
+        elif one.opcode in ("fusion", "call"):
+            (called,) = one.called()
+            found = _products(module, module.computations[called])
+        else:
+            continue
+        if found[0]:
             total, kind = total + found[0], found[1]
     return total, kind
 
@@ -528,7 +427,8 @@ def _product(one: Instruction, own: dict[str, Instruction]) -> tuple[float, str]
     labels = one.attribute(r"dim_labels=([\w?]+_[\w?]+->[\w?]+)")
     if (target is None and one.opcode != "convolution") or labels is None:
         return 0.0, kind
-    # Products of a convolution: elements of its output in the forward direction times the kernel's inputs.
+    # Products of a convolution: elements of its output in the forward direction times the kernel's
+    # inputs.
     operands, results = labels.split("->")
     first, second = operands.split("_")
     if target is None or target.startswith("Forward"):
@@ -551,8 +451,9 @@ def table(program: Roofline, card: Card, rows: int = 10) -> str:
         part = Roofline([Kernel(**{**vars(k), "times": 1}) for k in kernels])
         taken = part.seconds(card)
         lines.append(
-            f"| {times:,} | {len(kernels)} | {part.total('bytes') / 1e9:.3f} | {part.total('flop') / 1e9:.2f} | "
-            f"{part.total('operations') / 1e9:.2f} | {1e6 * taken:,.0f} | {times * taken:.3f} |"
+            f"| {times:,} | {len(kernels)} | {part.total('bytes') / 1e9:.3f} | "
+            f"{part.total('flop') / 1e9:.2f} | {part.total('operations') / 1e9:.2f} | "
+            f"{1e6 * taken:,.0f} | {times * taken:.3f} |"
         )
     lines += [
         "",
@@ -561,18 +462,13 @@ def table(program: Roofline, card: Card, rows: int = 10) -> str:
     ]
     for kernel in program.largest(card, rows):
         lines.append(
-            f"| {kernel.name} {kernel.shape[:48]} | {kernel.times:,} | {1e6 * kernel.seconds(card):.1f} | "
-            f"{kernel.bound(card)} | {kernel.bytes / 1e6:.1f} | {kernel.flop / 1e9:.2f} | "
+            f"| {kernel.name} {kernel.shape[:48]} | {kernel.times:,} | "
+            f"{1e6 * kernel.seconds(card):.1f} | {kernel.bound(card)} | "
+            f"{kernel.bytes / 1e6:.1f} | {kernel.flop / 1e9:.2f} | "
             f"{kernel.operations / 1e6:.1f} | {kernel.source[-60:]} |"
         )
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    print(
-        table(
-            roofline(Path(sys.argv[1]).read_text()),
-            H100,
-            int(sys.argv[2]) if len(sys.argv) > 2 else 10,
-        )
-    )
+    print(table(roofline(Path(sys.argv[1]).read_text()), H100))
