@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -22,8 +22,6 @@ from evojax_suite.data import siamese
 from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import mixup, normalize, random_crop, random_flip, random_shift
 from evojax_suite.types import Array, Dataset, PyTree, Split
-
-Result = TypeVar("Result")
 
 AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha")
 """The fields of a TrainingConfig that say how images are augmented."""
@@ -481,12 +479,12 @@ def batches_of(dataset: Dataset, split: Split, engine: EngineConfig) -> Batches:
 
 
 def map_members(
-    function: Callable[..., Result],
+    function: Callable[..., Any],
     members: PyTree,
     members_in_flight: int,
-    then: Callable[[Result], Result] | None = None,
+    then: Callable[[Any], Any] | None = None,
     members_at_once: int = 1,
-) -> Result:
+) -> Any:
     """Apply `function` to each of P members, at most `members_in_flight` of them at once.
 
     members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the
@@ -500,11 +498,11 @@ def map_members(
     population_size = jax.tree.leaves(members)[0].shape[0]
     num_groups = -(-population_size // members_in_flight)
     size = -(-population_size // num_groups)
-    apart = then is not None and members_at_once < size
+    later = then if members_at_once < size else None
 
     def whole(*member):
         result = function(*member)
-        return result if then is None or apart else then(result)
+        return result if then is None or later else then(result)
 
     if size == 1:
         return jax.lax.map(lambda member: whole(*member), members)
@@ -516,7 +514,7 @@ def map_members(
 
     def of_group(group):
         results = jax.vmap(whole)(*group)
-        return map_members(then, (results,), members_at_once) if apart else results
+        return map_members(later, (results,), members_at_once) if later else results
 
     results = jax.lax.map(of_group, jax.tree.map(grouped, members))
     return jax.tree.map(

@@ -17,7 +17,7 @@ The functions agree with the layers of `networks.layers` up to rounding; tests/t
 from __future__ import annotations
 
 import math
-from functools import partial
+from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def _first_block_forward(images, kernel, scale, bias, padding):
     mean, inverse = _statistics(moments, weights)
     slope = inverse * scale
     corners = _normalized(taps, weights, slope, bias - mean * slope)
-    pooled = sum(jnp.maximum(corner, 0) for corner in corners) * 0.25
+    pooled = reduce(jnp.add, (jnp.maximum(corner, 0) for corner in corners)) * 0.25
     return pooled.astype(images.dtype), (images, kernel, scale, bias, moments, mean, inverse)
 
 
