@@ -770,7 +770,8 @@ def build(
     def finished(state: State) -> Array:
         return state.num_judged >= config.num_candidates
 
-    return Algorithm(init, step, result, finished, scannable=False)
+    in_all = len(local_devices) * num_processes
+    return Algorithm(init, step, result, finished, scannable=False, num_devices=in_all)
 
 
 @struct.dataclass
