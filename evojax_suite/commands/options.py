@@ -141,8 +141,8 @@ class RunOptions(Placement):
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
     seeds_in_flight: int | Literal["auto"] = "auto"
-    """Runs of seeds in one program, where the system has one for all: auto is all that fit on an
-    accelerator, one on a CPU or on several devices."""
+    """Runs of seeds in one program, where the system has one for all, on one device: auto is all
+    that fit on an accelerator, one on a CPU or on several accelerators."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
     name: str | None = None
