@@ -302,7 +302,6 @@ def of_ecomp(options: Options) -> list[dict]:
 def of_de_nas(options: Options) -> list[dict]:
     """Four candidates of ten epochs, compilation counted; one turn."""
     num_devices, dataset = devices.take(options.devices), digits()
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(num_devices)}
     with tempfile.TemporaryDirectory() as folder:
         images, found = Path(folder) / "digits28.npz", Path(folder) / "found.json"
         np.savez(
@@ -316,7 +315,7 @@ def of_de_nas(options: Options) -> list[dict]:
         speed = HERE.parent / "de_nas" / "speed.py"
         command = [sys.executable, speed, "--dataset", images, "--candidates", str(CANDIDATES)]
         command += ["--num-validation-images", "359", "--programs", "separate", "--output", found]
-        subprocess.run([str(part) for part in command], check=True, env=environment)
+        subprocess.run([str(part) for part in command], check=True)
         result = json.loads(found.read_text())
     ours, theirs = (result["seconds"][name] for name in ("separate", "torch"))
     ratio = theirs["all"] / ours["all"]
@@ -473,6 +472,9 @@ def main(options: Options) -> None:
         options.output.write_text(json.dumps(plain({"machine": machine(), "rows": rows})))
         return
     found, about = {}, {}
+    # evosax starts the devices when it is imported, before a case can take them.
+    made = cores() if isinstance(options.devices, str) else options.devices
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(made)}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in options.cases or CASES:
@@ -480,7 +482,7 @@ def main(options: Options) -> None:
             command = [sys.executable, __file__, "--only", name, "--output", str(path)]
             command += ["--repeats", str(options.repeats)]
             command += ["--devices", str(options.devices)]
-            subprocess.run(command, check=True)
+            subprocess.run(command, check=True, env=environment)
             result = json.loads(path.read_text())
             about, found[name] = result["machine"], result["rows"]
             print(f"{name}: {time.perf_counter() - clock:.0f} s", flush=True)
