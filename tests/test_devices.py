@@ -57,7 +57,7 @@ def test_a_run_that_goes_on_over_other_devices_says_so_and_compiles_apart(over_d
         "may differ by rounding"
     ]
     compiled = over_devices["compile_seconds"]
-    assert (compiled[[0, 2, 3]] > 0).all()  # the first of each session
+    assert (compiled[[0, 2, 3]] > 0).all()  # the first after each start
     assert compiled[1] == 0
 
 
