@@ -9,9 +9,10 @@ deadlock, and a device more or less changes no result but by the order of sums.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
+from evojax_suite.resources import cores
 from evojax_suite.types import Algorithm, Array, Divided, PyTree
+
+Devices: TypeAlias = int | Literal["auto", "all"]
+"""Of this process: so many; all accelerators, or as many as a CPU has cores for this process; auto:
+all, but one of a CPU that other processes of the run may share."""
 
 _AXIS = "population"
 _HEARTBEAT_SECONDS = 20
@@ -81,35 +87,69 @@ def from_first(tree: PyTree) -> PyTree:
         return jax.tree.map(jnp.asarray, multihost_utils.broadcast_one_to_all(tree))
 
 
-def take(devices: int | Literal["all"]) -> int:
+def take(devices: Devices) -> int:
     """How many of this process's devices to use, of those that are asked for. On a CPU so many are
-    made of it, if nothing was computed before.
+    made of it, if nothing was computed before; auto and all leave it at what JAX_NUM_CPU_DEVICES or
+    XLA_FLAGS say.
 
     Raises ValueError where there are fewer.
     """
-    if devices != "all" and devices > 1:
+    if isinstance(devices, int):
+        wanted = devices
+    else:
+        alone = devices == "all" or not jax.distributed.is_initialized()
+        said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+        said |= jax.config.values["jax_num_cpu_devices"] >= 0
+        wanted = cores() if alone and not said else 1
+    if wanted > 1:
         with contextlib.suppress(RuntimeError):  # too late: there are as many as there are
-            jax.config.update("jax_num_cpu_devices", devices)
+            jax.config.update("jax_num_cpu_devices", wanted)
     present = jax.local_device_count()
-    if devices == "all":
+    if isinstance(devices, str):
         return present
     if not 1 <= devices <= present:
-        raise ValueError(f"devices must be in 1..{present} here, or all, got {devices}")
+        raise ValueError(f"devices must be in 1..{present} here, all or auto, got {devices}")
     return devices
+
+
+def _shares(size: int, num_devices: int) -> tuple[int, int]:
+    """How many of `size` members a device has, and how many of the devices of each process have
+    any."""
+    num_processes = jax.process_count()
+    count = -(-size // (num_devices * num_processes))
+    return count, -(-size // (count * num_processes))
+
+
+class _Evaluation(NamedTuple):
+    """`divided.evaluate` of the whole population, in three parts."""
+
+    place: Callable[..., tuple]
+    """Its arguments without `members` -> those of `program`."""
+    program: Any
+    """A jitted function, or what is compiled of it."""
+    collect: Callable[[PyTree], PyTree]
+    """What `program` returned -> arrays on the host."""
+
+    def __call__(self, *arguments: PyTree) -> PyTree:
+        return self.collect(self.program(*self.place(*arguments)))
 
 
 def evaluator(divided: Divided, num_devices: int) -> Callable[..., PyTree]:
     """`divided.evaluate` of the whole population, without its `members`, on `num_devices` devices
     of each process; returns arrays on the host."""
+    return _evaluation(divided, num_devices)
+
+
+def _evaluation(divided: Divided, num_devices: int) -> _Evaluation:
     num_processes, process = jax.process_count(), jax.process_index()
     size = divided.population_size
+    count, num_devices = _shares(size, num_devices)
     if num_devices * num_processes == 1:
         everyone = jnp.arange(size)
         alone = jax.jit(lambda *arguments: divided.evaluate(*arguments, everyone))
-        return lambda *arguments: jax.device_get(alone(*arguments))
+        return _Evaluation(lambda *arguments: arguments, alone, jax.device_get)
     mesh = jax.make_mesh((num_devices,), (_AXIS,), devices=jax.local_devices()[:num_devices])
     everywhere = NamedSharding(mesh, PartitionSpec())
-    count = -(-size // (num_devices * num_processes))  # members of a device
 
     def of_one_device(keys, state, params, data):
         place = process * num_devices + jax.lax.axis_index(_AXIS)
@@ -117,7 +157,7 @@ def evaluator(divided: Divided, num_devices: int) -> Callable[..., PyTree]:
         members = (place * count + jnp.arange(count)) % size
         return divided.evaluate(keys, state, params, data, members)
 
-    compiled = jax.jit(
+    program = jax.jit(
         jax.shard_map(
             of_one_device,
             mesh=mesh,
@@ -128,34 +168,60 @@ def evaluator(divided: Divided, num_devices: int) -> Callable[..., PyTree]:
     )
     placed: list[Any] = [None, None]  # the data that was sent to the devices, and as it is there
 
-    def evaluate(keys: PyTree, state: PyTree, params: PyTree, data: PyTree) -> PyTree:
+    def place(keys: PyTree, state: PyTree, params: PyTree, data: PyTree) -> tuple:
         if placed[0] is not data:
             placed[:] = data, jax.device_put(data, everywhere)
-        arguments = jax.device_put((keys, state, params), everywhere)
-        found = jax.device_get(compiled(*arguments, placed[1]))
+        return *jax.device_put((keys, state, params), everywhere), placed[1]
+
+    def collect(found: PyTree) -> PyTree:
+        found = jax.device_get(found)
         if num_processes > 1:
             found = gathered(found)
             found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
         return jax.tree.map(lambda leaf: leaf[:size], found)
 
-    return evaluate
+    return _Evaluation(place, program, collect)
 
 
 def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
     """`algorithm` with its population over `num_devices` devices of each process; itself where
-    there is one of one, or where its steps have no population to divide.
+    there is one of one, or where its steps have no population to divide. Devices that would have no
+    members are left out.
 
     A step is then no longer scannable.
     """
     divided = algorithm.divided
-    if num_devices * jax.process_count() == 1 or divided is None:
+    if divided is None:
         return algorithm
-    evaluate, advance = evaluator(divided, num_devices), jax.jit(divided.advance)
+    _, num_devices = _shares(divided.population_size, num_devices)
+    in_all = num_devices * jax.process_count()
+    if in_all == 1:
+        return algorithm
     keys_of = jax.jit(divided.keys)
 
-    def step(key: Array, state: PyTree, params: PyTree, data: PyTree):
-        keys_evaluate, keys_advance = keys_of(key)
-        found = evaluate(keys_evaluate, state, params, data)
-        return advance(keys_advance, state, found, params, data)
+    def made_of(evaluate, advance):
+        def step(key: Array, state: PyTree, params: PyTree, data: PyTree):
+            keys_evaluate, keys_advance = keys_of(key)
+            found = evaluate(keys_evaluate, state, params, data)
+            return advance(keys_advance, state, found, params, data)
 
-    return replace(algorithm, init=jax.jit(algorithm.init), step=step, scannable=False)
+        return step
+
+    evaluate, advance = _evaluation(divided, num_devices), jax.jit(divided.advance)
+
+    def compiled(key: Array, state: PyTree, params: PyTree, data: PyTree):
+        keys_evaluate, keys_advance = keys_of(key)
+        program = evaluate.program.lower(*evaluate.place(keys_evaluate, state, params, data))
+        everyone = jnp.arange(divided.population_size)
+        found = jax.eval_shape(divided.evaluate, keys_evaluate, state, params, data, everyone)
+        rest = advance.lower(keys_advance, state, found, params, data)
+        return made_of(evaluate._replace(program=program.compile()), rest.compile())
+
+    return replace(
+        algorithm,
+        init=jax.jit(algorithm.init),
+        step=made_of(evaluate, advance),
+        scannable=False,
+        compiled=compiled,
+        num_devices=in_all,
+    )

@@ -253,7 +253,7 @@ def accuracies_on_test(
     training: TrainingConfig,
     num_networks: int,
     engine: EngineConfig = EngineConfig(),
-    num_devices: int | Literal["all"] = 1,
+    num_devices: devices.Devices = 1,
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 

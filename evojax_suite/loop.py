@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -88,9 +87,9 @@ class _TooLarge(Exception):
 class _Files:
     """What a run keeps below its directory, and how far it is."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, num_devices: int):
         directory.mkdir(parents=True, exist_ok=True)
-        self._directory = directory
+        self._directory, self._num_devices = directory, num_devices
         self._checkpoints = Checkpoints(directory / "checkpoints")
 
     def restored(self, initial: PyTree) -> PyTree:
@@ -100,6 +99,17 @@ class _Files:
         self._metrics = Lines(self._directory / "metrics.jsonl", self.done)
         self._timing = Lines(self._directory / "timing.jsonl", self.done)
         return state
+
+    def other_devices(self) -> str | None:
+        """What a user should know where the steps so far were done on another number of devices."""
+        timings = read_lines(self._directory / "timing.jsonl")
+        before = timings[-1].get("devices") if timings else None
+        if before in (None, self._num_devices):
+            return None
+        return (
+            f"{self._directory} goes on from step {self.done} over another number of devices, "
+            f"{self._num_devices} in place of {before}: what follows may differ by rounding"
+        )
 
     def write(self, metrics: dict, count: int, seconds: float, compile_seconds: float) -> list:
         """`count` further steps; metrics: arrays whose leading axis is that of the steps. Returns a
@@ -111,6 +121,7 @@ class _Files:
         self._metrics.write(rows)
         timing = {"generation": self.done, "steps": count, "seconds": seconds}
         timing["compile_seconds"] = compile_seconds
+        timing["devices"] = self._num_devices
         timing["stages"] = {name: float(value[0]) for name, value in stages.items()}
         self._timing.write([timing])
         return rows
@@ -165,14 +176,16 @@ def run(
     *,
     steps_per_call: int = 1,
     checkpoint_seconds: float = 30.0,
-    num_devices: int | Literal["all"] = 1,
+    num_devices: devices.Devices = 1,
     on_report: Callable[[Report], None] = lambda report: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Run `algorithm` for `num_steps` steps in `directory`, going on from its last checkpoint.
 
     `steps_per_call` steps run in one compiled call where the algorithm is scannable; it is not
     where its population is over several devices (`num_devices` of each process). Writes
-    metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. Raises
+    metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. `on_note` gets
+    a sentence where the run goes on with its population over another number of devices. Raises
     Interrupted, after saving, on SIGINT and SIGTERM.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
@@ -186,6 +199,7 @@ def run(
         steps_per_call,
         checkpoint_seconds,
         lambda reports: on_report(reports[0]),
+        on_note,
     )
     return outcome
 
@@ -201,6 +215,7 @@ def run_together(
     steps_per_call: int = 1,
     checkpoint_seconds: float = 30.0,
     on_report: Callable[[Mapping[int, Report]], None] = lambda reports: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> list[Outcome]:
     """`run` with each of `keys` (R,) in one of R `directories`, all in one program on one device:
     a run may be begun or gone on with alone as well, and its numbers differ by rounding.
@@ -209,7 +224,7 @@ def run_together(
     places. Where the memory does not suffice, one half of the runs follows the other. The seconds
     of a run are its share of the program's.
     """
-    settings = (steps_per_call, checkpoint_seconds, on_report)
+    settings = (steps_per_call, checkpoint_seconds, on_report, on_note)
     outcomes = None
     try:
         outcomes = _run(algorithm, keys, params, data, num_steps, directories, *settings)
@@ -237,6 +252,7 @@ def run_together(
             on_report=lambda reports, first=part.start or 0: on_report(
                 {first + place: report for place, report in reports.items()}
             ),
+            on_note=on_note,
         )
     ]
 
@@ -251,6 +267,7 @@ def _run(
     steps_per_call: int,
     checkpoint_seconds: float,
     on_report: Callable[[Mapping[int, Report]], None],
+    on_note: Callable[[str], None],
 ) -> list[Outcome]:
     """The runs of R keys, in arrays with a leading axis where R > 1."""
     several = len(directories) > 1
@@ -302,9 +319,14 @@ def _run(
     def call(state, first, count, going):
         nonlocal compiled
         if not algorithm.scannable:
-            step_key = jax.random.fold_in(key_steps, first)
-            state, metrics = step(step_key, state, params, data)
-            return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics), 0.0
+            arguments = (jax.random.fold_in(key_steps, first), state, params, data)
+            seconds = 0.0
+            if compiled is None:
+                start = time.perf_counter()
+                compiled = algorithm.compiled(*arguments) if algorithm.compiled else step
+                seconds = time.perf_counter() - start
+            state, metrics = compiled(*arguments)
+            return state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics), seconds
         arguments = (key_steps, state, np.int32(first), np.int32(count), going, params, data)
         seconds = 0.0
         if compiled is None:
@@ -320,10 +342,14 @@ def _run(
         return *compiled(*arguments), seconds
 
     with ExitStack() as stack:
-        files, states = [_Files(directory) for directory in directories], parts(state)
+        files = [_Files(directory, algorithm.num_devices) for directory in directories]
+        states = parts(state)
         for place, file in enumerate(files):
             states[place] = file.restored(states[place])
             stack.callback(file.close)
+            note = file.other_devices() if algorithm.divided and file.done < num_steps else None
+            if note:
+                on_note(note)
         state = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states) if several else states[0]
         del states
         saved_at = time.perf_counter()

@@ -109,7 +109,9 @@ class Algorithm:
     `key` of step g is `fold_in(run_key, g)`, so that going on at g needs nothing but the state.
     `scannable`: `step` may be jitted, scanned and vmapped; `compiler_options`: those of XLA under
     which its program runs fastest; `divided`: `step` in two parts, for several devices
-    (`devices.over_devices`).
+    (`devices.over_devices`); `num_devices`: those of all processes over which `step` is divided;
+    `compiled`: of the arguments of `step` -> a `step` for such arguments that is compiled already,
+    where it is not scannable and can tell.
     """
 
     init: Callable[..., Any]
@@ -119,3 +121,5 @@ class Algorithm:
     scannable: bool = True
     compiler_options: dict[str, Any] | None = field(default=None, hash=False)
     divided: Divided | None = None
+    num_devices: int = 1
+    compiled: Callable[..., Callable[..., tuple[Any, Any]]] | None = None

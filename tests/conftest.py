@@ -16,6 +16,8 @@ import pytest
 from packaging.version import Version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# The workers of pytest share the cores, and what a test finds shall not depend on their number.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "1")
 
 # Compiling takes longer than running here: two thirds of the time at the lowest level, half of that
 # with the older way to compile fusions, which later versions do not have.

@@ -1,15 +1,17 @@
 """What `test_devices.py` runs in a process with eight devices: each population on up to 8.
 
 Writes, for every algorithm and number of devices, what was found of its members and the metrics and
-state after a whole step, as one .npz.
+state after a whole step, and what a run notes that goes on over other devices, as one .npz.
 """
 
 import sys
+import tempfile
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from evojax_suite import devices
+from evojax_suite import devices, loop
 
 devices.take(8)  # before evosax is imported
 
@@ -18,6 +20,7 @@ from evojax_suite.baselines import strong_random  # noqa: E402
 from evojax_suite.data import load  # noqa: E402
 from evojax_suite.distilled import accuracies_on_test  # noqa: E402
 from evojax_suite.networks import NetworkConfig  # noqa: E402
+from evojax_suite.results import read_lines  # noqa: E402
 from evojax_suite.training import TrainingConfig  # noqa: E402
 
 DIGITS = load("digits")
@@ -71,7 +74,32 @@ def main(output: str) -> None:
                 keys, _ = algorithm.divided.keys(jax.random.key(1))
                 evaluate = devices.evaluator(algorithm.divided, number)
                 keep(found, f"{name}/{number}/members", evaluate(keys, state, params, data))
+    found |= gone_on()
     np.savez(output, **found)
+
+
+def gone_on() -> dict:
+    """Of a run over 2, 2 and then 4 devices: the notes, and the devices and the seconds of
+    compilation of each step."""
+    data, params = ga_distillation.make_data(DIGITS), ga_distillation.Params()
+    algorithm, notes = ga_distillation.build(GENETIC, 10, SHAPE), []
+    with tempfile.TemporaryDirectory() as folder:
+        for number, steps in ((2, 2), (2, 3), (4, 3), (4, 4)):
+            loop.run(
+                algorithm,
+                jax.random.key(0),
+                params,
+                data,
+                steps,
+                Path(folder) / "run",
+                num_devices=number,
+                on_note=notes.append,
+            )
+        timings = read_lines(Path(folder) / "run/timing.jsonl")
+    found = {"notes": [note.replace(folder, "") for note in notes]}
+    for name in ("devices", "compile_seconds"):
+        found[name] = [line[name] for line in timings]
+    return found
 
 
 if __name__ == "__main__":

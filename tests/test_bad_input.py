@@ -491,7 +491,7 @@ COMMANDS = [
             ("--seed one", ("--seed", "'one'")),
             ("--no-such-option 3", ("--no-such-option",)),
             ("--checkpoint-seconds -1", ("checkpoint_seconds must be >= 0, got -1.0",)),
-            ("--devices 0", ("devices must be >= 1, or all, got 0",)),
+            ("--devices 0", ("devices must be >= 1, all or auto, got 0",)),
             ("--log-format xml", ("xml", "text", "json")),
             ("--dataset fashon_mnist", ("'fashon_mnist'", "did you mean fashion_mnist?")),
             ("--dataset ''", ("unknown dataset ''",)),

@@ -11,11 +11,13 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from evojax_suite.cli import main
-from evojax_suite.commands.options import Placement
+from evojax_suite.commands.options import Placement, RunOptions
+from evojax_suite.resources import cores
 from evojax_suite.results import read_lines
 
 
@@ -47,6 +49,76 @@ def test_on_several_devices_every_member_is_as_on_one(over_devices, name, number
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+def test_a_run_that_goes_on_over_other_devices_says_so_and_compiles_apart(over_devices):
+    # Of six members four devices have two each, so that one of them has none.
+    assert over_devices["devices"].tolist() == [2, 2, 2, 3]
+    assert over_devices["notes"].tolist() == [
+        "/run goes on from step 3 over another number of devices, 3 in place of 2: what follows "
+        "may differ by rounding"
+    ]
+    compiled = over_devices["compile_seconds"]
+    assert (compiled[[0, 2, 3]] > 0).all()  # the first after each start
+    assert compiled[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, None),
+        ({"groups": "0::/a/b\n", "sets/a/cpu.max": "100000 100000\n"}, 1),
+        ({"groups": "0::/\n", "sets/cpu.max": "max 100000\n"}, None),
+        ({"groups": "0::/\n", "sets/cpu.max": "50000 100000\n"}, 1),
+        (
+            {
+                "groups": "3:memory:/a\n2:cpu,cpuacct:/a\n",
+                "sets/cpu/cpu.cfs_quota_us": "190000\n",
+                "sets/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            1,
+        ),
+        (
+            {
+                "groups": "2:cpu:/\n",
+                "sets/cpu/cpu.cfs_quota_us": "-1\n",
+                "sets/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            None,
+        ),
+    ],
+    ids=["no groups", "of a parent", "no limit", "half", "version 1", "no limit, version 1"],
+)
+def test_the_cores_of_a_container_are_what_its_quota_leaves(files, expected, tmp_path):
+    for name, content in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found = cores(tmp_path / "groups", tmp_path / "sets")
+    assert 1 <= found <= (expected or allowed)
+    assert expected or found == cores(tmp_path / "none", tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "expected"),
+    [("auto", None, cores()), ("all", "3", 3), ("auto", "1", 1), (2, "1", 2)],
+)
+def test_a_cpu_is_as_many_devices_as_it_has_cores_or_as_is_said(asked, said, expected):
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": said or ""}
+    if said is None:
+        del environment["JAX_NUM_CPU_DEVICES"]
+    script = f"from evojax_suite import devices; print(devices.take({asked!r}))"
+    found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
+    assert int(found.stdout) == expected
+
+
+def test_seeds_share_a_program_on_a_cpu_where_no_devices_were_asked_for(monkeypatch):
+    monkeypatch.setattr("evojax_suite.devices.take", lambda devices: 3)
+    assert jax.default_backend() != "cpu" or (
+        RunOptions(seeds="0:4", seeds_in_flight=2).resolved_seeds_in_flight() == 2
+    )
+    assert RunOptions(seeds="0:4").resolved_seeds_in_flight() == 1
+
+
 RUN = [
     "ga-distillation", "--population-size", "6", "--width", "4", "--depth", "1", "--num-epochs",
     "2", "--num-networks", "2", "--strong-random-repeats", "0", "--checkpoint-seconds", "0",
@@ -68,7 +140,9 @@ def free_port() -> int:
 
 
 def start(arguments, number, runs_dir):
-    """The processes of one run."""
+    """The processes of one run, which may make as many devices as by default."""
+    environment = {**os.environ}
+    environment.pop("JAX_NUM_CPU_DEVICES", None)
     coordinator = f"localhost:{free_port()}"
     return [
         subprocess.Popen(
@@ -79,6 +153,7 @@ def start(arguments, number, runs_dir):
             ],
             stderr=subprocess.PIPE,
             text=True,
+            env=environment,
         )
         for index in range(number)
     ]  # fmt: skip
@@ -124,6 +199,7 @@ def test_four_processes_find_what_one_does(alone, tmp_path):
     said = ended(processes, 240)
     assert [process.returncode for process in processes] == [0] * 4, said
     assert_same_metrics(tmp_path / "run/metrics.jsonl", alone / "run/metrics.jsonl")
+    assert all(line["devices"] == 4 for line in read_lines(tmp_path / "run/timing.jsonl"))
     assert "report:" in said[0]
     assert all("report:" not in own for own in said[1:])
 
@@ -140,7 +216,7 @@ def test_several_processes_search_as_one_does(alone, tmp_path):
 
 
 @pytest.mark.parametrize("lost", [0, 1], ids=["the first", "another"])
-def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(alone, lost, tmp_path):
+def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(alone, lost, tmp_path, capsys):
     processes = start(RUN, 2, tmp_path)
     metrics = tmp_path / "run/metrics.jsonl"
     await_steps(processes, metrics)
@@ -153,13 +229,15 @@ def test_when_a_process_is_killed_the_others_end_and_the_run_goes_on(alone, lost
     processes[lost].wait()
     arguments = [*RUN, "--runs-dir", str(tmp_path), "--resume"]  # alone
     assert main(arguments) == 0
+    assert "1 in place of 2: what follows may differ by rounding" in capsys.readouterr().err
     assert_same_metrics(metrics, alone / "run/metrics.jsonl")
 
 
 def test_a_signal_to_one_process_stops_all_and_saves(tmp_path):
-    processes = start(RUN, 2, tmp_path)
+    processes = start([*RUN, "--devices", "2"], 2, tmp_path)
     metrics = tmp_path / "run/metrics.jsonl"
     await_steps(processes, metrics)
+    assert read_lines(tmp_path / "run/timing.jsonl")[0]["devices"] == 4
     processes[1].send_signal(signal.SIGTERM)
     said = ended(processes, 60)
     assert [process.returncode for process in processes] == [128 + signal.SIGTERM] * 2, said
@@ -171,7 +249,7 @@ def test_a_signal_to_one_process_stops_all_and_saves(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--devices", "0"], "devices must be >= 1, or all, got 0"),
+        (["--devices", "0"], "devices must be >= 1, all or auto, got 0"),
         (["--devices", "many"], "devices"),
         (["--process-id", "1"], "process_id needs --distributed, got 1"),
     ],

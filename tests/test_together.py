@@ -263,7 +263,10 @@ def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
     [
         (["--seeds-in-flight", "2"], "seeds_in_flight needs --seeds, got 2"),
         (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1, or auto, got 0"),
-        (["--seeds", "0:2", "--seeds-in-flight", "2"], "> 1 needs one device, got 2 on 3"),
+        (
+            ["--seeds", "0:2", "--seeds-in-flight", "2", "--devices", "3"],
+            "> 1 needs one device, got 2 on 3",
+        ),
     ],
 )
 def test_seeds_in_flight_that_cannot_be(flags, says, tmp_path, capsys, monkeypatch):

@@ -140,7 +140,8 @@ class Config:
     """A program for each candidate, or one for all with filters masked; auto is padded on a CPU
     where trainings are so short that compiling takes longer (experiments/de_nas/README.md)."""
     workers: int | None = None
-    """Candidates that compile or train at once; None is 2 a device."""
+    """Candidates that compile or train at once; None is 2 a device, of a CPU one a
+    device and at least 2."""
 
     space: Space = field(default_factory=Space)
     training: TrainingConfig = TRAINING
@@ -550,6 +551,13 @@ def _by_evosax(config: Config, image_shape: tuple[int, int, int]) -> _ByEvosax:
     return _ByEvosax(start, propose)
 
 
+def num_workers(config: Config, num_devices: int) -> int:
+    """Candidates that a process compiles or trains at once: `config.workers`, or so many that every
+    device has something to do while others compile, which is what the cores of a CPU do."""
+    on_cpu = jax.default_backend() == "cpu"
+    return config.workers or (max(2, num_devices) if on_cpu else 2 * num_devices)
+
+
 def build(
     config: Config,
     num_classes: int,
@@ -574,7 +582,7 @@ def build(
     judge = judges(config, num_classes, image_shape)
     local_devices = jax.local_devices()[:num_devices]
     num_processes, process = jax.process_count(), jax.process_index()
-    workers = config.workers or 2 * len(local_devices)
+    workers = num_workers(config, len(local_devices))
     pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
     ahead: dict[bytes, Future[_Judged]] = {}
     num_rungs = len(config.rungs)
@@ -770,7 +778,8 @@ def build(
     def finished(state: State) -> Array:
         return state.num_judged >= config.num_candidates
 
-    return Algorithm(init, step, result, finished, scannable=False)
+    in_all = len(local_devices) * num_processes
+    return Algorithm(init, step, result, finished, scannable=False, num_devices=in_all)
 
 
 @struct.dataclass

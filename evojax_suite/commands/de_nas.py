@@ -129,7 +129,11 @@ def run(options: Options) -> Path:
     options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
     shape, num_classes = dataset.image_shape, dataset.num_classes
-    algorithm = de_nas.build(config, num_classes, shape, devices.take(options.devices))
+    num_devices = devices.take(options.devices)
+    if options.plan is not None:  # workers end together: a step of each, after the first
+        at_once = de_nas.num_workers(config, num_devices) * jax.process_count()
+        options.plan.most_steps = max(options.plan.most_steps, 1 + at_once)
+    algorithm = de_nas.build(config, num_classes, shape, num_devices)
     data = de_nas.make_data(config, dataset)
     directory = options.directory("de-nas", dataset)
     open_run(directory, options.settings(), options.resume)

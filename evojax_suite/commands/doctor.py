@@ -20,6 +20,7 @@ from evojax_suite.data.catalog import find_known
 from evojax_suite.data.errors import DataError, first_line
 from evojax_suite.data.loader import DATA_DIR_VARIABLE
 from evojax_suite.data.local import find_local
+from evojax_suite.resources import cores
 
 PACKAGES = (
     "evojax-suite", "jax", "jaxlib", "flax", "optax", "evosax", "numpy", "scikit-learn",
@@ -91,7 +92,8 @@ def run(options: Options) -> int:
     print(f"Python {platform.python_version()}, {sys.executable}")
     for package in PACKAGES:
         print(f"{package} {_version(package)}")
-    print(f"{os.cpu_count()} CPU cores, {psutil.virtual_memory().total / 2**30:.1f} GiB of memory")
+    memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB of memory"
+    print(f"{cores()} physical CPU cores for this process, {os.cpu_count()} logical ones, {memory}")
     for device in jax.devices():
         state = _computes(device)
         broken |= state != "ok"

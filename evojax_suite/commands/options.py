@@ -21,6 +21,7 @@ from evojax_suite.commands.dry_run import Plan, Planned
 from evojax_suite.commands.loggers import Logger, check, logged
 from evojax_suite.commands.progress import LogFormat, console, progress
 from evojax_suite.data.splits import balanced_subset
+from evojax_suite.devices import Devices
 from evojax_suite.results import plain
 from evojax_suite.types import Algorithm, Dataset, PyTree, Split
 
@@ -85,8 +86,9 @@ class Placement(Command):
     """Where a run computes, and what it says. The devices are taken before anything else
     (`cli.main`), as some libraries start them when they are imported."""
 
-    devices: int | Literal["all"] = "all"
-    """Devices of this machine that share the population; of a CPU so many are made."""
+    devices: Devices = "auto"
+    """Devices of this process that share the population, of a CPU so many are made; all: every
+    accelerator, or as many as the CPU has cores; auto: all, but one of a CPU with --distributed."""
     distributed: bool = False
     """Run as one of many processes, on other machines or on this one: each starts the same command.
     Process 0 writes the run. SLURM, Open MPI and Kubernetes tell the next three; else they are
@@ -102,8 +104,8 @@ class Placement(Command):
     """json: what is told on the way as a line of JSON each, on standard error."""
 
     def __post_init__(self):
-        if self.devices != "all" and self.devices < 1:
-            raise ValueError(f"devices must be >= 1, or all, got {self.devices}")
+        if isinstance(self.devices, int) and self.devices < 1:
+            raise ValueError(f"devices must be >= 1, all or auto, got {self.devices}")
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"{name} needs --distributed, got {getattr(self, name)}")
@@ -112,11 +114,12 @@ class Placement(Command):
         """Meet the other processes and take the devices; ValueError, or ProcessLost."""
         if self.distributed:
             devices.join(self.coordinator, self.num_processes, self.process_id)
+        devices.take(self.devices)
+        if self.distributed:
             # JAX may end this process before it can say so itself.
             message = "evojax-suite: process {} of {}; when another is lost this one ends, and {}"
             number, total = jax.process_index(), jax.process_count()
             print(message.format(number, total, devices.HOW_TO_GO_ON), file=sys.stderr, flush=True)
-        devices.take(self.devices)
 
     def here(self) -> Self:
         """One that does not write is silent."""
@@ -141,8 +144,8 @@ class RunOptions(Placement):
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
     seeds_in_flight: int | Literal["auto"] = "auto"
-    """Runs of seeds in one program, where the system has one for all: auto is all that fit on an
-    accelerator, one on a CPU or on several devices."""
+    """Runs of seeds in one program, where the system has one for all, on one device: auto is all
+    that fit on an accelerator, one on a CPU or on several accelerators."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
     name: str | None = None
@@ -216,10 +219,12 @@ class RunOptions(Placement):
     def resolved_seeds_in_flight(self) -> int:
         """How many runs of seeds are to be in one program."""
         num_devices = devices.take(self.devices) * jax.process_count()
+        on_cpu = jax.default_backend() == "cpu"
         if self.seeds_in_flight == "auto":
-            alone = num_devices > 1 or jax.default_backend() == "cpu"
-            return 1 if alone else len(self.each())
-        if self.seeds_in_flight > 1 and num_devices > 1:
+            return 1 if num_devices > 1 or on_cpu else len(self.each())
+        # Cores that nobody asked to be devices need not be: one program uses them all.
+        unasked = self.devices == "auto" and on_cpu and jax.process_count() == 1
+        if self.seeds_in_flight > 1 and num_devices > 1 and not unasked:
             raise ValueError(
                 f"seeds_in_flight > 1 needs one device, got {self.seeds_in_flight} on {num_devices}"
             )
@@ -289,6 +294,7 @@ class RunOptions(Placement):
                 checkpoint_seconds=self.checkpoint_seconds,
                 num_devices=self.devices,
                 on_report=on_report,
+                on_note=console.say,
             )
         if self.plan is not None:
             self.plan.add(title, num_steps, directory)

@@ -17,7 +17,7 @@ from greenlet import getcurrent, greenlet
 
 from evojax_suite import loop
 from evojax_suite.commands.loggers import logged
-from evojax_suite.commands.progress import progress
+from evojax_suite.commands.progress import console, progress
 from evojax_suite.types import Algorithm, Array, PyTree
 
 
@@ -95,6 +95,7 @@ def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
             steps_per_call=first.steps_per_call,
             checkpoint_seconds=first.options.checkpoint_seconds,
             on_report=on_report,
+            on_note=console.say,
         )
 
 

@@ -1,12 +1,19 @@
 """What the five systems are measured against: plain PyTorch loops, one network after the other.
 
 They do the work of ours on the same arrays, in the way of the papers' programs, and nothing that
-would slow them: no logging, no synchronisation but one at the end. Images are (N, C, H, W).
+would slow them: no logging, no synchronisation but one at the end. Images are (N, C, H, W). Of
+paper 002's loop there are also the variants that an informed user would try. As a program this file
+is one of the processes of `Processes`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pickle
 import random
+import subprocess
+import sys
 
 import numpy as np
 import torch
@@ -64,23 +71,97 @@ class VGG10(nn.Module):
         return self.layers(images)
 
 
-def learn(network, optimizer, images, labels) -> None:
-    loss = F.cross_entropy(network(images), labels)
+def learn(network, optimizer, images, labels, autocast=None) -> None:
+    with autocast or contextlib.nullcontext():
+        loss = F.cross_entropy(network(images), labels)
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
 
-def ga_distillation(width, sets, steps, images, labels, batch_size) -> float:
-    """Paper 002: each set (10, C, H, W) trains a network, which classifies all images."""
-    targets, correct = torch.arange(10, device=sets.device), 0.0
-    for images_of_set in sets:
-        network = ConvNet(width, sets.shape[-3], sets.shape[-1]).to(sets.device)
-        optimizer = torch.optim.Adam(network.parameters(), 1e-3)
-        for _ in range(steps):
-            learn(network, optimizer, images_of_set, targets)
-        correct += correctness(network, images, labels, batch_size)
-    return correct
+class GaDistillation:
+    """Paper 002: each set (10, C, H, W) trains a network, which classifies all images.
+
+    bfloat16: autocast. compiled: `torch.compile` of the network, which the first call does; each
+    set then starts the one network anew.
+    """
+
+    def __init__(
+        self,
+        width,
+        sets,
+        steps,
+        images,
+        labels,
+        batch_size,
+        bfloat16=False,
+        channels_last=False,
+        compiled=False,
+    ):
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.sets = [own.contiguous(memory_format=self.format) for own in sets]
+        self.width, self.steps, self.batch_size = width, steps, batch_size
+        self.images, self.labels = images.contiguous(memory_format=self.format), labels
+        self.autocast = torch.autocast(images.device.type, torch.bfloat16, enabled=bfloat16)
+        self.compiled = torch.compile(self.made(), dynamic=False) if compiled else None
+
+    def made(self):
+        network = ConvNet(self.width, *self.images.shape[1:3])
+        return network.to(self.images.device, memory_format=self.format)
+
+    def fresh(self):
+        if self.compiled is None:
+            return self.made()
+        for layer in self.compiled.modules():
+            if isinstance(layer, nn.Conv2d | nn.GroupNorm | nn.Linear):
+                layer.reset_parameters()
+        return self.compiled
+
+    def __call__(self) -> float:
+        targets, correct = torch.arange(10, device=self.images.device), 0.0
+        for images_of_set in self.sets:
+            network = self.fresh()
+            optimizer = torch.optim.Adam(network.parameters(), 1e-3)
+            for _ in range(self.steps):
+                learn(network, optimizer, images_of_set, targets, self.autocast)
+            with self.autocast:
+                correct += correctness(network, self.images, self.labels, self.batch_size)
+        return correct
+
+
+class Processes:
+    """`GaDistillation` in so many processes of one thread each, the sets divided among them. They
+    are started once; a call waits until all have done theirs."""
+
+    def __init__(self, number, width, sets, *arguments, **settings):
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        self.processes = []
+        for own in sets.tensor_split(min(number, len(sets))):
+            command = [sys.executable, __file__]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+            process = subprocess.Popen(command, env=environment, **pipes)
+            # Of a view all of the tensor behind it would be sent.
+            pickle.dump(((width, own.clone(), *arguments), settings), process.stdin)
+            self.processes.append(process)
+
+    def __call__(self) -> float:
+        for process in self.processes:
+            process.stdin.write(b"once\n")
+            process.stdin.flush()
+        return sum(float(process.stdout.readline()) for process in self.processes)
+
+    def close(self) -> None:
+        for process in self.processes:
+            process.communicate()
+
+
+def serve() -> None:
+    """Be one of `Processes`: a line for each line."""
+    torch.set_num_threads(1)
+    arguments, settings = pickle.load(sys.stdin.buffer)
+    loop = GaDistillation(*arguments, **settings)
+    for _ in sys.stdin.buffer:
+        print(loop(), flush=True)
 
 
 def correctness(network, images, labels, batch_size: int) -> float:
@@ -231,3 +312,7 @@ class Devs:
             / counts.view(-1, *[1] * (values.ndim - 1))
             for values in (self.images, self.labels)
         )
+
+
+if __name__ == "__main__":
+    serve()
