@@ -331,7 +331,8 @@ def similarity_losses(
                 other = similarity.student_t_probabilities(relation, size)
                 return similarity.divergence(target.probabilities, other)
             case "cka":
-                return 1 - similarity.centred_kernel_alignment(target, relation)
+                alignment = similarity.centred_kernel_alignment(target, relation)
+                return jnp.maximum(1 - alignment, 0)  # above 1 by rounding alone
             case _:
                 raise ValueError(f"unknown similarity {config.similarity!r}")
 

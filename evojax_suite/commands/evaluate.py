@@ -26,7 +26,7 @@ class Options(Placement):
     """Train networks on a small set and give their accuracy on the test part."""
 
     path: Annotated[Path, tyro.conf.Positional]
-    """A .npz of a run; or one of your own with images and labels, which needs --dataset."""
+    """A .npz of a run; or one of your own with images and labels, which needs a dataset."""
     dataset: str | None = None
     """Judge on this dataset; by default on the one that was distilled."""
     protocol: Literal["stored", "literature"] = "stored"
