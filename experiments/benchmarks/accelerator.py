@@ -114,6 +114,7 @@ class Sizes(NamedTuple):
     ecomp_generations: int = 100
     images_of_others: int = 48_000
     candidate_epochs: int = 10
+    candidate_filters: int = 256
     cest_width: int = 256
     devs_epochs: int = 20
     devs_least_steps: int = 200
@@ -134,8 +135,9 @@ TINY = Sizes(
     ecomp_runs=1,
     ecomp_units=16,
     ecomp_generations=3,
-    images_of_others=400,
+    images_of_others=200,
     candidate_epochs=1,
+    candidate_filters=12,
     cest_width=4,
     devs_epochs=1,
     devs_least_steps=0,
@@ -497,7 +499,8 @@ def engine(results: Results, options: Options, sizes: Sizes) -> None:
             ),
         )
     batches = [("adaptive", size, 1) for size in sizes.batch_sizes]
-    batches += [("patches", min(500, sizes.images), sizes.evaluated)]
+    if not options.rehearse:
+        batches += [("patches", 500, sizes.evaluated)]
     for lowering, size, at_once in batches:
         measure(
             f"evaluation, {lowering}, batches of {size}, {at_once} at once",
@@ -584,7 +587,7 @@ def seventy_runs(sizes: Sizes, at_once: int) -> dict[str, Any]:
     """Seven weightings of EComp, each with some keys, as one program: an epoch of generations."""
     dataset = of_noise(sizes.images_of_others, 10, SHAPE)
     config = ecomp.Config(
-        population_size=min(100, sizes.images_of_others // 40),
+        population_size=min(100, sizes.images_of_others // 20),
         batch_size=min(500, sizes.images_of_others // 4),
         num_generations=sizes.ecomp_generations,
     )
@@ -630,7 +633,8 @@ def stepped(algorithm, params, data, most: int) -> dict[str, Any]:
 def candidates(sizes: Sizes) -> dict[str, Any]:
     dataset = of_noise(sizes.images_of_others, sizes.images_of_others // 10, (32, 32, 3))
     training = replace(de_nas.Config().training, num_epochs=sizes.candidate_epochs)
-    config = de_nas.Config(programs="separate", training=training)
+    space = replace(de_nas.Config().space, max_filters=sizes.candidate_filters)
+    config = de_nas.Config(programs="separate", training=training, space=space)
     algorithm = de_nas.build(config, 10, (32, 32, 3), 1)
     found = stepped(algorithm, de_nas.Params(), de_nas.make_data(config, dataset), 2)
     found["candidates an hour"] = 3600 / float(np.mean(found["seconds of steps"]))

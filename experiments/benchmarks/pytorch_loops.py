@@ -9,8 +9,8 @@ is one of the processes of `Processes`.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-import pickle
 import random
 import subprocess
 import sys
@@ -140,8 +140,9 @@ class Processes:
             command = [sys.executable, __file__]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
             process = subprocess.Popen(command, env=environment, **pipes)
-            # Of a view all of the tensor behind it would be sent.
-            pickle.dump(((width, own.clone(), *arguments), settings), process.stdin)
+            message = io.BytesIO()  # of a view all of the tensor behind it would be sent
+            torch.save(((width, own.clone(), *arguments), settings), message)
+            process.stdin.write(b"%d\n" % message.tell() + message.getvalue())
             self.processes.append(process)
 
     def __call__(self) -> float:
@@ -158,7 +159,8 @@ class Processes:
 def serve() -> None:
     """Be one of `Processes`: a line for each line."""
     torch.set_num_threads(1)
-    arguments, settings = pickle.load(sys.stdin.buffer)
+    message = sys.stdin.buffer.read(int(sys.stdin.buffer.readline()))
+    arguments, settings = torch.load(io.BytesIO(message), weights_only=True)
     loop = GaDistillation(*arguments, **settings)
     for _ in sys.stdin.buffer:
         print(loop(), flush=True)

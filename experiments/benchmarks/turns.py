@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import platform
 import resource
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ def processor() -> str:
 
 def machine() -> dict[str, Any]:
     """What figures were measured on, and when."""
-    return {
+    about = {
         "date": datetime.date.today().isoformat(),
         "device": jax.devices()[0].device_kind,
         "processor": processor(),
         "cores": os.cpu_count(),
         "jax": jax.__version__,
-        "torch": version("torch"),
     }
+    with contextlib.suppress(PackageNotFoundError):
+        about["torch"] = version("torch")
+    return about
 
 
 def peak_megabytes() -> float:

@@ -1,0 +1,89 @@
+"""The script for a card, rehearsed: every block but PyTorch's, at tiny sizes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "experiments/benchmarks/accelerator.py"
+
+
+def rehearse(output: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, SCRIPT, "--rehearse", "--output", output, *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(
+        [str(part) for part in command], env=environment, capture_output=True, text=True
+    )
+
+
+def rows_of(path: Path) -> dict[str, dict]:
+    found = json.loads(path.read_text())
+    assert found.pop("machine")["device"] == "cpu"
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("results")
+    done = rehearse(output, "--blocks", "agreement", "engine", "systems", "paper")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return output
+
+
+def test_first_steps_are_those_that_are_expected(results):
+    rows = rows_of(results / "agreement.json")
+    systems = "ga_distillation", "gradient_matching", "devs", "cest", "de_nas"
+    expected = {f"{name}, {dtype}" for name in systems for dtype in ("float32", "bfloat16")}
+    assert set(rows) == expected | {"ecomp, float32"}
+    for row in rows.values():
+        assert row["agrees"] is True
+        assert row["largest difference"] <= row["tolerance"]
+
+
+def test_the_engine_is_measured_beside_what_is_predicted(results):
+    rows = rows_of(results / "engine.json")
+    assert any(name.startswith("a generation") for name in rows)
+    assert any(name.startswith("training, adaptive") for name in rows)
+    assert any(name.startswith("evaluation, adaptive") for name in rows)
+    for row in rows.values():
+        assert 0 < row["fastest"] <= row["median"]
+        assert row["predicted"] > 0
+        assert row["kernels"] > 0
+
+
+def test_every_other_system_is_timed(results):
+    rows = rows_of(results / "systems.json")
+    assert rows["EComp, 7 runs, 7 at once"]["runs"] == 7
+    assert rows["DE-NAS, candidates"]["candidates an hour"] > 0
+    assert len(rows["CEST, epochs"]["seconds of steps"]) == 3
+    assert set(rows["DEvS, a reduction"]["stages"]) >= {"training", "features", "clustering"}
+
+
+def test_the_papers_run_goes_on_where_it_was(results, tmp_path):
+    assert rows_of(results / "paper.json")["ga-distillation on digits"]["generations"] == 3
+    parts = sorted(results.glob("paper-run.tar.*"))
+    assert parts
+    done = rehearse(tmp_path, "--blocks", "paper", "--checkpoint", str(results))
+    assert done.returncode == 0, done.stderr[-2000:]
+    first, second = (
+        (folder / "paper-run/metrics.jsonl").read_text() for folder in (results, tmp_path)
+    )
+    assert first == second  # it was complete, and nothing was done again
+    assert rows_of(tmp_path / "paper.json")["ga-distillation on digits"]["generations"] == 3
+
+
+def test_what_does_not_fit_is_not_begun_and_what_fails_is_told(tmp_path):
+    done = rehearse(tmp_path, "--blocks", "paper", "--seconds", "20")
+    (row,) = rows_of(tmp_path / "paper.json").values()
+    assert row["not run"].startswith("needs about 31 s")
+    assert done.returncode == 0
+    done = rehearse(tmp_path, "--blocks", "papers")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        "blocks must be of agreement, engine, pytorch, systems, paper, got 'papers'"
+    )
