@@ -7,10 +7,8 @@ torch.compile, a process on every core. All take turns; a ratio is the median ov
 Compilation and the start of processes are apart. Ours runs as by default, on all cores in float32.
 
     pip install evojax-suite[bench]
-    python experiments/benchmarks/throughput.py --output experiments/benchmarks/cpu.json
+    python experiments/benchmarks/throughput.py
     python experiments/benchmarks/throughput.py --devices 1 --no-variants
-    python experiments/benchmarks/throughput.py --widths 128 --members 300 --torch-members 3 \\
-        --steps 300 --images 12000 --repeats 3 --output experiments/benchmarks/h200.json
 """
 
 from __future__ import annotations
