@@ -23,7 +23,8 @@ demo: $(VENV)/installed-user
 
 test: $(VENV)/installed-dev
 	$(BIN)/ruff check evojax_suite tests experiments
-	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile $(PYTEST)
+	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile \
+		--no-loadscope-reorder $(PYTEST)
 
 # Against PyTorch; let nothing else run.
 bench: $(VENV)/installed-bench

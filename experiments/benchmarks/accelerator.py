@@ -58,6 +58,7 @@ from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
 from evojax_suite.baselines import gradient_matching
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig, feed_forward
+from evojax_suite.operators import architectures
 from evojax_suite.results import plain, write_json
 from evojax_suite.training import (
     EngineConfig,
@@ -113,6 +114,7 @@ class Sizes(NamedTuple):
     ecomp_units: int = 256
     ecomp_generations: int = 100
     images_of_others: int = 48_000
+    candidates: int = 2
     candidate_epochs: int = 10
     candidate_filters: int = 256
     cest_width: int = 256
@@ -136,6 +138,7 @@ TINY = Sizes(
     ecomp_units=16,
     ecomp_generations=3,
     images_of_others=200,
+    candidates=1,
     candidate_epochs=1,
     candidate_filters=12,
     cest_width=4,
@@ -293,15 +296,18 @@ def ecomp_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
 
 def de_nas_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
     config = de_nas.Config(
-        population_size=4,
-        num_best=2,
         programs="separate",
         compute_dtype=dtype,
         space=replace(de_nas.Config().space, max_filters=16),
         training=replace(de_nas.Config().training, num_epochs=2),
     )
     data = de_nas.make_data(config, dataset)
-    return first_steps(de_nas.build(config, 10, SHAPE, 1), de_nas.Params(), data, 1)
+    genome = jax.jit(architectures.random_genome, static_argnums=(1, 2))(
+        jax.random.key(0), config.space, SHAPE
+    )
+    judged = de_nas.judges(config, 10, SHAPE)(genome, jax.random.key(1), data, np.zeros(0))
+    found = judged.evaluation
+    return {"accuracy": float(found.accuracy), "cross_entropy": float(found.cross_entropy)}
 
 
 class Checked(NamedTuple):
@@ -636,7 +642,7 @@ def candidates(sizes: Sizes) -> dict[str, Any]:
     space = replace(de_nas.Config().space, max_filters=sizes.candidate_filters)
     config = de_nas.Config(programs="separate", training=training, space=space)
     algorithm = de_nas.build(config, 10, (32, 32, 3), 1)
-    found = stepped(algorithm, de_nas.Params(), de_nas.make_data(config, dataset), 2)
+    found = stepped(algorithm, de_nas.Params(), de_nas.make_data(config, dataset), sizes.candidates)
     found["candidates an hour"] = 3600 / float(np.mean(found["seconds of steps"]))
     return found
 
