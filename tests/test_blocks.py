@@ -11,8 +11,8 @@ from evojax_suite import networks
 from evojax_suite.networks import NetworkConfig, blocks
 from evojax_suite.networks.layers import GroupNorm, convolve, pool
 
-# Grey images padded by 3, colour, small ones, and more channels than a first block takes.
-SHAPES = [(28, 28, 1), (32, 32, 3), (8, 8, 1), (16, 16, 5)]
+# Grey images padded by 3, colour, and more channels than a first block takes.
+SHAPES = [(28, 28, 1), (16, 16, 3), (16, 16, 5)]
 
 
 def layers(images, kernel, scale, bias, padding):

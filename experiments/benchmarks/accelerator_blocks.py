@@ -1,0 +1,730 @@
+"""The blocks of `accelerator.py`, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import tarfile
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from roofline import CARDS, H100, roofline
+from turns import machine
+
+from evojax_suite import networks
+from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
+from evojax_suite.baselines import gradient_matching
+from evojax_suite.data import load
+from evojax_suite.networks import NetworkConfig, feed_forward
+from evojax_suite.operators import architectures
+from evojax_suite.results import plain, write_json
+from evojax_suite.training import (
+    EngineConfig,
+    TrainingConfig,
+    evaluate,
+    fit_population,
+    make_batches,
+    map_members,
+)
+from evojax_suite.types import Dataset, Split, training_data
+
+HERE = Path(__file__).parent
+EXPECTED = HERE / "agreement.json"
+PART_BYTES = 15_000_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `accelerator.py` says."""
+
+    block: tyro.conf.Positional[str]
+    """Of `MEASURE`, or expected."""
+    output: Path
+    deadline: float
+    """Seconds since the epoch."""
+    data_dir: Path | None = None
+    checkpoint: Path | None = None
+    rehearse: bool = False
+
+
+class Sizes(NamedTuple):
+    """How much of everything."""
+
+    width: int = 128
+    steps: int = 300
+    images: int = 12_000
+    population: int = 300
+    timed_steps: int = 30
+    members_in_flight: tuple[int, ...] = (64, 128, 300)
+    evaluated: int = 16
+    batch_sizes: tuple[int, ...] = (2000, 4000, 12_000)
+    torch_members: int = 3
+    torch_batch: int = 4000
+    ecomp_runs: int = 10
+    ecomp_units: int = 256
+    ecomp_generations: int = 100
+    images_of_others: int = 48_000
+    candidates: int = 2
+    candidate_epochs: int = 10
+    candidate_filters: int = 256
+    cest_width: int = 256
+    devs_epochs: int = 20
+    devs_least_steps: int = 200
+    checked: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  systems, all by default, in a precision
+    compile_seconds: float = 40.0  # of a large program, to decide whether a measurement fits
+
+
+TINY = Sizes(
+    width=8,
+    steps=2,
+    images=40,
+    population=4,
+    timed_steps=2,
+    members_in_flight=(2,),
+    evaluated=2,
+    batch_sizes=(20,),
+    torch_members=1,
+    torch_batch=20,
+    ecomp_runs=1,
+    ecomp_units=16,
+    ecomp_generations=3,
+    images_of_others=200,
+    candidates=1,
+    candidate_epochs=1,
+    candidate_filters=12,
+    cest_width=4,
+    devs_epochs=1,
+    devs_least_steps=0,
+    checked={"bfloat16": ("ga_distillation", "gradient_matching")},
+    compile_seconds=1.0,
+)
+
+
+class Results:
+    """What a block has measured, on disk after every measurement."""
+
+    def __init__(self, options: Options):
+        options.output.mkdir(parents=True, exist_ok=True)
+        self.path = options.output / f"{options.block}.json"
+        self.deadline = options.deadline
+        self.found: dict[str, Any] = {"machine": machine()}
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - time.time()
+
+    def measure(self, name: str, needs: float, run: Callable[[], Any]) -> Any:
+        """What `run` gives, kept; None where the time left is less than the seconds it needs, or
+        where it fails."""
+        if self.seconds_left < needs:
+            value = {"not run": f"needs about {needs:.0f} s, {self.seconds_left:.0f} s were left"}
+        else:
+            start = time.time()
+            try:
+                value = {**run(), "measured in seconds": round(time.time() - start, 1)}
+            except Exception as error:
+                last = traceback.format_exc().splitlines()[-12:]
+                value = {"error": f"{type(error).__name__}: {str(error)[:500]}", "traceback": last}
+        self.found[name] = value
+        write_json(self.path, plain(self.found, non_finite=str))
+        print(f"{name}: {json.dumps(plain(value, non_finite=str))[:300]}", flush=True)
+        return value if "error" not in value and "not run" not in value else None
+
+
+def timed(run: Callable[[], Any], least_seconds: float = 0.5, most: int = 5) -> dict[str, float]:
+    """Seconds of a call: the first, with its compilation; the fastest and the median of others."""
+
+    def once() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - start
+
+    first, turns = once(), [once()]
+    while sum(turns) < least_seconds and len(turns) < most:
+        turns.append(once())
+    return {"first": first, "fastest": min(turns), "median": float(np.median(turns))}
+
+
+# --- agreement
+
+
+def digits() -> Dataset:
+    """scikit-learn's digits as grey images of 28x28, 300 to train and 100 to judge."""
+    dataset = load("digits")
+
+    def enlarged(part: Split, number: int) -> Split:
+        large = np.kron(part.images[:number, ..., 0], np.ones((3, 3), np.uint8))
+        return Split(np.pad(large, ((0, 0), (2, 2), (2, 2)))[..., None], part.labels[:number])
+
+    return replace(
+        dataset,
+        train=enlarged(dataset.train, 300),
+        validation=enlarged(dataset.validation, 100),
+        test=enlarged(dataset.test, 100),
+    )
+
+
+def first_steps(algorithm, params, data, number: int) -> dict[str, float]:
+    """The metrics of the last of some steps."""
+    step = jax.jit(algorithm.step) if algorithm.scannable else algorithm.step
+    init = jax.jit(algorithm.init) if algorithm.scannable else algorithm.init
+    state, metrics = init(jax.random.key(0), params, data), None
+    for index in range(number):
+        state, metrics = step(jax.random.fold_in(jax.random.key(1), index), state, params, data)
+    return numbers_of(metrics)
+
+
+def numbers_of(metrics: Any) -> dict[str, float]:
+    """The metrics that are one number; seconds are none."""
+    return {
+        name: float(value)
+        for name, value in jax.device_get(metrics)._asdict().items()
+        if not isinstance(value, dict) and np.ndim(value) == 0
+    }
+
+
+SHAPE = (28, 28, 1)
+
+
+def ga_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    config = ga_distillation.Config(
+        population_size=6,
+        fitness="cross_entropy",
+        network=NetworkConfig(width=16, compute_dtype=dtype),
+        training=TrainingConfig(num_epochs=20),
+    )
+    algorithm = ga_distillation.build(config, 10, SHAPE)
+    return first_steps(algorithm, ga_distillation.Params(), ga_distillation.make_data(dataset), 1)
+
+
+def matching_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    network = NetworkConfig(width=8, depth=2, compute_dtype=dtype)
+    config = gradient_matching.Config(real_batch_size=16, network=network)
+    algorithm = gradient_matching.build(config, 10, SHAPE)
+    return first_steps(algorithm, None, gradient_matching.make_data(dataset), 2)
+
+
+def devs_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    config = devs.Config(
+        target_sizes=(30,),
+        clustering="jax",
+        feature_epochs=3,
+        min_training_steps=0,
+        network=replace(devs.NETWORK, width=8, compute_dtype=dtype),
+    )
+    return first_steps(devs.build(config, 10, SHAPE), None, training_data(dataset), 1)
+
+
+def cest_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    config = cest.Config(
+        initial_epochs=1,
+        epochs_per_selection=1,
+        prey_generations=2,
+        network=NetworkConfig(network="VGG10", width=4, compute_dtype=dtype),
+        training=TrainingConfig(num_epochs=3, batch_size=64),
+    )
+    data = cest.make_data(config, dataset)
+    return first_steps(cest.build(config, 10, SHAPE), cest.Params(), data, 2)
+
+
+def parent_of(units: int) -> feed_forward.Network:
+    """Random, 784-units-units-10."""
+    random = np.random.default_rng(0)
+    return tuple(
+        layer._replace(
+            weight=random.normal(0, (2 / layer.weight.shape[1]) ** 0.5, layer.weight.shape).astype(
+                np.float32
+            )
+        )
+        for layer in feed_forward.zeros((784, units, units, 10))
+    )
+
+
+def ecomp_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    del dtype  # EComp has float32 alone
+    config = ecomp.Config(batch_size=100, population_size=10)
+    data = ecomp.make_data(parent_of(32), dataset.train.images, dataset.train.labels)
+    return first_steps(ecomp.build(config), ecomp.Params(), data, 2)
+
+
+def de_nas_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
+    config = de_nas.Config(
+        programs="separate",
+        compute_dtype=dtype,
+        space=replace(de_nas.Config().space, max_filters=16),
+        training=replace(de_nas.Config().training, num_epochs=2),
+    )
+    data = de_nas.make_data(config, dataset)
+    genome = jax.jit(architectures.random_genome, static_argnums=(1, 2))(
+        jax.random.key(0), config.space, SHAPE
+    )
+    judged = de_nas.judges(config, 10, SHAPE)(genome, jax.random.key(1), data, np.zeros(0))
+    found = judged.evaluation
+    return {"accuracy": float(found.accuracy), "cross_entropy": float(found.cross_entropy)}
+
+
+class Checked(NamedTuple):
+    """First steps of a system, and how far its metrics may be from a CPU's: a fraction of the
+    value, or of 1 where it is smaller, in float32 (products in TF32) and in bfloat16."""
+
+    steps: Callable[[Dataset, str], dict[str, float]]
+    float32: float
+    bfloat16: float
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+
+
+# Trained networks part where rounding does: of accuracies on 100 images, one or two may turn.
+CHECKED = {
+    "ga_distillation": Checked(ga_steps, 0.03, 0.10),
+    "gradient_matching": Checked(matching_steps, 0.03, 0.10),
+    "devs": Checked(devs_steps, 0.05, 0.15),
+    "cest": Checked(cest_steps, 0.05, 0.15),
+    "ecomp": Checked(ecomp_steps, 0.02, 0.02, ("float32",)),
+    "de_nas": Checked(de_nas_steps, 0.05, 0.15),
+}
+
+
+def agreement(results: Results, options: Options, sizes: Sizes) -> None:
+    dataset, expected = digits(), json.loads(EXPECTED.read_text())
+    for dtype in ("float32", "bfloat16"):
+        for name, checked in CHECKED.items():
+            if dtype not in checked.dtypes or name not in sizes.checked.get(dtype, CHECKED):
+                continue
+
+            def compare(name=name, checked=checked, dtype=dtype) -> dict[str, Any]:
+                own, theirs = checked.steps(dataset, dtype), expected[name][dtype]
+                tolerance = getattr(checked, dtype)
+                apart = {
+                    key: abs(own[key] - value) / max(1.0, abs(value))
+                    for key, value in theirs.items()
+                    if value is not None and math.isfinite(value)
+                }
+                largest = max(apart, key=lambda key: apart[key])
+                return {
+                    "agrees": apart[largest] <= tolerance,
+                    "largest difference": apart[largest],
+                    "of": largest,
+                    "tolerance": tolerance,
+                    "metrics": own,
+                }
+
+            results.measure(f"{name}, {dtype}", sizes.compile_seconds / 2, compare)
+
+
+def write_expected() -> None:
+    """The numbers of this machine, which should be a CPU."""
+    dataset = digits()
+    found = {
+        name: {dtype: checked.steps(dataset, dtype) for dtype in checked.dtypes}
+        for name, checked in CHECKED.items()
+    }
+    write_json(EXPECTED, plain({"machine": machine(), **found}))
+
+
+# --- the engine
+
+
+def card() -> Any:
+    """What the roofline assumes of this card."""
+    kind = jax.devices()[0].device_kind
+    return next((one for one in CARDS.values() if one.name == kind), H100)
+
+
+def predicted(compiled) -> dict[str, Any]:
+    """By the roofline, of the program as it was compiled here."""
+    model = roofline(compiled.as_text())
+    return {
+        "predicted": model.seconds(card()),
+        "kernels": model.launches,
+        "gigabytes": model.total("bytes") / 1e9,
+        "teraflop": model.total("flop") / 1e12,
+        "shares": model.shares(card()),
+        "largest kernels": [
+            [one.name, one.times, 1e6 * one.seconds(card()), one.bound(card())]
+            for one in model.largest(card(), 8)
+        ],
+        "temporary gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+    }
+
+
+def measured(function: Callable, arguments: tuple, options: dict | None = None) -> dict[str, Any]:
+    """Seconds of a jitted function, compiled under these options, beside the roofline's."""
+    start = time.perf_counter()
+    compiled = jax.jit(function).lower(*arguments).compile(options)
+    seconds = time.perf_counter() - start
+    return {"compilation": seconds, **timed(lambda: compiled(*arguments)), **predicted(compiled)}
+
+
+def convnet(sizes: Sizes, lowering: str, dtype: str):
+    config = NetworkConfig(width=sizes.width, compute_dtype=dtype, convolution=lowering)  # type: ignore[arg-type]
+    return networks.create(config, 10, SHAPE)
+
+
+def noise(sizes: Sizes, members: int):
+    """Sets of one image a class, images and labels to be judged on, on the device."""
+    random = np.random.default_rng(0)
+    sets = random.normal(size=(members, 10, *SHAPE)).astype(np.float32)
+    images = random.normal(size=(sizes.images, *SHAPE)).astype(np.float32)
+    labels = random.integers(0, 10, sizes.images).astype(np.int32)
+    return jax.device_put((sets, images, labels))
+
+
+def training(sizes: Sizes, lowering: str, dtype: str, in_flight: int, options: dict | None = None):
+    """A number of training steps of members that are all in flight."""
+    network, config = (
+        convnet(sizes, lowering, dtype),
+        TrainingConfig(num_epochs=sizes.timed_steps),
+    )
+    sets, _, _ = noise(sizes._replace(images=1), in_flight)
+    targets = jnp.tile(jnp.eye(10), (in_flight, 1, 1))
+
+    def run(key, sets, targets):
+        keys = jax.random.split(key, in_flight)
+        engine = EngineConfig(members_in_flight=in_flight)
+        found = fit_population(keys, network, config, sets, targets, engine)
+        return jax.tree.map(jnp.sum, found)  # the networks themselves need not leave
+
+    row = measured(run, (jax.random.key(0), sets, targets), options)
+    row["microseconds a step of a member"] = 1e6 * row["median"] / sizes.timed_steps / in_flight
+    return row
+
+
+def evaluation(sizes: Sizes, lowering: str, dtype: str, batch_size: int, at_once: int):
+    """Some networks on all images."""
+    network = convnet(sizes, lowering, dtype)
+    _, images, labels = noise(sizes, 1)
+    keys = jax.random.split(jax.random.key(0), sizes.evaluated)
+    variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *SHAPE))))(keys)
+
+    def run(variables, images, labels):
+        batches = make_batches(images, labels, batch_size)
+        return map_members(lambda own: evaluate(network, own, batches), (variables,), at_once)
+
+    row = measured(run, (variables, images, labels))
+    row["milliseconds a member"] = 1e3 * row["median"] / sizes.evaluated
+    return row
+
+
+def generation(sizes: Sizes, engine: EngineConfig, dtype: str, lowering: str = "auto"):
+    """A whole step of the algorithm, selection and crossover included."""
+    config = ga_distillation.Config(
+        population_size=sizes.population,
+        network=NetworkConfig(width=sizes.width, compute_dtype=dtype, convolution=lowering),  # type: ignore[arg-type]
+        training=TrainingConfig(num_epochs=sizes.steps),
+        engine=engine,
+    )
+    random = np.random.default_rng(0)
+
+    def part(number: int) -> Split:
+        images = random.integers(0, 256, (number, *SHAPE)).astype(np.uint8)
+        return Split(images, np.arange(number, dtype=np.int32) % 10)
+
+    names = tuple("0123456789")
+    dataset = Dataset("noise", part(1000), part(sizes.images), part(10), names, (0.5,), (0.5,))
+    algorithm = ga_distillation.build(config, 10, SHAPE)
+    params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
+    state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
+    row = measured(algorithm.step, (jax.random.key(1), state, params, data))
+    row["members a second"] = sizes.population / row["median"]
+    return row
+
+
+COMPILER_OPTIONS = {
+    "no command buffers": {"xla_gpu_enable_command_buffer": ""},
+    "no Triton products": {"xla_gpu_enable_triton_gemm": False},
+    "while loops unrolled twice": {"xla_gpu_enable_while_loop_double_buffering": True},
+    "exhaustive tiling": {"xla_gpu_exhaustive_tiling_search": True},
+}
+
+
+def engine(results: Results, options: Options, sizes: Sizes) -> None:
+    measure, compile_seconds = results.measure, sizes.compile_seconds
+    middle = sizes.members_in_flight[len(sizes.members_in_flight) // 2]
+    measure(
+        "a generation, bfloat16",
+        2 * compile_seconds,
+        lambda: generation(sizes, EngineConfig(), "bfloat16"),
+    )
+    plans = [("adaptive", "bfloat16", count) for count in sizes.members_in_flight]
+    plans += [("patches", "bfloat16", middle)]
+    if not options.rehearse:
+        plans += [("adaptive", "float32", middle), ("native", "bfloat16", middle)]
+    for lowering, dtype, count in plans:
+        measure(
+            f"training, {lowering}, {dtype}, {count} in flight",
+            compile_seconds,
+            lambda lowering=lowering, dtype=dtype, count=count: training(
+                sizes, lowering, dtype, count
+            ),
+        )
+    batches = [("adaptive", size, 1) for size in sizes.batch_sizes]
+    if not options.rehearse:
+        batches += [("patches", 500, sizes.evaluated)]
+    for lowering, size, at_once in batches:
+        measure(
+            f"evaluation, {lowering}, batches of {size}, {at_once} at once",
+            compile_seconds / 2,
+            lambda lowering=lowering, size=size, at_once=at_once: evaluation(
+                sizes, lowering, "bfloat16", size, at_once
+            ),
+        )
+    if options.rehearse:
+        return
+    measure(
+        "a generation, float32",
+        2 * compile_seconds,
+        lambda: generation(sizes, EngineConfig(), "float32"),
+    )
+    for name, own in COMPILER_OPTIONS.items():
+        measure(
+            f"training, adaptive, bfloat16, {middle} in flight, {name}",
+            compile_seconds,
+            lambda own=own: training(sizes, "adaptive", "bfloat16", middle, own),
+        )
+
+
+# --- PyTorch
+
+
+def pytorch(results: Results, options: Options, sizes: Sizes) -> None:
+    import torch
+    from pytorch_loops import channels_first
+    from pytorch_on_gpu import VARIANTS
+
+    on_gpu = torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
+    torch.backends.cudnn.benchmark = True
+    members = {"bfloat16, vmap": 10 * sizes.torch_members}
+    sets, images, labels = (
+        np.asarray(array) for array in noise(sizes, max(members.values(), default=1))
+    )
+    judged = channels_first(images, device), torch.from_numpy(labels).long().to(device)
+    for name, run in VARIANTS.items():
+        if not on_gpu and ("graph" in name.lower() or "compile" in name):
+            results.found[name] = {"not run": "needs a GPU"}
+            continue
+        number = members.get(name, sizes.torch_members)
+        own = channels_first(sets[:number], device)
+
+        def once(run=run, own=own) -> None:
+            run(sizes.width, own, sizes.steps, *judged, sizes.torch_batch)
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        def members_a_second(once=once, number=number) -> dict[str, Any]:
+            seconds = timed(once, least_seconds=2.0, most=3)
+            memory = torch.cuda.max_memory_allocated() / 1e9 if on_gpu else math.nan
+            return {
+                **seconds,
+                "members a second": number / seconds["median"],
+                "peak gigabytes": memory,
+            }
+
+        results.measure(
+            name, (2 if "compile" in name else 0.5) * sizes.compile_seconds, members_a_second
+        )
+        if on_gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+
+# --- the other systems
+
+
+def of_noise(number: int, validation: int, shape: tuple[int, int, int]) -> Dataset:
+    random = np.random.default_rng(0)
+
+    def part(count: int) -> Split:
+        images = random.integers(0, 256, (count, *shape)).astype(np.uint8)
+        return Split(images, np.arange(count, dtype=np.int32) % 10)
+
+    names, half = tuple("0123456789"), (0.5,) * shape[-1]
+    return Dataset("noise", part(number), part(validation), part(10), names, half, half)
+
+
+def seventy_runs(sizes: Sizes, at_once: int) -> dict[str, Any]:
+    """Seven weightings of EComp, each with some keys, as one program: an epoch of generations."""
+    dataset = of_noise(sizes.images_of_others, 10, SHAPE)
+    config = ecomp.Config(
+        population_size=min(100, sizes.images_of_others // 20),
+        batch_size=min(500, sizes.images_of_others // 4),
+        num_generations=sizes.ecomp_generations,
+    )
+    algorithm = ecomp.build(config)
+    steps = ecomp.num_steps(config, len(dataset.train))
+    data = ecomp.make_data(parent_of(sizes.ecomp_units), dataset.train.images, dataset.train.labels)
+    weights = jnp.array(ecomp.WEIGHTINGS, jnp.float32).repeat(sizes.ecomp_runs, 0)
+    params = jax.vmap(
+        lambda own: ecomp.Params(
+            accuracy_weight=own[0], similarity_weight=own[1], compression_weight=own[2]
+        )
+    )(weights)
+
+    def one(run):
+        key, own = run
+        key_init, key_steps = jax.random.split(key)
+
+        def step(state, index):
+            key = jax.random.fold_in(key_steps, index)
+            return algorithm.step(key, state, own, data)
+
+        state, metrics = jax.lax.scan(step, algorithm.init(key_init, own, data), jnp.arange(steps))
+        return algorithm.result(state, own, data).fitness, metrics.accuracy_best
+
+    keys = jax.random.split(jax.random.key(0), len(weights))
+    run = jax.jit(lambda keys, params: jax.lax.map(one, (keys, params), batch_size=at_once))
+    return {"runs": len(weights), "generations": steps, **timed(lambda: run(keys, params), most=1)}
+
+
+def stepped(algorithm, params, data, most: int) -> dict[str, Any]:
+    """Seconds of each of some steps, the first one with compilation."""
+    step = jax.jit(algorithm.step) if algorithm.scannable else algorithm.step
+    state = algorithm.init(jax.random.key(0), params, data)
+    seconds: list[float] = []
+    for index in range(most):
+        start = time.perf_counter()
+        key = jax.random.fold_in(jax.random.key(1), index)
+        state, metrics = jax.block_until_ready(step(key, state, params, data))
+        seconds.append(time.perf_counter() - start)
+    return {"seconds of steps": seconds, "metrics": numbers_of(metrics)}
+
+
+def candidates(sizes: Sizes) -> dict[str, Any]:
+    dataset = of_noise(sizes.images_of_others, sizes.images_of_others // 10, (32, 32, 3))
+    training = replace(de_nas.Config().training, num_epochs=sizes.candidate_epochs)
+    space = replace(de_nas.Config().space, max_filters=sizes.candidate_filters)
+    config = de_nas.Config(programs="separate", training=training, space=space)
+    algorithm = de_nas.build(config, 10, (32, 32, 3), 1)
+    found = stepped(algorithm, de_nas.Params(), de_nas.make_data(config, dataset), sizes.candidates)
+    found["candidates an hour"] = 3600 / float(np.mean(found["seconds of steps"]))
+    return found
+
+
+def reduction(sizes: Sizes) -> dict[str, Any]:
+    """Of CIFAR-10's size to 5,000: the feature network's training, features and clusters."""
+    dataset = of_noise(sizes.images_of_others, 10, (32, 32, 3))
+    size = sizes.images_of_others // 10
+    config = devs.Config(
+        target_sizes=(size,),
+        sizes=(size,),
+        clustering="jax",
+        feature_epochs=sizes.devs_epochs,
+        min_training_steps=sizes.devs_least_steps,
+        network=replace(devs.NETWORK, width=sizes.width),
+    )
+    algorithm, data = devs.build(config, 10, (32, 32, 3)), training_data(dataset)
+    state, number, stages = algorithm.init(jax.random.key(0), None, data), 0, {}
+    start = time.perf_counter()
+    while not bool(algorithm.finished(state)):
+        number += 1
+        state, metrics = algorithm.step(jax.random.key(number), state, None, data)
+        for name, seconds in metrics.stage_seconds.items():
+            stages[name] = stages.get(name, 0.0) + seconds
+    return {"seconds": time.perf_counter() - start, "calls": number, "stages": stages}
+
+
+def epochs_of_cest(sizes: Sizes) -> dict[str, Any]:
+    dataset = of_noise(sizes.images_of_others, sizes.images_of_others // 10, SHAPE)
+    config = cest.Config(
+        initial_epochs=0, network=NetworkConfig(network="VGG10", width=sizes.cest_width)
+    )
+    data = cest.make_data(config, dataset)
+    return stepped(cest.build(config, 10, SHAPE), cest.Params(), data, 3)
+
+
+def systems(results: Results, options: Options, sizes: Sizes) -> None:
+    compile_seconds = sizes.compile_seconds
+    for at_once in (7 * sizes.ecomp_runs, 1)[: 1 if options.rehearse else 2]:
+        results.measure(
+            f"EComp, {7 * sizes.ecomp_runs} runs, {at_once} at once",
+            compile_seconds / 2,
+            lambda at_once=at_once: seventy_runs(sizes, at_once),
+        )
+    results.measure("CEST, epochs", compile_seconds, lambda: epochs_of_cest(sizes))
+    results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
+    results.measure("DEvS, a reduction", compile_seconds, lambda: reduction(sizes))
+
+
+# --- the paper's run
+
+
+def paper(results: Results, options: Options, sizes: Sizes) -> None:
+    from evojax_suite import loop
+
+    folder = options.output / "paper-run"
+    parts = sorted(options.checkpoint.glob("paper-run.tar.*")) if options.checkpoint else []
+    if parts:
+        whole = options.output / "paper-run.tar"
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+        with tarfile.open(whole) as archive:
+            archive.extractall(options.output, filter="data")
+        whole.unlink()
+    name = "digits" if options.rehearse else "mnist"
+    config = ga_distillation.Config(network=NetworkConfig(compute_dtype="bfloat16"))
+    if options.rehearse:
+        network = NetworkConfig(width=sizes.width, depth=2)
+        training = TrainingConfig(num_epochs=sizes.steps)
+        config = replace(
+            config, population_size=sizes.population, network=network, training=training
+        )
+
+    def go_on() -> dict[str, Any]:
+        dataset = load(name, options.data_dir)
+        algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
+        params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
+        seconds = 5.0 if options.rehearse else results.seconds_left - 30
+        signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds))
+        signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        steps = 3 if options.rehearse else 1000
+        key = jax.random.key(0)
+        try:
+            loop.run(algorithm, key, params, data, steps, folder, checkpoint_seconds=60)
+        except loop.Interrupted:
+            pass
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        lines = (folder / "metrics.jsonl").read_text().splitlines()
+        return {"generations": len(lines), "last": json.loads(lines[-1])}
+
+    results.measure(f"ga-distillation on {name}", sizes.compile_seconds + 30, go_on)
+    if folder.exists():
+        whole = options.output / "paper-run.tar"
+        with tarfile.open(whole, "w") as archive:
+            archive.add(folder, folder.name)
+        packed = whole.read_bytes()
+        whole.unlink()
+        for number, start in enumerate(range(0, len(packed), PART_BYTES)):
+            part = options.output / f"paper-run.tar.{number:03d}"
+            part.write_bytes(packed[start : start + PART_BYTES])
+
+
+MEASURE: dict[str, Callable[[Results, Options, Sizes], None]] = {
+    "agreement": agreement,
+    "engine": engine,
+    "pytorch": pytorch,
+    "systems": systems,
+    "paper": paper,
+}
+
+
+def main(options: Options) -> None:
+    if options.block == "expected":
+        write_expected()
+        return
+    results = Results(options)
+    print(f"{options.block}: {results.found['machine']}", flush=True)
+    MEASURE[options.block](results, options, TINY if options.rehearse else Sizes())
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
