@@ -139,8 +139,22 @@ def test_normalization_in_a_block_is_that_of_the_layer():
     )
 
 
-def count(primitive: str, function, *arrays) -> int:
-    return str(jax.make_jaxpr(function)(*arrays)).count(primitive)
+@pytest.mark.parametrize("axes", [(0, None), (None, 0), (0, 0)], ids=str)
+def test_adaptive_gradients_are_native_ones_whatever_is_mapped(axes):
+    """A sum has the same gradient for every member's outputs: only the images are mapped then."""
+    images, kernel, *_ = arguments((6, 6, 5), (3,))
+    images, kernel = (
+        array if axis == 0 else array[0]
+        for array, axis in zip((images, kernel), axes, strict=True)
+    )
+
+    def gradients(lowering):
+        def total(images, kernel):
+            return convolve(images, kernel, 1, 1, lowering).sum()
+
+        return jax.jit(jax.vmap(jax.grad(total, (0, 1)), axes))(images, kernel)
+
+    assert_close(gradients("adaptive"), gradients("native"))
 
 
 def test_adaptive_convolutions_are_grouped_for_no_members():

@@ -118,9 +118,10 @@ def _patches_of_two(images, kernel, padding):
     return (columns @ both).reshape(len(images), height, width, filters)
 
 
-def _by_members(alone: Callable, together: Callable) -> Callable:
+def _by_members(alone: Callable, together: Callable, over_images: bool = True) -> Callable:
     """A function of two arrays, the first of images: `alone`, or `together` where `vmap` gives each
-    member a second one of its own."""
+    member a second one of its own. over_images: the results of more images are more results, so
+    that those of all members may be taken at once where the second array is the same."""
 
     @jax.custom_batching.custom_vmap
     def function(images, second):
@@ -128,7 +129,7 @@ def _by_members(alone: Callable, together: Callable) -> Callable:
 
     @function.def_vmap
     def rule(axis_size, batched, images, second):
-        if batched[1]:
+        if batched[1] or not over_images:
             axes = tuple(0 if own else None for own in batched)
             return jax.vmap(together, axes)(images, second), True
         outputs = function(images.reshape(-1, *images.shape[2:]), second)
@@ -171,7 +172,7 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
 
     of_both = _by_members(native, patches)
     of_images = _by_members(to_images(native), to_images(patches))
-    of_kernel = _by_members(to_kernel(native), to_kernel(patches))
+    of_kernel = _by_members(to_kernel(native), to_kernel(patches), over_images=False)
 
     def differentiable(function, first, second):
         """first, second: gradients (residuals, its output's gradient) for the two arguments."""
