@@ -144,8 +144,7 @@ def test_adaptive_gradients_are_native_ones_whatever_is_mapped(axes):
     """A sum has the same gradient for every member's outputs: only the images are mapped then."""
     images, kernel, *_ = arguments((6, 6, 5), (3,))
     images, kernel = (
-        array if axis == 0 else array[0]
-        for array, axis in zip((images, kernel), axes, strict=True)
+        array if axis == 0 else array[0] for array, axis in zip((images, kernel), axes, strict=True)
     )
 
     def gradients(lowering):
