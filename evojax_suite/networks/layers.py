@@ -140,7 +140,7 @@ def _by_members(alone: Callable, together: Callable, over_images: bool = True) -
 
 @cache
 def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
-    """Of images of these sides the convolution (images, kernel), its gradient for the images
+    """The convolution (images, kernel) of images of these sides, its gradient for the images
     (output's gradient, kernel), and for the kernel (images, output's gradient).
 
     Each is linear in both of its arguments, and the derivatives of each are the other two, so that

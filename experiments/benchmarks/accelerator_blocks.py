@@ -48,7 +48,7 @@ class Options:
     """What `accelerator.py` says."""
 
     block: tyro.conf.Positional[str]
-    """Of `MEASURE`, or expected."""
+    """A name in `MEASURE`, or expected."""
     output: Path
     deadline: float
     """Seconds since the epoch."""
@@ -423,14 +423,7 @@ def generation(sizes: Sizes, engine: EngineConfig, dtype: str, lowering: str = "
         training=TrainingConfig(num_epochs=sizes.steps),
         engine=engine,
     )
-    random = np.random.default_rng(0)
-
-    def part(number: int) -> Split:
-        images = random.integers(0, 256, (number, *SHAPE)).astype(np.uint8)
-        return Split(images, np.arange(number, dtype=np.int32) % 10)
-
-    names = tuple("0123456789")
-    dataset = Dataset("noise", part(1000), part(sizes.images), part(10), names, (0.5,), (0.5,))
+    dataset = of_noise(1000, sizes.images, SHAPE)
     algorithm = ga_distillation.build(config, 10, SHAPE)
     params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
     state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
@@ -542,6 +535,7 @@ def pytorch(results: Results, options: Options, sizes: Sizes) -> None:
 
 
 def of_noise(number: int, validation: int, shape: tuple[int, int, int]) -> Dataset:
+    """A dataset of random images of ten classes."""
     random = np.random.default_rng(0)
 
     def part(count: int) -> Split:
@@ -611,7 +605,7 @@ def candidates(sizes: Sizes) -> dict[str, Any]:
 
 
 def reduction(sizes: Sizes) -> dict[str, Any]:
-    """Of CIFAR-10's size to 5,000: the feature network's training, features and clusters."""
+    """DEvS reduces as many images as CIFAR-10 has to a tenth: training, features and clusters."""
     dataset = of_noise(sizes.images_of_others, 10, (32, 32, 3))
     size = sizes.images_of_others // 10
     config = devs.Config(

@@ -51,15 +51,15 @@ class Options:
     systems: tuple[str, ...] = ()
     """Some of the systems; all by default."""
     cards: tuple[str, ...] = ("h100", "h200")
-    """Of those in targets/."""
+    """Cards to compile for, of those in targets/."""
     output: Path = HERE / "gpu-model"
     """Without a suffix."""
     compute_dtype: str = "bfloat16"
-    """Of ga_distillation's networks; the other systems have float32, their default."""
+    """Precision of ga_distillation's networks; the other systems have float32, their default."""
     convolution: str = "auto"
     """How ga_distillation's convolutions are lowered."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
-    """Of ga_distillation."""
+    """How many members ga_distillation runs at once."""
     hlo: Path | None = None
     """Keep the optimised programs in this folder."""
 
