@@ -16,15 +16,15 @@ The functions agree with the layers of `networks.layers` up to rounding; tests/t
 
 from __future__ import annotations
 
-import math
 from functools import partial, reduce
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from evojax_suite.networks.layers import _corners, _shifted, convolve
+from evojax_suite.networks.layers import _corners, convolve
 
 LAYERS = "instance", "relu", "average"
 """Normalisation, activation and pooling of a block."""
@@ -130,28 +130,41 @@ def _normalized_pool_backward(residuals, gradient):
 normalized_pool.defvjp(_normalized_pool_forward, _normalized_pool_backward)
 
 
-def _taps(images: jax.Array, size: int, padding: int) -> list[list[jax.Array]]:
-    """What each weight of a filter meets, in the order of a kernel's rows, at each corner of the
-    pooling windows: 4 lists of T maps (N, H'/2, W'/2)."""
-    by_tap = [_corners(view, 2) for view in _shifted(images, size, padding)]
-    channels = range(images.shape[-1])
-    return [[corners[k][..., c] for corners in by_tap for c in channels] for k in range(4)]
+def _views(images: jax.Array, size: int, padding: int) -> jax.Array:
+    """What the pooling windows of a map meet in the images (N, H, W, C): (N, H'/2, W'/2, V + 1),
+    each pixel of the square of K + 1 pixels that a window's four patches share, and 1.
+
+    Each is written once, though up to four patches have it.
+    """
+    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    number, height, width, channels = padded.shape
+    pairs = padded.reshape(number, height // 2, 2, width // 2, 2, channels)
+    pairs = pairs.swapaxes(2, 3).reshape(number, height // 2, width // 2, 4 * channels)
+    shifts = (size + 1) // 2
+    height, width = height // 2 - shifts + 1, width // 2 - shifts + 1
+    views = [pairs[:, i : i + height, j : j + width] for i in range(shifts) for j in range(shifts)]
+    return jnp.concatenate([*views, jnp.ones_like(views[0][..., :1])], -1)
 
 
-def _as_array(taps: list[list[jax.Array]]) -> jax.Array:
-    """(N, 4, H'/2, W'/2, T + 1): the taps, and 1."""
-    one = jnp.ones_like(taps[0][0])
-    return jnp.stack([jnp.stack([*corner, one], -1) for corner in taps], 1)
+def _taps(size: int, channels: int) -> np.ndarray:
+    """Where the views (`_views`) have what each weight of a filter meets, in the order of a
+    kernel's rows, at each corner of the pooling windows: (4, T)."""
+    row, column, corner_row, corner_column = np.ogrid[:size, :size, :2, :2]
+    row, column = row + corner_row, column + corner_column
+    pair = (row // 2) * ((size + 1) // 2) + column // 2
+    place = (4 * pair + 2 * (row % 2) + column % 2)[..., None] * channels + np.arange(channels)
+    return place.transpose(2, 3, 0, 1, 4).reshape(4, -1)
 
 
 _exact = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 
 
-def _moments(taps: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _moments(views: jax.Array, taps: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Means (N, T) and covariances (N, T, T) of the taps over the pixels."""
-    second = _exact("nkhwt,nkhwu->ntu", taps, taps) / math.prod(taps.shape[1:4])
-    mean = second[:, -1, :-1]
-    return mean, second[:, :-1, :-1] - mean[:, :, None] * mean[:, None, :]
+    products = _exact("nhwu,nhwv->nuv", views, views) / (4 * views.shape[1] * views.shape[2])
+    second = sum(products[:, own[:, None], own] for own in taps)
+    mean = sum(products[:, -1, own] for own in taps)
+    return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
 def _statistics(moments, weights):
@@ -173,13 +186,13 @@ def first_block(
     return _first_block_forward(images, kernel, scale, bias, padding)[0]
 
 
-def _normalized(taps, weights, slope, offset) -> list[jax.Array]:
+def _normalized(views, taps, weights, slope, offset) -> list[jax.Array]:
     """The map at each corner of the pooling windows (N, H'/2, W'/2, F), normalised. A sum that is
     written out fuses with what follows."""
 
     def of_corner(corner):
         products = [
-            tap.astype(jnp.float32)[..., None] * weight
+            views[..., tap, None].astype(jnp.float32) * weight
             for tap, weight in zip(corner, weights, strict=True)
         ]
         total = sum(products[1:], products[0])
@@ -189,12 +202,13 @@ def _normalized(taps, weights, slope, offset) -> list[jax.Array]:
 
 
 def _first_block_forward(images, kernel, scale, bias, padding):
-    taps = _taps(images, kernel.shape[0], padding)
+    views = _views(images, kernel.shape[0], padding)
+    taps = _taps(kernel.shape[0], images.shape[-1])
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
-    moments = _moments(_as_array(taps))
+    moments = _moments(views, taps)
     mean, inverse = _statistics(moments, weights)
     slope = inverse * scale
-    corners = _normalized(taps, weights, slope, bias - mean * slope)
+    corners = _normalized(views, taps, weights, slope, bias - mean * slope)
     pooled = reduce(jnp.add, (jnp.maximum(corner, 0) for corner in corners)) * 0.25
     return pooled.astype(images.dtype), (images, kernel, scale, bias, moments, mean, inverse)
 
@@ -202,15 +216,16 @@ def _first_block_forward(images, kernel, scale, bias, padding):
 def _first_block_backward(padding, residuals, gradient):
     # Without the barrier XLA would keep the large map of the forward pass after all.
     images, kernel, scale, bias, moments, mean, inverse = lax.optimization_barrier(residuals)
-    taps = _taps(images, kernel.shape[0], padding)
+    views = _views(images, kernel.shape[0], padding)
+    taps = _taps(kernel.shape[0], images.shape[-1])
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
     slope, (tap_mean, covariance) = inverse * scale, moments
-    corners = _normalized(taps, weights, slope, bias - mean * slope)
+    corners = _normalized(views, taps, weights, slope, bias - mean * slope)
     share = gradient * 0.25
-    through = jnp.stack([jnp.where(corner > 0, share, 0) for corner in corners], 1)
     # Sums over the pixels of each tap times what the activation lets through, and of that alone.
-    sums = _exact("nkhwt,nkhwf->ntf", _as_array(taps), through)
-    with_taps, total = sums[:, :-1], sums[:, -1]
+    sums = [_exact("nhwv,nhwf->nvf", views, jnp.where(corner > 0, share, 0)) for corner in corners]
+    with_taps = sum(own[:, places] for own, places in zip(sums, taps, strict=True))
+    total = sum(own[:, -1] for own in sums)
     # With the map Y = patches W: the sum of it times the normalised map,
     product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
     # and patches^T (through - (total + normalised product) / pixels).

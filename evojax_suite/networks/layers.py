@@ -89,33 +89,60 @@ def _shifted(images, size, padding, stride=1):
     ]
 
 
+def _concatenate(parts: Callable[[jax.Array], list[jax.Array]], array: jax.Array) -> jax.Array:
+    """The parts of an array (..., C), a function that moves channels as a whole, side by side.
+
+    On a GPU XLA writes a concatenation element by element: of pairs of 16 bits, taken as one
+    element of 32, in a quarter of the time.
+    """
+
+    def plain(array):
+        return jnp.concatenate(parts(array), axis=-1)
+
+    if array.dtype.itemsize != 2 or array.shape[-1] % 2:
+        return plain(array)
+
+    @jax.custom_jvp
+    def in_pairs(array):
+        pairs = lax.bitcast_convert_type(array.reshape(*array.shape[:-1], -1, 2), jnp.uint32)
+        outputs = lax.bitcast_convert_type(plain(pairs), array.dtype)
+        return outputs.reshape(*outputs.shape[:-2], -1)
+
+    in_pairs.defjvp(lambda primals, tangents: (in_pairs(*primals), plain(*tangents)))
+    return in_pairs(array)
+
+
 def _patches(images, kernel, padding, stride):
-    columns = jnp.concatenate(_shifted(images, kernel.shape[0], padding, stride), axis=-1)
-    return columns @ kernel.reshape(-1, kernel.shape[-1])
+    size, filters = kernel.shape[0], kernel.shape[-1]
+    columns = _concatenate(lambda own: _shifted(own, size, padding, stride), images)
+    return columns @ kernel.reshape(-1, filters)
 
 
 def _patches_of_two(images, kernel, padding):
     """`_patches` of stride 1 that gives two neighbouring pixels at once: a kernel of one more
     column, of stride 2, with two sets of filters. Of a 3x3 kernel it moves 6 values a pixel instead
     of 9 for a third more products. Where kernels weigh more than the pixels, or the columns are
-    odd, `_patches` itself.
+    odd or those of the kernel even, `_patches` itself.
     """
     size, filters = kernel.shape[0], kernel.shape[-1]
     height, width = (side + 2 * padding - size + 1 for side in images.shape[1:3])
-    if width % 2 or len(images) * height * width < 8 * filters:
+    if width % 2 or not size % 2 or len(images) * height * width < 8 * filters:
         return _patches(images, kernel, padding, 1)
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    columns = jnp.concatenate(
-        [
-            padded[:, i : i + height, j : j + width : 2]
-            for i in range(size)
-            for j in range(size + 1)
-        ],
-        axis=-1,
-    )
-    columns_first = [jnp.pad(kernel, ((0, 0), (k, 1 - k), (0, 0), (0, 0))) for k in (0, 1)]
-    both = jnp.stack(columns_first, -2).reshape(-1, 2 * filters)
-    return (columns @ both).reshape(len(images), height, width, filters)
+
+    def rows_of_pairs(images):  # what two pixels see of a row lies together in memory
+        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+        pairs = [
+            padded[:, :, j : j + width].reshape(*padded.shape[:2], width // 2, -1)
+            for j in range(0, size + 1, 2)
+        ]
+        return [pair[:, i : i + height] for i in range(size) for pair in pairs]
+
+    def both(kernel):
+        return [jnp.pad(kernel, ((0, 0), (k, 1 - k), (0, 0), (0, 0))) for k in (0, 1)]
+
+    columns = _concatenate(rows_of_pairs, images)
+    kernels = _concatenate(both, kernel).reshape(-1, 2 * filters)
+    return (columns @ kernels).reshape(len(images), height, width, filters)
 
 
 def _by_members(alone: Callable, together: Callable, over_images: bool = True) -> Callable:

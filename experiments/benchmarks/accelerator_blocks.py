@@ -7,8 +7,10 @@ import math
 import os
 import signal
 import tarfile
+import tempfile
 import time
 import traceback
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -81,7 +83,7 @@ class Sizes(NamedTuple):
     devs_epochs: int = 20
     devs_least_steps: int = 200
     checked: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  systems, all by default, in a precision
-    compile_seconds: float = 40.0  # of a large program, to decide whether a measurement fits
+    compile_seconds: float = 20.0  # of a large program, to decide whether a measurement fits
 
 
 TINY = Sizes(
@@ -275,7 +277,7 @@ def de_nas_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
 
 class Checked(NamedTuple):
     """First steps of a system, and how far its metrics may be from a CPU's: a fraction of the
-    value, or of 1 where it is smaller, in float32 (products in TF32) and in bfloat16."""
+    value, or of 1 where it is smaller, in float32 (products too) and in bfloat16."""
 
     steps: Callable[[Dataset, str], dict[str, float]]
     float32: float
@@ -302,7 +304,9 @@ def agreement(results: Results, options: Options, sizes: Sizes) -> None:
                 continue
 
             def compare(name=name, checked=checked, dtype=dtype) -> dict[str, Any]:
-                own, theirs = checked.steps(dataset, dtype), expected[name][dtype]
+                # Products in float32, where a GPU would take TF32.
+                with jax.default_matmul_precision("highest" if dtype == "float32" else None):
+                    own, theirs = checked.steps(dataset, dtype), expected[name][dtype]
                 tolerance = getattr(checked, dtype)
                 apart = {
                     key: abs(own[key] - value) / max(1.0, abs(value))
@@ -365,6 +369,46 @@ def measured(function: Callable, arguments: tuple, options: dict | None = None) 
     return {"compilation": seconds, **timed(lambda: compiled(*arguments)), **predicted(compiled)}
 
 
+def kernel_by_kernel(function: Callable, arguments: tuple, rows: int = 40) -> dict[str, Any]:
+    """The device's own times of a program's kernels beside those of the roofline.
+
+    Command buffers are off, since what runs inside one is not told apart.
+    """
+    options = {"xla_gpu_enable_command_buffer": ""} if jax.default_backend() == "gpu" else None
+    compiled = jax.jit(function).lower(*arguments).compile(options)
+    jax.block_until_ready(compiled(*arguments))
+    with tempfile.TemporaryDirectory() as folder:
+        with jax.profiler.trace(folder):
+            jax.block_until_ready(compiled(*arguments))
+        (path,) = Path(folder).rglob("*.xplane.pb")
+        profile = jax.profiler.ProfileData.from_file(str(path))
+    times: dict[str, list[float]] = defaultdict(list)
+    kinds: dict[str, str] = {}
+    for plane in profile.planes:
+        if not plane.name.startswith("/device:GPU"):
+            continue
+        for line in plane.lines:
+            if not line.name.startswith("Stream"):
+                continue
+            for event in line.events:
+                name = str(dict(event.stats).get("hlo_op", event.name))
+                times[name].append(event.duration_ns / 1e3)
+                kinds[name] = event.name
+    expected = {kernel.name: kernel for kernel in roofline(compiled.as_text()).kernels}
+    table = []
+    for name, own in sorted(times.items(), key=lambda item: -sum(item[1]))[:rows]:
+        model = expected.get(name)
+        guess = [1e6 * model.seconds(card()), model.bound(card())] if model else [None, None]
+        shape = model.shape[:60] if model else ""
+        table.append([name, kinds[name][:80], len(own), float(np.mean(own)), *guess, shape])
+    return {
+        "busy microseconds": sum(map(sum, times.values())),
+        "launches": sum(map(len, times.values())),
+        "columns": ["operation", "kernel", "launches", "us", "predicted us", "bound", "shape"],
+        "kernels": table,
+    }
+
+
 def convnet(sizes: Sizes, lowering: str, dtype: str):
     config = NetworkConfig(width=sizes.width, compute_dtype=dtype, convolution=lowering)  # type: ignore[arg-type]
     return networks.create(config, 10, SHAPE)
@@ -379,8 +423,8 @@ def noise(sizes: Sizes, members: int):
     return jax.device_put((sets, images, labels))
 
 
-def training(sizes: Sizes, lowering: str, dtype: str, in_flight: int, options: dict | None = None):
-    """A number of training steps of members that are all in flight."""
+def training_program(sizes: Sizes, lowering: str, dtype: str, in_flight: int):
+    """A number of training steps of members that are all in flight, with its arguments."""
     network, config = (
         convnet(sizes, lowering, dtype),
         TrainingConfig(num_epochs=sizes.timed_steps),
@@ -394,13 +438,18 @@ def training(sizes: Sizes, lowering: str, dtype: str, in_flight: int, options: d
         found = fit_population(keys, network, config, sets, targets, engine)
         return jax.tree.map(jnp.sum, found)  # the networks themselves need not leave
 
-    row = measured(run, (jax.random.key(0), sets, targets), options)
+    return run, (jax.random.key(0), sets, targets)
+
+
+def training(sizes: Sizes, lowering: str, dtype: str, in_flight: int, options: dict | None = None):
+    """What such steps take."""
+    row = measured(*training_program(sizes, lowering, dtype, in_flight), options)
     row["microseconds a step of a member"] = 1e6 * row["median"] / sizes.timed_steps / in_flight
     return row
 
 
-def evaluation(sizes: Sizes, lowering: str, dtype: str, batch_size: int, at_once: int):
-    """Some networks on all images."""
+def evaluation_program(sizes: Sizes, lowering: str, dtype: str, batch_size: int, at_once: int):
+    """Some networks on all images, with its arguments."""
     network = convnet(sizes, lowering, dtype)
     _, images, labels = noise(sizes, 1)
     keys = jax.random.split(jax.random.key(0), sizes.evaluated)
@@ -410,7 +459,12 @@ def evaluation(sizes: Sizes, lowering: str, dtype: str, batch_size: int, at_once
         batches = make_batches(images, labels, batch_size)
         return map_members(lambda own: evaluate(network, own, batches), (variables,), at_once)
 
-    row = measured(run, (variables, images, labels))
+    return run, (variables, images, labels)
+
+
+def evaluation(sizes: Sizes, lowering: str, dtype: str, batch_size: int, at_once: int):
+    """What such networks take."""
+    row = measured(*evaluation_program(sizes, lowering, dtype, batch_size, at_once))
     row["milliseconds a member"] = 1e3 * row["median"] / sizes.evaluated
     return row
 
@@ -448,6 +502,16 @@ def engine(results: Results, options: Options, sizes: Sizes) -> None:
         2 * compile_seconds,
         lambda: generation(sizes, EngineConfig(), "bfloat16"),
     )
+    programs = {
+        "training": training_program(sizes, "adaptive", "bfloat16", middle),
+        "evaluation": evaluation_program(sizes, "adaptive", "bfloat16", sizes.torch_batch, 1),
+    }
+    for name, program in programs.items():
+        measure(
+            f"kernels of {name}",
+            compile_seconds,
+            lambda program=program: kernel_by_kernel(*program),
+        )
     plans = [("adaptive", "bfloat16", count) for count in sizes.members_in_flight]
     plans += [("patches", "bfloat16", middle)]
     if not options.rehearse:
@@ -546,7 +610,7 @@ def of_noise(number: int, validation: int, shape: tuple[int, int, int]) -> Datas
     return Dataset("noise", part(number), part(validation), part(10), names, half, half)
 
 
-def seventy_runs(sizes: Sizes, at_once: int) -> dict[str, Any]:
+def runs_of_ecomp(sizes: Sizes, keys_each: int, at_once: int) -> dict[str, Any]:
     """Seven weightings of EComp, each with some keys, as one program: an epoch of generations."""
     dataset = of_noise(sizes.images_of_others, 10, SHAPE)
     config = ecomp.Config(
@@ -557,7 +621,7 @@ def seventy_runs(sizes: Sizes, at_once: int) -> dict[str, Any]:
     algorithm = ecomp.build(config)
     steps = ecomp.num_steps(config, len(dataset.train))
     data = ecomp.make_data(parent_of(sizes.ecomp_units), dataset.train.images, dataset.train.labels)
-    weights = jnp.array(ecomp.WEIGHTINGS, jnp.float32).repeat(sizes.ecomp_runs, 0)
+    weights = jnp.array(ecomp.WEIGHTINGS, jnp.float32).repeat(keys_each, 0)
     params = jax.vmap(
         lambda own: ecomp.Params(
             accuracy_weight=own[0], similarity_weight=own[1], compression_weight=own[2]
@@ -638,11 +702,14 @@ def epochs_of_cest(sizes: Sizes) -> dict[str, Any]:
 
 def systems(results: Results, options: Options, sizes: Sizes) -> None:
     compile_seconds = sizes.compile_seconds
-    for at_once in (7 * sizes.ecomp_runs, 1)[: 1 if options.rehearse else 2]:
+    for name, keys_each, at_once in (
+        (f"EComp, {7 * sizes.ecomp_runs} runs together", sizes.ecomp_runs, 7 * sizes.ecomp_runs),
+        ("EComp, 7 runs one after the other", 1, 1),
+    ):
         results.measure(
-            f"EComp, {7 * sizes.ecomp_runs} runs, {at_once} at once",
-            compile_seconds / 2,
-            lambda at_once=at_once: seventy_runs(sizes, at_once),
+            name,
+            2 * compile_seconds,
+            lambda own=(sizes, keys_each, at_once): runs_of_ecomp(*own),
         )
     results.measure("CEST, epochs", compile_seconds, lambda: epochs_of_cest(sizes))
     results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
