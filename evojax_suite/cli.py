@@ -118,18 +118,21 @@ def _commands() -> dict:
     }
 
 
-def _with_file(arguments: list[str], modules: dict) -> list[str]:
-    """`arguments`, before them those of the file that they name: what is given later wins."""
-    from evojax_suite.commands.config_file import arguments_of, named_in
+def _completed(arguments: list[str], modules: dict) -> list[str]:
+    """`arguments`, before them those of the recipe and of the file that they name: what is given
+    later wins."""
+    from evojax_suite.commands.config_file import arguments_of, named_in, value_of
 
-    file = named_in(arguments)
     module = modules.get(arguments[0]) if arguments else None
-    if file is None or module is None:
+    if module is None:
         return arguments
-    typed = {argument.partition("=")[0] for argument in arguments}
-    without = ({"--seed", "--seeds"} if {"--seed", "--seeds"} & typed else set()) - typed
-    said = arguments_of(file, module.Options, "refuse", without)
-    return [arguments[0], *said, *arguments[1:]]
+    said: list[str] = []
+    if (file := named_in(arguments)) is not None:
+        typed = {argument.partition("=")[0] for argument in arguments}
+        without = ({"--seed", "--seeds"} if {"--seed", "--seeds"} & typed else set()) - typed
+        said = arguments_of(file, module.Options, "refuse", without)
+    recipe = value_of("--recipe", [*said, *arguments])
+    return [arguments[0], *getattr(module, "RECIPES", {}).get(recipe, ()), *said, *arguments[1:]]
 
 
 @contextlib.contextmanager
@@ -222,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
                 )
             ]
             with _naming_the_file(arguments):
-                options = _parse(commands, _with_file(arguments, modules))
+                options = _parse(commands, _completed(arguments, modules))
             command = next(m for m in modules.values() if isinstance(options, m.Options))
             options = options.from_command_line(arguments)
             with owned_runs():

@@ -19,13 +19,15 @@ Where we differ from the paper's text, and why:
 - The children of the first step get noise of deviation 1 (g = 1, Eq. 1).
 - With `images_per_class` > 1 (the paper has 1) the initial images of a class are distinct.
 
-Beyond the paper, all off by default: the options from `common_random_numbers` on.
+Beyond the paper, all off by default: the options from `common_random_numbers` on. Of these
+`fitness="kernel_regression"` (`kernel_regression.py`) with `strategy="BlockES"`, cosines and class
+means as the start is what we would use: no network is trained while it searches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,13 +36,15 @@ import optax
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from flax import struct
 
-from evojax_suite import networks, strategies
+from evojax_suite import kernel_regression, networks, strategies
 from evojax_suite.baselines import random
 from evojax_suite.data.errors import check_types, first_line
 from evojax_suite.data.transforms import normalize
 from evojax_suite.imports import imported
+from evojax_suite.kernel_regression import KernelConfig
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.operators import LaplaceSign
+from evojax_suite.operators import LaplaceSign, encodings
+from evojax_suite.operators.encodings import Encoding, EncodingName
 from evojax_suite.training import (
     EngineConfig,
     Score,
@@ -49,7 +53,9 @@ from evojax_suite.training import (
 )
 from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
 
-FITNESS = "accuracy", "cross_entropy"
+TRAINED = "accuracy", "cross_entropy"
+"""Fitness of a network that is trained on the individual."""
+FITNESS = *TRAINED, "kernel_regression"
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Config:
     survival_ratio: float = 0.5
     """Part of the population that survives a generation."""
     strategy: str = "LaplaceGA"
-    """LaplaceGA (the paper's), or any evosax algorithm: SimpleGA, SNES, Sep_CMA_ES, ..."""
+    """LaplaceGA (the paper's), BlockES, or any evosax algorithm: SimpleGA, SNES, Sep_CMA_ES, ..."""
     strategy_std: float | None = None
     """Initial standard deviation of an evosax strategy that has one; None is its own default."""
     crossover: Literal["laplace", "none"] = "laplace"
@@ -75,9 +81,17 @@ class Config:
     """Give all members of a generation the same initialisation, a new one each generation."""
     networks_per_member: int = 1
     """Average the fitness of a member over this many networks."""
-    fitness: Literal["accuracy", "cross_entropy"] | str = "accuracy"
+    fitness: Literal["accuracy", "cross_entropy", "kernel_regression"] | str = "accuracy"
     """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
-    `training.Score`, as package.module:function."""
+    `training.Score`, as package.module:function, of a network that is trained on the individual;
+    or, without training one, minus the error of kernel regression on training images."""
+    encoding: EncodingName = "pixels"
+    """What evolves: pixels, or the lowest cosine coefficients of each image."""
+    num_cosines: int = 14
+    """Coefficients a side, at most as many as fit."""
+    start: Literal["real", "class_means"] = "real"
+    """Where the search begins: at real training images, or (an algorithm that searches around a
+    mean) at the mean of each class."""
     fitness_subset_size: int | None = None
     """Evaluate on a fresh random subset of this many fitness images in each generation."""
     holdout_ratio: float = 0.0
@@ -85,15 +99,17 @@ class Config:
     scored on them, and the run's result is the best by that score."""
     patience: int | None = None
     """Stop early after this many generations without a better score on the held-out images."""
-    best_of: Literal["run", "last_generation"] = "run"
-    """Which best individual is the result: the run's by its single score (the paper's), or the last
-    generation's, since scores of generations with common random numbers do not compare."""
+    best_of: Literal["run", "last_generation", "mean"] = "run"
+    """Which individual is the result: the run's best by its single score (the paper's), the last
+    generation's best, since scores of generations with common random numbers do not compare, or
+    the mean around which an algorithm searches."""
     evolve_labels: bool = False
     """Let soft labels evolve along with the images."""
     clip: Literal["unit", "image"] = "unit"
     """Bounds of children: 0..1 in the space of normalised images (the paper's), or the values that
     an image of 0..1 has there after normalisation."""
 
+    kernel: KernelConfig = field(default_factory=KernelConfig)
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -109,6 +125,7 @@ class Config:
             ("population_size", 2),
             ("images_per_class", 1),
             ("networks_per_member", 1),
+            ("num_cosines", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -118,10 +135,19 @@ class Config:
             raise ValueError(f"holdout_ratio must be in [0, 1), got {self.holdout_ratio}")
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience must be >= 1, got {self.patience}")
-        if self.holdout_ratio > 0 and self.best_of == "last_generation":
+        if self.holdout_ratio > 0 and self.best_of != "run":
             raise ValueError(
-                "best_of last_generation leaves nothing to choose by holdout_ratio > 0"
+                f"best_of {self.best_of} leaves nothing to choose by holdout_ratio > 0"
             )
+        if self.fitness == "kernel_regression":
+            for name, off in (("holdout_ratio", 0.0), ("fitness_subset_size", None)):
+                if getattr(self, name) != off:
+                    raise ValueError(
+                        f"{name} belongs to a fitness of trained networks, got "
+                        f"{getattr(self, name)} with kernel_regression"
+                    )
+        if self.evolve_labels and self.encoding != "pixels":
+            raise ValueError(f"evolve_labels needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
         if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
@@ -174,6 +200,7 @@ class Data:
     fitness_labels: Array  # (M,)
     mean: Array  # (C,)
     std: Array  # (C,)
+    spread: Array  # (H, W, C): of cosine coefficients (`encodings`)
 
 
 @struct.dataclass
@@ -208,8 +235,14 @@ class Individual(NamedTuple):
     labels: Array
 
 
+SPREAD_IMAGES = 1000
+"""Training images from which the spread of cosine coefficients is taken."""
+
+
 def make_data(dataset: Dataset) -> Data:
     """The train and validation parts of `dataset`: the test part stays closed."""
+    some = dataset.train.images[:: max(1, len(dataset.train) // SPREAD_IMAGES)][:SPREAD_IMAGES]
+    some = normalize(some, np.float32(dataset.mean), np.float32(dataset.std))
     return Data(
         train_images=jnp.asarray(dataset.train.images),
         train_labels=jnp.asarray(dataset.train.labels),
@@ -217,6 +250,7 @@ def make_data(dataset: Dataset) -> Data:
         fitness_labels=jnp.asarray(dataset.validation.labels),
         mean=jnp.asarray(dataset.mean, jnp.float32),
         std=jnp.asarray(dataset.std, jnp.float32),
+        spread=jnp.asarray(encodings.cosine_spread(some)),
     )
 
 
@@ -243,20 +277,36 @@ def _num_holdout(config: Config, num_images: int) -> int:
     return min(max(1, round(config.holdout_ratio * num_images)), num_images - 1)
 
 
+def _encoding(config: Config, image_shape: tuple[int, int, int]) -> Encoding:
+    return encodings.create(config.encoding, image_shape, config.num_cosines)
+
+
+def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Numbers that an individual is."""
+    num_images = num_classes * config.images_per_class
+    num_labels = num_images * num_classes if config.evolve_labels else 0
+    return num_images * _encoding(config, image_shape).num_dims + num_labels
+
+
 def decode(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int], individual: Array
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    individual: Array,
+    spread: Array,
 ) -> Individual:
-    """The synthetic dataset that a flat individual (D,) is.
+    """The synthetic dataset that a flat individual (D,) is; spread: as in `Data`.
 
     Evolved labels are cut at 0 and scaled to sum 1; all zero they are uniform.
     """
     num_images = num_classes * config.images_per_class
-    num_pixels = num_images * int(np.prod(image_shape))
-    images = individual[:num_pixels].reshape(num_images, *image_shape)
+    encoding = _encoding(config, image_shape)
+    num_numbers = num_images * encoding.num_dims
+    images = encoding.decode(individual[:num_numbers].reshape(num_images, -1), spread)
     if not config.evolve_labels:
         classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
         return Individual(images, jax.nn.one_hot(classes, num_classes))
-    labels = jnp.maximum(individual[num_pixels:].reshape(num_images, num_classes), 0.0)
+    labels = jnp.maximum(individual[num_numbers:].reshape(num_images, num_classes), 0.0)
     total = labels.sum(-1, keepdims=True)
     labels = jnp.where(total > 0, labels / jnp.where(total > 0, total, 1.0), 1.0 / num_classes)
     return Individual(images, labels)
@@ -266,17 +316,38 @@ def random_individuals(
     key: Array, config: Config, num_classes: int, data: Data, num_individuals: int
 ) -> Array:
     """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
+    encoding = _encoding(config, data.train_images.shape[1:])
 
     def draw(key):
         num_images = num_classes * config.images_per_class
         indices = random.select(key, data.train_labels, num_images, num_classes)
-        images = normalize(data.train_images[indices], data.mean, data.std).reshape(-1)
+        images = normalize(data.train_images[indices], data.mean, data.std)
+        codes = encoding.encode(images, data.spread).reshape(-1)
         if not config.evolve_labels:
-            return images
+            return codes
         labels = jax.nn.one_hot(data.train_labels[indices], num_classes).reshape(-1)
-        return jnp.concatenate([images, labels])
+        return jnp.concatenate([codes, labels])
 
     return jax.lax.map(draw, jax.random.split(key, num_individuals))
+
+
+def class_means(config: Config, num_classes: int, data: Data) -> Array:
+    """The flat individual (D,) whose images are each the mean of their class's training images."""
+
+    def add(total, example):
+        image, label = example
+        return total.at[label].add(image.astype(jnp.float32)), None
+
+    shape = data.train_images.shape[1:]
+    totals, _ = jax.lax.scan(
+        add, jnp.zeros((num_classes, *shape)), (data.train_images, data.train_labels)
+    )
+    counts = jnp.bincount(data.train_labels, length=num_classes)
+    means = totals / counts[:, None, None, None]
+    if jnp.issubdtype(data.train_images.dtype, jnp.integer):
+        means /= 255
+    images = ((means - data.mean) / data.std).repeat(config.images_per_class, 0)
+    return _encoding(config, shape).encode(images, data.spread).reshape(-1)
 
 
 class Scores(NamedTuple):
@@ -285,6 +356,7 @@ class Scores(NamedTuple):
     fitness: Array
     accuracy: Array
     holdout: Array
+    losses: Array | None = None  # (P, num_classes): of each class, lower is better
 
 
 def score_population(
@@ -298,6 +370,8 @@ def score_population(
 ) -> Scores:
     """Train a fresh network on each individual (P, D) and score it on the fitness images; only of
     `members`, indices (n,), where they are given: as they would score among all."""
+    if config.fitness == "kernel_regression":
+        return _score_by_kernel(key, config, num_classes, image_shape, population, data, members)
     network = networks.create(config.network, num_classes, image_shape)
     key_networks, key_subset = jax.random.split(key)
     population_size, repeats = population.shape[0], config.networks_per_member
@@ -309,7 +383,9 @@ def score_population(
         population = population[members]
         keys = keys.reshape(population_size, repeats)[members].reshape(-1)
         population_size = len(members)
-    decoded = jax.vmap(lambda member: decode(config, num_classes, image_shape, member))(population)
+    decoded = jax.vmap(
+        lambda member: decode(config, num_classes, image_shape, member, data.spread)
+    )(population)
     trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), decoded)
 
     images = normalize(data.fitness_images, data.mean, data.std)
@@ -333,7 +409,7 @@ def score_population(
     )
 
     def score(evaluation):
-        if config.fitness in FITNESS:
+        if config.fitness in TRAINED:
             minus = config.fitness == "cross_entropy"
             value = -evaluation.cross_entropy if minus else evaluation.accuracy
         else:
@@ -344,6 +420,38 @@ def score_population(
         fitness=score(evaluations[0]),
         accuracy=evaluations[0].accuracy.reshape(population_size, repeats).mean(-1),
         holdout=score(evaluations[1]) if num_holdout else jnp.full(population_size, jnp.nan),
+    )
+
+
+def _score_by_kernel(
+    key: Array,
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    population: Array,
+    data: Data,
+    members: Array | None,
+) -> Scores:
+    """Without training: what kernel regression on each individual says of training images."""
+    width = config.kernel.kernel_width
+    network = networks.create(replace(config.network, width=width), num_classes, image_shape)
+    scores = kernel_regression.score_population(
+        key,
+        config.kernel,
+        network,
+        config.networks_per_member,
+        lambda member: decode(config, num_classes, image_shape, member, data.spread),
+        population if members is None else population[members],
+        data.train_images,
+        data.train_labels,
+        lambda images: normalize(images, data.mean, data.std),
+        config.engine,
+    )
+    return Scores(
+        fitness=-scores.losses.sum(1),
+        accuracy=scores.accuracy,
+        holdout=jnp.full(len(scores.accuracy), jnp.nan),
+        losses=scores.losses,
     )
 
 
@@ -387,9 +495,11 @@ def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int],
     return bounds
 
 
-def _strategy(config: Config, num_dims: int) -> EvolutionaryAlgorithm:
+def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAlgorithm:
     """The evosax algorithm; ValueError where it does not take what `config` asks for."""
-    options = {}
+    options: dict[str, Any] = {}
+    if config.strategy == "BlockES" and config.fitness == "kernel_regression":
+        options = {"num_blocks": num_classes}
     if config.strategy == "LaplaceGA":
         options = {
             "survival_ratio": config.survival_ratio,
@@ -415,14 +525,16 @@ def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
 
 def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
-    num_images = num_classes * config.images_per_class
-    num_dims = num_images * int(np.prod(image_shape))
-    if config.evolve_labels:
-        num_dims += num_images * num_classes
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
     own_score(config, num_classes)
-    strategy = _strategy(config, num_dims)
+    strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
     population_based = strategies.is_population_based(strategy)
+    for name, value in (("best_of", "mean"), ("start", "class_means")):
+        if population_based and getattr(config, name) == value:
+            raise ValueError(
+                f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
+                f"or SNES, got {config.strategy}"
+            )
 
     def strategy_params(params: Params, data: Data):
         if config.strategy != "LaplaceGA":
@@ -447,7 +559,11 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             worst = jnp.full(config.population_size, jnp.inf)
             state = strategy.init(key_strategy, population, worst, own)
         else:  # a distribution starts at the mean of the individuals that a population starts with
-            state = strategy.init(key_strategy, population.mean(0), own)
+            if config.start == "class_means":
+                mean = class_means(config, num_classes, data)
+            else:
+                mean = population.mean(0)
+            state = strategy.init(key_strategy, mean, own)
             population, state = strategy.ask(key_ask, state, own)
         return strategies.strong(
             State(
@@ -477,6 +593,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         fitness = rank_last(scores.fitness)
         failed = ~jnp.isfinite(scores.fitness)
         loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
+        if config.strategy == "BlockES" and scores.losses is not None:
+            loss = jnp.where(failed[:, None], jnp.nan, scores.losses)
 
         def tell(strategy_state):
             return strategies.strong(
@@ -495,13 +613,17 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
         leader = fitness.argmax()
         score = fitness[leader] if config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
-        better = (score > state.best_score) | (config.best_of == "last_generation")
+        leading = state.population[leader]
+        if config.best_of == "mean":
+            score = jnp.mean(scores.fitness, where=~failed)
+            leading = strategy.get_mean(strategy_state)
+        better = (score > state.best_score) | (config.best_of != "run")
         generation = state.generation + 1
         state = State(
             strategy=strategy_state,
             population=population,
             generation=generation,
-            best=jnp.where(better, state.population[leader], state.best),
+            best=jnp.where(better, leading, state.best),
             best_score=jnp.where(better, score, state.best_score),
             best_generation=jnp.where(better, generation, state.best_generation),
         )
@@ -518,8 +640,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return strategies.strong(state), metrics
 
     def result(state: State, params: Params, data: Data) -> Individual:
-        del params, data
-        return decode(config, num_classes, image_shape, state.best)
+        del params
+        return decode(config, num_classes, image_shape, state.best, data.spread)
 
     def finished(state: State) -> Array:
         if config.patience is None:

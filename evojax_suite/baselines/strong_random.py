@@ -84,8 +84,10 @@ def build(
         return State(chosen=chosen, repeat=state.repeat + 1), metrics
 
     def result(state: State, params: Params, data: Data) -> Individual:
-        del params, data
-        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one))(state.chosen)
+        del params
+        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one, data.spread))(
+            state.chosen
+        )
 
     def finished(state: State) -> Array:
         del state

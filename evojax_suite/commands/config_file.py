@@ -69,16 +69,22 @@ def known(
     return found
 
 
-def named_in(arguments: list[str]) -> Path | None:
-    """The file that `--config` names among `arguments`, the last if it is there twice."""
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """What `flag` is given among `arguments`, the last if it is there twice; None where it is not."""
     found = [
         argument.partition("=")[2] if "=" in argument else following
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True)
-        if argument.partition("=")[0] == "--config"
+        if argument.partition("=")[0] == flag
     ]
-    if "--config=" in arguments:
+    return found[-1] if found else None
+
+
+def named_in(arguments: list[str]) -> Path | None:
+    """The file that `--config` names among `arguments`."""
+    found = value_of("--config", arguments)
+    if found == "" and "--config=" in arguments:
         raise ValueError("--config names no file")
-    return Path(os.path.expanduser(found[-1])) if found and found[-1] else None
+    return Path(os.path.expanduser(found)) if found else None
 
 
 def arguments_of(

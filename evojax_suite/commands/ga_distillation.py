@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import jax
 import numpy as np
@@ -22,10 +22,27 @@ from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
 
 
+RECIPES: dict[str, tuple[str, ...]] = {
+    "paper": (),
+    "recommended": (
+        *("--fitness", "kernel_regression"),
+        *("--strategy", "BlockES"),
+        *("--encoding", "cosines"),
+        *("--start", "class_means"),
+        *("--best-of", "mean"),
+        *("--population-size", "128"),
+        *("--num-generations", "5000"),
+    ),
+}
+"""The options that a recipe stands for; those given beside it win."""
+
+
 @dataclass(frozen=True)
 class Options(JudgedRunOptions):
     """Distil a dataset into a few synthetic images by a genetic algorithm (Sato et al. 2026)."""
 
+    recipe: Literal["paper", "recommended"] = "paper"
+    """The paper's settings, or those that we would use: no network is trained while it searches."""
     num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000
     """Generations, the evaluation of the initial individuals being the first."""
     strong_random_repeats: int = 5

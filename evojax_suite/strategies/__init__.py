@@ -11,10 +11,15 @@ from evosax.algorithms import algorithms as evosax_algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
+from evojax_suite.strategies.block_es import BlockES
 from evojax_suite.strategies.laplace_ga import LaplaceGA
 from evojax_suite.types import PyTree
 
-STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {"LaplaceGA": LaplaceGA, **evosax_algorithms}
+STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {
+    "LaplaceGA": LaplaceGA,
+    "BlockES": BlockES,
+    **evosax_algorithms,
+}
 
 
 def _find(name: str) -> type[EvolutionaryAlgorithm]:
@@ -55,4 +60,12 @@ def strong(state: PyTree) -> PyTree:
     )
 
 
-__all__ = ["STRATEGIES", "LaplaceGA", "create", "is_population_based", "options", "strong"]
+__all__ = [
+    "STRATEGIES",
+    "BlockES",
+    "LaplaceGA",
+    "create",
+    "is_population_based",
+    "options",
+    "strong",
+]

@@ -1,0 +1,143 @@
+"""An antithetic evolution strategy with credit by block, as an evosax algorithm.
+
+A candidate of many parts is often judged by many numbers, of which each tells more about one part
+than about the others: of ten synthetic images the image of a class decides how well that class is
+told from the rest. An ordinary strategy adds the numbers up, and the noise of nine parts hides what
+the tenth did. Here the loss of block b ranks the perturbation of block b, the sum ranks all, and
+the two rankings are mixed. With B equally large blocks of independent loss that is worth B times
+the population.
+
+The rest is OpenAI-ES (Salimans et al. 2017): pairs of candidates at mean plus and minus noise,
+centred ranks, Adam on the mean. What is returned is the mean's polynomial-decay average (Shamir and
+Zhang 2013, Eq. 4), so that no schedule needs to know how long the run is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from evosax.algorithms.base import update_best_solution_and_fitness
+from evosax.algorithms.distribution_based.base import (
+    DistributionBasedAlgorithm,
+    metrics_fn,
+)
+from evosax.algorithms.distribution_based.base import Params as BaseParams
+from evosax.algorithms.distribution_based.base import State as BaseState
+from evosax.core.fitness_shaping import identity_fitness_shaping_fn
+from flax import struct
+
+from evojax_suite.types import Array
+
+
+@struct.dataclass
+class Params(BaseParams):
+    """Scalars that may be traced."""
+
+    std_init: float | Array = 0.1
+    """Standard deviation of the noise, > 0."""
+    learning_rate: float | Array = 0.03
+    """Of Adam, > 0."""
+    credit: float | Array = 0.8
+    """Weight of a block's own ranking, in [0, 1]; the rest is that of the sum."""
+    averaging: float | Array = 8.0
+    """Of the average, >= 0: 0 is that of all means, more weighs the last ones more."""
+
+
+@struct.dataclass
+class State(BaseState):
+    """`mean` is where candidates are drawn, `average` what the search has come to."""
+
+    average: Array
+    opt_state: optax.OptState
+
+
+class BlockES(DistributionBasedAlgorithm):
+    """OpenAI-ES whose `tell` takes losses (P,), or (P, num_blocks) with credit by block."""
+
+    def __init__(
+        self,
+        population_size: int,
+        solution,
+        num_blocks: int = 1,
+        fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
+        metrics_fn: Callable = metrics_fn,
+    ):
+        """`solution` is an example candidate, any pytree; its numbers in order are `num_blocks`
+        blocks of equal size."""
+        super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
+        if population_size < 2 or population_size % 2:
+            raise ValueError(f"population_size must be even and >= 2, got {population_size}")
+        if num_blocks < 1 or self.num_dims % num_blocks:
+            raise ValueError(
+                f"num_blocks must divide the {self.num_dims} dimensions, got {num_blocks}"
+            )
+        self.num_blocks = num_blocks
+        self.optimizer = optax.scale_by_adam()
+
+    @property
+    def _default_params(self) -> Params:
+        return Params()
+
+    def _init(self, key: Array, params: Params) -> State:
+        return State(
+            mean=jnp.full(self.num_dims, jnp.nan),
+            average=jnp.full(self.num_dims, jnp.nan),
+            opt_state=self.optimizer.init(jnp.zeros(self.num_dims)),
+            best_solution=jnp.full(self.num_dims, jnp.nan),
+            best_fitness=jnp.inf,
+            generation_counter=0,
+        )
+
+    @partial(jax.jit, static_argnames=("self",))
+    def init(self, key: Array, mean, params: Params) -> State:
+        """The state around a first mean."""
+        state = super().init(key, mean, params)
+        return state.replace(average=state.mean)
+
+    def get_mean(self, state: State):
+        """What the search has come to: the average of the means."""
+        return self._unravel_solution(state.average)
+
+    def _ask(self, key: Array, state: State, params: Params):
+        noise = jax.random.normal(key, (self.population_size // 2, self.num_dims))
+        noise = params.std_init * noise
+        return jnp.concatenate([state.mean + noise, state.mean - noise]), state
+
+    @partial(jax.jit, static_argnames=("self",))
+    def tell(self, key: Array, population, fitness: Array, state: State, params: Params):
+        """As evosax's, and with losses (P, num_blocks): NaN where an evaluation failed."""
+        if fitness.ndim == 1:
+            return super().tell(key, population, fitness, state, params)
+        population = jax.vmap(self._ravel_solution)(population)
+        total = fitness.mean(1)
+        best_solution, best_fitness = update_best_solution_and_fitness(
+            population, total, state.best_solution, state.best_fitness
+        )
+        state = state.replace(best_solution=best_solution, best_fitness=best_fitness)
+        metrics = self.metrics_fn(key, population, total, state, params)
+        state = self._tell(key, population, fitness, state, params)
+        return state.replace(generation_counter=state.generation_counter + 1), metrics
+
+    def _tell(self, key: Array, population: Array, fitness: Array, state: State, params: Params):
+        pairs = self.population_size // 2
+        losses = fitness.reshape(self.population_size, -1)
+        rank = params.credit * centred_ranks(losses)
+        rank += (1 - params.credit) * centred_ranks(losses.mean(1, keepdims=True))
+        weight = rank[:pairs] - rank[pairs:]
+        noise = (population[:pairs] - population[pairs:]) / (2 * params.std_init)
+        blocks = noise.reshape(pairs, losses.shape[1], -1)
+        gradient = jnp.einsum("pb,pbd->bd", weight, blocks, precision="highest") / pairs
+        direction, opt_state = self.optimizer.update(gradient.reshape(-1), state.opt_state)
+        mean = state.mean - params.learning_rate * direction
+        share = (params.averaging + 1) / (params.averaging + state.generation_counter + 1)
+        average = state.average + share * (mean - state.average)
+        return state.replace(mean=mean, average=average, opt_state=opt_state)
+
+
+def centred_ranks(losses: Array) -> Array:
+    """Of each column of (P, B), from -0.5 for the least to 0.5; what failed ranks last."""
+    return losses.argsort(0).argsort(0) / (len(losses) - 1) - 0.5
