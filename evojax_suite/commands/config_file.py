@@ -70,7 +70,7 @@ def known(
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
-    """What `flag` is given among `arguments`, the last if it is there twice; None where it is not."""
+    """What `arguments` give `flag`, the last if it is there twice; None where it is not there."""
     found = [
         argument.partition("=")[2] if "=" in argument else following
         for argument, following in zip(arguments, [*arguments, ""][1:], strict=True)

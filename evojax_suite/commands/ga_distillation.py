@@ -21,7 +21,6 @@ from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
 
-
 RECIPES: dict[str, tuple[str, ...]] = {
     "paper": (),
     "recommended": (

@@ -23,7 +23,7 @@ import tyro
 from roofline import CARDS, H100, roofline
 from turns import machine
 
-from evojax_suite import networks
+from evojax_suite import distilled, networks
 from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
 from evojax_suite.baselines import gradient_matching
 from evojax_suite.data import load
@@ -82,6 +82,10 @@ class Sizes(NamedTuple):
     cest_width: int = 256
     devs_epochs: int = 20
     devs_least_steps: int = 200
+    kernel_population: int = 1024
+    kernel_images: int = 2000
+    kernel_steps: int = 50
+    judges: int = 10
     checked: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  systems, all by default, in a precision
     compile_seconds: float = 20.0  # of a large program, to decide whether a measurement fits
 
@@ -107,6 +111,10 @@ TINY = Sizes(
     cest_width=4,
     devs_epochs=1,
     devs_least_steps=0,
+    kernel_population=4,
+    kernel_images=40,
+    kernel_steps=2,
+    judges=1,
     checked={"bfloat16": ("ga_distillation", "gradient_matching")},
     compile_seconds=1.0,
 )
@@ -716,6 +724,83 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
     results.measure("DEvS, a reduction", compile_seconds, lambda: reduction(sizes))
 
 
+# --- ten images by kernel regression
+
+
+def ten_images(options: Options, sizes: Sizes, name: str, seconds: float) -> dict[str, Any]:
+    """Ten images of a dataset by evolution on kernel regression, and what networks learn of them.
+    What is found is kept as OUT/<name>.npz."""
+    assert options.data_dir is not None or options.rehearse
+    file = (options.data_dir or Path()) / f"{name}.npz"
+    dataset = load(str(file) if file.exists() else name, options.data_dir)
+    width = min(128, 4 * sizes.width)
+    network = NetworkConfig(width=width, compute_dtype="bfloat16", depth=1 if sizes is TINY else 3)
+    config = ga_distillation.Config(
+        population_size=sizes.kernel_population,
+        strategy="BlockES",
+        fitness="kernel_regression",
+        encoding="cosines",
+        start="class_means",
+        best_of="mean",
+        kernel=ga_distillation.KernelConfig(kernel_width=width, kernel_images=sizes.kernel_images),
+        network=network,
+        training=TrainingConfig(num_epochs=sizes.steps),
+    )
+    algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
+    params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
+
+    @jax.jit
+    def some(state, key, data):
+        def step(state, key):
+            state, metrics = algorithm.step(key, state, params, data)
+            return state, (metrics.fitness_mean, metrics.accuracy_best)
+
+        state, found = jax.lax.scan(step, state, jax.random.split(key, sizes.kernel_steps))
+        return state, jax.tree.map(jnp.mean, found)
+
+    state, curve = jax.jit(algorithm.init)(jax.random.key(0), params, data), []
+    compiled = some.lower(state, jax.random.key(0), data).compile()
+    start = time.perf_counter()
+    while not curve or time.perf_counter() - start < seconds:
+        state, found = compiled(state, jax.random.key(1 + len(curve)), data)
+        curve.append([time.perf_counter() - start, *(float(value) for value in found)])
+    found = algorithm.result(state, params, data)
+    images, classes = np.asarray(found.images), np.asarray(found.labels).argmax(1)
+    np.savez(options.output / f"{name}.npz", images=images, labels=classes)
+    accuracies = distilled.accuracies_on_test(
+        jax.random.key(2),
+        found.images,
+        found.labels,
+        dataset,
+        replace(network, compute_dtype="float32"),
+        config.training,
+        sizes.judges,
+        config.engine,
+    )
+    generations = len(curve) * sizes.kernel_steps
+    return {
+        "training images": len(dataset.train),
+        "population": config.population_size,
+        "width": width,
+        "generations": generations,
+        "seconds": curve[-1][0],
+        "candidates a second": generations * config.population_size / curve[-1][0],
+        "test accuracy": [float(accuracies.mean()), float(accuracies.std())],
+        "curve": curve[:: max(1, len(curve) // 50)],
+    }
+
+
+def distillation(results: Results, options: Options, sizes: Sizes) -> None:
+    names = ["digits"] if options.rehearse else ["mnist", "fashion_mnist", "cifar10"]
+    for place, name in enumerate(names):
+        seconds = 0.5 if options.rehearse else results.seconds_left / (len(names) - place) - 15
+        results.measure(
+            f"ten images of {name}",
+            sizes.compile_seconds,
+            lambda own=(options, sizes, name, seconds): ten_images(*own),
+        )
+
+
 # --- the paper's run
 
 
@@ -774,6 +859,7 @@ MEASURE: dict[str, Callable[[Results, Options, Sizes], None]] = {
     "engine": engine,
     "pytorch": pytorch,
     "systems": systems,
+    "distillation": distillation,
     "paper": paper,
 }
 

@@ -1,0 +1,339 @@
+"""Kernel regression, encodings and the strategy with credit by block."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.fft
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import Ridge
+from sklearn.metrics import brier_score_loss
+
+from evojax_suite import kernel_regression, networks, strategies
+from evojax_suite.algorithms import ga_distillation
+from evojax_suite.baselines import strong_random
+from evojax_suite.data import load
+from evojax_suite.kernel_regression import KernelConfig
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import encodings
+from evojax_suite.strategies.block_es import centred_ranks
+from evojax_suite.training import EngineConfig
+
+# --- the regression
+
+
+@pytest.mark.parametrize("ridge", [1e-3, 0.3])
+def test_predictions_are_those_of_ridge_regression(ridge):
+    random = np.random.default_rng(0)
+    features, new = random.normal(size=(12, 40)), random.normal(size=(30, 40))
+    labels = random.normal(size=(12, 5))
+    own = kernel_regression.predict(*map(jnp.float32, (features, labels, new)), ridge)
+    penalty = ridge * np.trace(features @ features.T) / 12
+    theirs = Ridge(alpha=penalty, fit_intercept=False).fit(features, labels)
+    np.testing.assert_allclose(own, theirs.predict(new), rtol=2e-4, atol=2e-4)
+
+
+def test_the_losses_of_classes_add_up_to_the_brier_score():
+    random = np.random.default_rng(0)
+    predictions, labels = random.normal(size=(50, 4)).astype(np.float32), np.arange(50) % 4
+    losses = kernel_regression.class_losses(jnp.asarray(predictions), jnp.asarray(labels), 3.0)
+    probabilities = np.exp(3 * predictions) / np.exp(3 * predictions).sum(1, keepdims=True)
+    for label in range(4):
+        expected = brier_score_loss(labels == label, probabilities[:, label])
+        np.testing.assert_allclose(losses[label], expected, rtol=1e-5)
+    squared = kernel_regression.class_losses(jnp.asarray(predictions), jnp.asarray(labels), 0.0)
+    np.testing.assert_allclose(squared, ((predictions - np.eye(4)[labels]) ** 2).mean(0), rtol=1e-5)
+
+
+def test_candidates_are_scored_as_one_by_one():
+    """By hand: features of the same network, ridge, and what it says of the same images."""
+    random = np.random.default_rng(1)
+    shape, config = (8, 8, 1), KernelConfig(kernel_images=20, ridge=0.01, temperature=4.0)
+    network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
+    images, labels = random.normal(size=(40, *shape)).astype(np.float32), np.arange(40) % 3
+    population = jnp.asarray(random.normal(size=(5, 3 * 64)), jnp.float32)
+
+    def decode(candidate):
+        return ga_distillation.Individual(candidate.reshape(3, *shape), jnp.eye(3))
+
+    scores = kernel_regression.score_population(
+        jax.random.key(0),
+        config,
+        network,
+        1,
+        decode,
+        population,
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        lambda images: images,
+        EngineConfig(evaluation_batch_size=7),
+    )
+    key_network, key_images = jax.random.split(jax.random.key(0))
+    variables = network.init(key_network, jnp.zeros((1, *shape)))
+    chosen = np.asarray(jax.random.randint(key_images, (20,), 0, 40))
+
+    def features(images):
+        found = np.asarray(network.apply(variables, images, features_only=True))
+        return np.concatenate([found, np.ones((len(images), 1))], 1)
+
+    real = features(images[chosen])
+    for place, candidate in enumerate(population):
+        own = features(decode(candidate).images)
+        penalty = 0.01 * (own**2).sum() / 3
+        theirs = Ridge(alpha=penalty, fit_intercept=False).fit(own, np.eye(3) - 1 / 3)
+        said = theirs.predict(real) + 1 / 3
+        accuracy = (said.argmax(1) == labels[chosen]).mean()
+        losses = kernel_regression.class_losses(jnp.float32(said), labels[chosen], 4.0)
+        np.testing.assert_allclose(scores.losses[place], losses, rtol=2e-3, atol=2e-4)
+        np.testing.assert_allclose(scores.accuracy[place], accuracy, atol=0.051)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"ridge": 0.0}, "ridge must be > 0, got 0.0"),
+        ({"ridge": float("nan")}, "ridge must be > 0, got nan"),
+        ({"temperature": -1.0}, "temperature must be >= 0, got -1.0"),
+        ({"kernel_width": 0}, "kernel_width must be >= 1, got 0"),
+        ({"kernel_images": 0}, "kernel_images must be >= 1, got 0"),
+    ],
+)
+def test_ranges(setting, said):
+    with pytest.raises(ValueError, match=said):
+        KernelConfig(**setting)
+
+
+# --- encodings
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 28])
+def test_the_basis_is_the_orthonormal_cosine_transform(size):
+    basis = encodings.cosine_basis(size)
+    np.testing.assert_allclose(basis @ basis.T, np.eye(size), atol=1e-6)
+    theirs = scipy.fft.dct(np.eye(size), axis=0, norm="ortho")
+    np.testing.assert_allclose(basis, theirs, atol=1e-6)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    height=st.integers(2, 9),
+    width=st.integers(2, 9),
+    channels=st.sampled_from([1, 3]),
+    seed=st.integers(0, 99),
+    data=st.data(),
+)
+def test_encodings_invert(height, width, channels, seed, data):
+    shape = height, width, channels
+    random = np.random.default_rng(seed)
+    images = jnp.asarray(random.normal(size=(2, *shape)), jnp.float32)
+    spread = jnp.asarray(random.uniform(0.5, 2, size=shape), jnp.float32)
+    count = data.draw(st.integers(1, min(height, width)))
+    for encoding in (encodings.Pixels(shape), encodings.Cosines(shape, count)):
+        codes = encoding.encode(images, spread)
+        assert codes.shape == (2, encoding.num_dims)
+        again = encoding.encode(encoding.decode(codes, spread), spread)
+        np.testing.assert_allclose(again, codes, atol=2e-4)
+        # A projection: what is lost is orthogonal to what is kept.
+        kept = encoding.decode(codes, spread)
+        assert abs(float(((images - kept) * kept).sum())) < 1e-2
+    if height == width == count:
+        np.testing.assert_allclose(kept, images, atol=2e-4)
+
+
+def test_a_step_of_one_is_a_standard_deviation_of_real_images():
+    dataset = load("digits")
+    images = (dataset.train.images / np.float32(255)).astype(np.float32)
+    encoding = encodings.Cosines(dataset.image_shape, 8)
+    codes = encoding.encode(jnp.asarray(images), jnp.asarray(encodings.cosine_spread(images, 0.0)))
+    deviations = np.asarray(codes).std(0)
+    np.testing.assert_allclose(deviations[deviations > 0], 1, rtol=1e-3)
+
+
+def test_more_cosines_than_pixels_are_refused():
+    with pytest.raises(ValueError, match=r"num_cosines must be in 1\.\.8, got 9"):
+        encodings.Cosines((8, 10, 1), 9)
+    assert encodings.create("cosines", (8, 10, 1), 14).num_dims == 64
+
+
+# --- the strategy
+
+
+def quadratics(population, targets):
+    """Losses (P, B) of blocks, each of its own block alone."""
+    blocks = population.reshape(len(population), *targets.shape)
+    return ((blocks - targets) ** 2).sum(-1)
+
+
+def searched(credit: bool, steps: int = 60):
+    """What is left of the sum of the losses after some steps of 16 candidates."""
+    targets = jax.random.normal(jax.random.key(0), (10, 8))
+    strategy = strategies.create("BlockES", 16, 80, num_blocks=10)
+    params = strategy.default_params.replace(learning_rate=0.1)
+    state = strategy.init(jax.random.key(1), jnp.zeros(80), params)
+    for step in range(steps):
+        population, state = strategy.ask(jax.random.key(step), state, params)
+        losses = quadratics(population, targets)
+        told = losses if credit else losses.sum(1)
+        state, _ = strategy.tell(jax.random.key(step), population, told, state, params)
+    left = quadratics(strategy.get_mean(state)[None], targets).sum()
+    return float(left / (targets**2).sum())
+
+
+def test_credit_by_block_finds_what_the_sum_hides():
+    assert searched(credit=True) < 0.2
+    assert searched(credit=False) > 2 * searched(credit=True)
+
+
+def test_a_step_goes_down_in_each_block():
+    """Of one pair, in the direction of the better one: Adam's first step has the learning rate."""
+    strategy = strategies.create("BlockES", 2, 6, num_blocks=2)
+    params = strategy.default_params.replace(credit=1.0)
+    state = strategy.init(jax.random.key(0), jnp.zeros(6), params)
+    population, state = strategy.ask(jax.random.key(1), state, params)
+    np.testing.assert_allclose(population[0], -population[1], atol=1e-6)
+    losses = jnp.array([[1.0, 5.0], [2.0, 3.0]])  # the first is better in the first block alone
+    state, _ = strategy.tell(jax.random.key(2), population, losses, state, params)
+    expected = 0.03 * np.sign(np.concatenate([population[0, :3], population[1, 3:]]))
+    np.testing.assert_allclose(state.mean, expected, rtol=1e-3)
+    np.testing.assert_allclose(strategy.get_mean(state), state.mean)
+
+
+def test_the_average_weighs_late_means_more():
+    strategy = strategies.create("BlockES", 4, 3)
+    params = strategy.default_params
+    state = strategy.init(jax.random.key(0), jnp.zeros(3), params)
+    means = []
+    for step in range(12):
+        population, state = strategy.ask(jax.random.key(step), state, params)
+        losses = (population**2).sum(1)
+        state, _ = strategy.tell(jax.random.key(step), population, losses, state, params)
+        means.append(np.asarray(state.mean))
+    weights = np.array([1.0])
+    for step in range(2, 13):
+        share = 9 / (8 + step)
+        weights = np.append(weights * (1 - share), share)
+    np.testing.assert_allclose(strategy.get_mean(state), weights @ np.stack(means), rtol=1e-4)
+    assert weights[-1] > 4 * weights[3]
+
+
+def test_ranks_are_centred_and_failures_are_last():
+    losses = jnp.array([[3.0, 1.0], [jnp.nan, 2.0], [1.0, jnp.nan]])
+    np.testing.assert_allclose(centred_ranks(losses), [[0, -0.5], [0.5, 0], [-0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("population_size", "blocks", "said"),
+    [(3, 1, "population_size must be even"), (4, 5, "num_blocks must divide the 6 dimensions")],
+)
+def test_sizes_that_do_not_fit(population_size, blocks, said):
+    with pytest.raises(ValueError, match=said):
+        strategies.create("BlockES", population_size, 6, num_blocks=blocks)
+
+
+# --- distillation
+
+CONFIG = ga_distillation.Config(
+    population_size=32,
+    strategy="BlockES",
+    fitness="kernel_regression",
+    encoding="cosines",
+    num_cosines=6,
+    start="class_means",
+    best_of="mean",
+    kernel=KernelConfig(kernel_width=16, kernel_images=100),
+    network=NetworkConfig(width=16, depth=1),
+)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load("digits")
+
+
+def test_class_means_are_those_of_numpy(digits):
+    data = ga_distillation.make_data(digits)
+    config = dataclasses.replace(CONFIG, encoding="pixels", images_per_class=2)
+    found = ga_distillation.class_means(config, 10, data).reshape(10, 2, 8, 8, 1)
+    images = (digits.train.images / 255 - np.array(digits.mean)) / np.array(digits.std)
+    for label in range(10):
+        expected = images[digits.train.labels == label].mean(0)
+        np.testing.assert_allclose(found[label, 0], expected, atol=1e-4)
+        np.testing.assert_allclose(found[label, 1], expected, atol=1e-4)
+
+
+def test_evolution_improves_on_the_class_means(digits):
+    """By the surrogate's own measure on networks and images that the search has not seen."""
+    data, params = ga_distillation.make_data(digits), ga_distillation.Params()
+    algorithm = ga_distillation.build(CONFIG, 10, digits.image_shape)
+    state = algorithm.init(jax.random.key(0), params, data)
+    keys = jax.random.split(jax.random.key(1), 200)
+
+    @jax.jit
+    def run(state):
+        def step(state, key):
+            state, metrics = algorithm.step(key, state, params, data)
+            return state, metrics.fitness_mean
+
+        return jax.lax.scan(step, state, keys)
+
+    after, _ = run(state)
+    both = jnp.stack([ga_distillation.class_means(CONFIG, 10, data), after.best])
+    scores = [
+        ga_distillation.score_population(
+            jax.random.key(100 + n), CONFIG, 10, digits.image_shape, both, data
+        )
+        for n in range(5)
+    ]
+    fitness = np.stack([score.fitness for score in scores])
+    gain = fitness[:, 1] - fitness[:, 0]
+    assert gain.mean() > 0.02
+
+
+def test_any_algorithm_of_evosax_and_any_encoding(digits):
+    data, params = ga_distillation.make_data(digits), ga_distillation.Params()
+    for changes in (
+        {"strategy": "SNES", "strategy_std": 0.1},
+        {"strategy": "LaplaceGA", "start": "real", "best_of": "run", "encoding": "pixels"},
+        {"networks_per_member": 2, "images_per_class": 2, "strategy_std": 0.2},
+    ):
+        config = dataclasses.replace(CONFIG, population_size=6, **changes)
+        algorithm = ga_distillation.build(config, 10, digits.image_shape)
+        state = algorithm.init(jax.random.key(0), params, data)
+        state, metrics = algorithm.step(jax.random.key(1), state, params, data)
+        assert np.isfinite(metrics.fitness_mean)
+        found = algorithm.result(state, params, data)
+        assert found.images.shape == (10 * config.images_per_class, 8, 8, 1)
+
+
+def test_strong_random_is_scored_in_the_same_way(digits):
+    data, params = ga_distillation.make_data(digits), ga_distillation.Params()
+    algorithm = strong_random.build(CONFIG, 1, 10, digits.image_shape)
+    state = algorithm.init(jax.random.key(0), params, data)
+    state, metrics = algorithm.step(jax.random.key(1), state, params, data)
+    assert metrics.fitness_mean < metrics.fitness_best < 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"strategy": "LaplaceGA"}, "best_of mean needs an algorithm that searches around a mean"),
+        ({"holdout_ratio": 0.1, "best_of": "run"}, "holdout_ratio belongs to a fitness of trained"),
+        ({"fitness_subset_size": 10}, "fitness_subset_size belongs to a fitness of trained"),
+        ({"evolve_labels": True}, "evolve_labels needs the encoding pixels, got cosines"),
+        ({"num_cosines": 0}, "num_cosines must be >= 1, got 0"),
+        ({"population_size": 5}, "population_size must be even"),
+    ],
+)
+def test_settings_that_do_not_go_together(digits, changes, said):
+
+    def build():
+        config = dataclasses.replace(CONFIG, **changes)
+        ga_distillation.build(config, 10, digits.image_shape)
+
+    with pytest.raises(ValueError, match=said):
+        build()
