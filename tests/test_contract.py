@@ -45,6 +45,15 @@ VARIANTS = {
     ),
     "ga_distillation_snes": dataclasses.replace(SMALL, strategy="SNES", strategy_std=0.1),
     "ga_distillation_de": dataclasses.replace(SMALL, strategy="DifferentialEvolution"),
+    "ga_distillation_kernel_regression": dataclasses.replace(
+        SMALL,
+        strategy="BlockES",
+        fitness="kernel_regression",
+        encoding="cosines",
+        start="class_means",
+        best_of="mean",
+        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20),
+    ),
     "strong_random": SMALL,
     "devs": devs.Config(
         target_sizes=(20, 5),
@@ -150,6 +159,8 @@ def case(request) -> Case:
             else:
                 algorithm = ga_distillation.build(config, 10, shape)
     name = "fitness_images" if hasattr(data, "fitness_images") else "images"
+    if getattr(config, "fitness", None) == "kernel_regression":
+        name = "train_images"
     other = data.replace(**{name: 255 - getattr(data, name)})
     return Case(algorithm, params, data, other, shares_keys)
 

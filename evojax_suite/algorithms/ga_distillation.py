@@ -242,7 +242,7 @@ SPREAD_IMAGES = 1000
 def make_data(dataset: Dataset) -> Data:
     """The train and validation parts of `dataset`: the test part stays closed."""
     some = dataset.train.images[:: max(1, len(dataset.train) // SPREAD_IMAGES)][:SPREAD_IMAGES]
-    some = normalize(some, np.float32(dataset.mean), np.float32(dataset.std))
+    some = normalize(some, np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32))
     return Data(
         train_images=jnp.asarray(dataset.train.images),
         train_labels=jnp.asarray(dataset.train.labels),
@@ -277,8 +277,9 @@ def _num_holdout(config: Config, num_images: int) -> int:
     return min(max(1, round(config.holdout_ratio * num_images)), num_images - 1)
 
 
-def _encoding(config: Config, image_shape: tuple[int, int, int]) -> Encoding:
-    return encodings.create(config.encoding, image_shape, config.num_cosines)
+def _encoding(config: Config, image_shape: tuple[int, ...]) -> Encoding:
+    height, width, channels = image_shape
+    return encodings.create(config.encoding, (height, width, channels), config.num_cosines)
 
 
 def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> int:
@@ -616,7 +617,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         leading = state.population[leader]
         if config.best_of == "mean":
             score = jnp.mean(scores.fitness, where=~failed)
-            leading = strategy.get_mean(strategy_state)
+            leading = strategies.mean_of(strategy, strategy_state)
         better = (score > state.best_score) | (config.best_of != "run")
         generation = state.generation + 1
         state = State(

@@ -162,8 +162,8 @@ _exact = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.flo
 def _moments(views: jax.Array, taps: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Means (N, T) and covariances (N, T, T) of the taps over the pixels."""
     products = _exact("nhwu,nhwv->nuv", views, views) / (4 * views.shape[1] * views.shape[2])
-    second = sum(products[:, own[:, None], own] for own in taps)
-    mean = sum(products[:, -1, own] for own in taps)
+    second = reduce(jnp.add, [products[:, own[:, None], own] for own in taps])
+    mean = reduce(jnp.add, [products[:, -1, own] for own in taps])
     return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
@@ -224,8 +224,8 @@ def _first_block_backward(padding, residuals, gradient):
     share = gradient * 0.25
     # Sums over the pixels of each tap times what the activation lets through, and of that alone.
     sums = [_exact("nhwv,nhwf->nvf", views, jnp.where(corner > 0, share, 0)) for corner in corners]
-    with_taps = sum(own[:, places] for own, places in zip(sums, taps, strict=True))
-    total = sum(own[:, -1] for own in sums)
+    with_taps = reduce(jnp.add, [own[:, places] for own, places in zip(sums, taps, strict=True)])
+    total = reduce(jnp.add, [own[:, -1] for own in sums])
     # With the map Y = patches W: the sum of it times the normalised map,
     product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
     # and patches^T (through - (total + normalised product) / pixels).

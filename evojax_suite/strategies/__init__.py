@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from evosax.algorithms import algorithms as evosax_algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
+from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 
 from evojax_suite.strategies.block_es import BlockES
@@ -51,6 +52,12 @@ def create(name: str, population_size: int, num_dims: int, **options) -> Evoluti
 def is_population_based(strategy: EvolutionaryAlgorithm) -> bool:
     """Whether `init` takes an evaluated population (else a mean)."""
     return isinstance(strategy, PopulationBasedAlgorithm)
+
+
+def mean_of(strategy: EvolutionaryAlgorithm, state: PyTree) -> jax.Array:
+    """The mean around which an algorithm that is not population-based searches."""
+    assert isinstance(strategy, DistributionBasedAlgorithm)
+    return jnp.asarray(strategy.get_mean(state))
 
 
 def strong(state: PyTree) -> PyTree:

@@ -98,7 +98,7 @@ class BlockES(DistributionBasedAlgorithm):
         state = super().init(key, mean, params)
         return state.replace(average=state.mean)
 
-    def get_mean(self, state: State):
+    def get_mean(self, state: State):  # pyright: ignore[reportIncompatibleMethodOverride]
         """What the search has come to: the average of the means."""
         return self._unravel_solution(state.average)
 
@@ -132,7 +132,7 @@ class BlockES(DistributionBasedAlgorithm):
         blocks = noise.reshape(pairs, losses.shape[1], -1)
         gradient = jnp.einsum("pb,pbd->bd", weight, blocks, precision="highest") / pairs
         direction, opt_state = self.optimizer.update(gradient.reshape(-1), state.opt_state)
-        mean = state.mean - params.learning_rate * direction
+        mean = state.mean - params.learning_rate * jnp.asarray(direction)
         share = (params.averaging + 1) / (params.averaging + state.generation_counter + 1)
         average = state.average + share * (mean - state.average)
         return state.replace(mean=mean, average=average, opt_state=opt_state)
