@@ -710,6 +710,9 @@ def epochs_of_cest(sizes: Sizes) -> dict[str, Any]:
 
 def systems(results: Results, options: Options, sizes: Sizes) -> None:
     compile_seconds = sizes.compile_seconds
+    results.measure("CEST, epochs", compile_seconds, lambda: epochs_of_cest(sizes))
+    results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
+    results.measure("DEvS, a reduction", compile_seconds, lambda: reduction(sizes))
     for name, keys_each, at_once in (
         (f"EComp, {7 * sizes.ecomp_runs} runs together", sizes.ecomp_runs, 7 * sizes.ecomp_runs),
         ("EComp, 7 runs one after the other", 1, 1),
@@ -719,9 +722,6 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
             2 * compile_seconds,
             lambda own=(sizes, keys_each, at_once): runs_of_ecomp(*own),
         )
-    results.measure("CEST, epochs", compile_seconds, lambda: epochs_of_cest(sizes))
-    results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
-    results.measure("DEvS, a reduction", compile_seconds, lambda: reduction(sizes))
 
 
 # --- ten images by kernel regression
