@@ -81,9 +81,14 @@ def class_losses(predictions: Array, labels: Array, temperature: float) -> Array
 def features_of(
     network: nn.Module, variables: PyTree, images: Array, engine: EngineConfig
 ) -> Array:
-    """Features of images (N, H, W, C), and 1 for the intercept: (N, F + 1)."""
+    """Features of images (N, H, W, C) by networks of variables with leading axis M, side by side,
+    and 1 for the intercept: (N, M * F + 1). Their kernel is the sum of the networks' kernels."""
     batch_size = engine.resolved_evaluation_batch_size(images.shape[1:])
-    found = extract_features(network, variables, images, len(images), batch_size)
+
+    def features(variables):
+        return extract_features(network, variables, images, len(images), batch_size)
+
+    found = jnp.moveaxis(jax.lax.map(features, variables), 0, 1).reshape(len(images), -1)
     return jnp.concatenate([found, jnp.ones((len(images), 1))], -1)
 
 
@@ -103,34 +108,29 @@ def score_population(
     (n, C), on real images (N, H, W, C), which `normalize` makes what networks see, and their labels
     (N,).
 
-    All candidates see the same networks and the same real images. `num_networks` are averaged over.
+    All candidates see the same `num_networks` fresh networks and the same real images.
     """
     image_shape = images.shape[1:]
     num_images = jax.eval_shape(decode, population[0]).images.shape[0]
     group = max(1, engine.resolved_evaluation_batch_size(image_shape) // num_images)
+    key_networks, key_images = jax.random.split(key)
+    variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *image_shape))))(
+        jax.random.split(key_networks, num_networks)
+    )
+    shape = (min(config.kernel_images, len(images)),)
+    chosen = jax.random.randint(key_images, shape, 0, len(images))
+    real, real_labels = normalize(images[chosen]), labels[chosen]
+    real_features = features_of(network, variables, real, engine)
 
-    def with_network(key: Array) -> KernelScores:
-        key_network, key_images = jax.random.split(key)
-        variables = network.init(key_network, jnp.zeros((1, *image_shape)))
-        shape = (min(config.kernel_images, len(images)),)
-        chosen = jax.random.randint(key_images, shape, 0, len(images))
-        real, real_labels = normalize(images[chosen]), labels[chosen]
-        real_features = features_of(network, variables, real, engine)
+    def score(candidate: Array) -> KernelScores:
+        own = decode(candidate)
+        features = features_of(network, variables, own.images, engine)
+        # An error of the intercept would move all columns: labels are centred.
+        centre = 1 / own.labels.shape[1]
+        found = predict(features, own.labels - centre, real_features, config.ridge) + centre
+        return KernelScores(
+            losses=class_losses(found, real_labels, config.temperature),
+            accuracy=(found.argmax(1) == real_labels).mean(),
+        )
 
-        def score(candidate: Array) -> KernelScores:
-            own = decode(candidate)
-            features = features_of(network, variables, own.images, engine)
-            # An error of the intercept would move all columns: labels are centred.
-            centre = 1 / own.labels.shape[1]
-            found = predict(features, own.labels - centre, real_features, config.ridge) + centre
-            return KernelScores(
-                losses=class_losses(found, real_labels, config.temperature),
-                accuracy=(found.argmax(1) == real_labels).mean(),
-            )
-
-        return map_members(score, (population,), group)
-
-    if num_networks == 1:
-        return with_network(key)
-    scores = jax.lax.map(with_network, jax.random.split(key, num_networks))
-    return jax.tree.map(lambda leaf: leaf.mean(0), scores)
+    return map_members(score, (population,), group)

@@ -51,7 +51,7 @@ def test_the_losses_of_classes_add_up_to_the_brier_score():
 
 
 def test_candidates_are_scored_as_one_by_one():
-    """By hand: features of the same network, ridge, and what it says of the same images."""
+    """By hand: features of the same two networks, ridge, and what it says of the same images."""
     random = np.random.default_rng(1)
     shape, config = (8, 8, 1), KernelConfig(kernel_images=20, ridge=0.01, temperature=4.0)
     network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
@@ -65,7 +65,7 @@ def test_candidates_are_scored_as_one_by_one():
         jax.random.key(0),
         config,
         network,
-        1,
+        2,
         decode,
         population,
         jnp.asarray(images),
@@ -73,13 +73,15 @@ def test_candidates_are_scored_as_one_by_one():
         lambda images: images,
         EngineConfig(evaluation_batch_size=7),
     )
-    key_network, key_images = jax.random.split(jax.random.key(0))
-    variables = network.init(key_network, jnp.zeros((1, *shape)))
+    key_networks, key_images = jax.random.split(jax.random.key(0))
     chosen = np.asarray(jax.random.randint(key_images, (20,), 0, 40))
 
     def features(images):
-        found = np.asarray(network.apply(variables, images, features_only=True))
-        return np.concatenate([found, np.ones((len(images), 1))], 1)
+        found = []
+        for key in jax.random.split(key_networks, 2):
+            variables = network.init(key, jnp.zeros((1, *shape)))
+            found.append(np.asarray(network.apply(variables, images, features_only=True)))
+        return np.concatenate([*found, np.ones((len(images), 1))], 1)
 
     real = features(images[chosen])
     for place, candidate in enumerate(population):

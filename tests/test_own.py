@@ -206,7 +206,10 @@ def test_a_fitness_may_know_how_many_classes_there_are(own):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("fast", "fitness must be one of accuracy, cross_entropy, kernel_regression, or package.module:function"),
+        (
+            "fast",
+            "fitness must be one of accuracy, cross_entropy, kernel_regression, or package.module",
+        ),
         ("own_parts:nothing", "cannot be imported"),
         ("own_parts:one_number", r"must give \(n,\) numbers, got \(\)"),
         ("own_parts:fails", "must take logits"),

@@ -80,7 +80,7 @@ class Config:
     common_random_numbers: bool = False
     """Give all members of a generation the same initialisation, a new one each generation."""
     networks_per_member: int = 1
-    """Average the fitness of a member over this many networks."""
+    """Average the fitness of a member over this many networks; of kernel regression the kernel."""
     fitness: Literal["accuracy", "cross_entropy", "kernel_regression"] | str = "accuracy"
     """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
     `training.Score`, as package.module:function, of a network that is trained on the individual;
