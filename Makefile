@@ -11,11 +11,9 @@ $(VENV)/installed-%: pyproject.toml
 
 .PHONY: demo test bench gpu-check docs clean
 
-# The paper's strategy at a size for two cores, with the options that its small networks need.
-DEMO := --generations 150 --population-size 32 --width 32 --depth 2 --num-epochs 60 \
-	--learning-rate 0.002 --fitness cross_entropy --common-random-numbers \
-	--best-of last_generation --clip image --mutation-scale 0.3 \
-	--convolution patches --members-in-flight 4
+# What we would use, for images of 8x8.
+DEMO := --recipe recommended --generations 2000 --width 32 --depth 1 --num-epochs 60 \
+	--learning-rate 0.002
 
 demo: $(VENV)/installed-user
 	rm -rf runs/demo

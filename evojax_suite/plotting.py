@@ -31,7 +31,11 @@ def fitness_curves(
     held_out = _column(metrics, "holdout_score")
     if np.isfinite(held_out).any():
         series.append(Series("best, held-out images", generations, held_out))
-    names = {"accuracy": "accuracy on the fitness images", "cross_entropy": "minus cross-entropy"}
+    names = {
+        "accuracy": "accuracy on the fitness images",
+        "cross_entropy": "minus cross-entropy",
+        "kernel_regression": "minus the error of kernel regression",
+    }
     levels = {"strong random": float(np.mean(strong_random))} if strong_random else {}
     return [Chart("generation", names.get(fitness, fitness), series, levels=levels)]
 

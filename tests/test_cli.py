@@ -48,6 +48,41 @@ def test_what_a_run_was_made_with_comes_back_from_its_file(command, tmp_path):
     assert again.settings() == options.settings()
 
 
+def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
+    small = ["--kernel-width", "4", "--kernel-images", "20", "--depth", "1", "--width", "4"]
+    small += ["--num-epochs", "2", "--num-networks", "1", "--strong-random-repeats", "0"]
+    begin = ["ga-distillation", "--recipe", "recommended", "--runs-dir", str(tmp_path)]
+    typed = ["--generations", "2", "--population-size", "6", *small]
+    assert main([*begin, "--name", "typed", *typed]) == 0
+    settings = json.loads((tmp_path / "typed" / "config.json").read_text())
+    config = settings["config"]
+    assert settings["recipe"] == "recommended"
+    assert settings["num_generations"] == 2
+    assert config["fitness"] == "kernel_regression"
+    assert config["strategy"] == "BlockES"
+    assert config["population_size"] == 6
+    # A file names a recipe, too, and the run's own file gives the same run.
+    file = tmp_path / "file.yaml"
+    file.write_text("recipe: recommended\npopulation_size: 6\nnum_generations: 2\n")
+    begin = ["ga-distillation", "--runs-dir", str(tmp_path)]
+    assert main([*begin, "--config", str(file), "--name", "file", *small]) == 0
+    own = tmp_path / "typed" / "config.json"
+    assert main([*begin, "--config", str(own), "--name", "own"]) == 0
+    for name in ("file", "own"):
+        assert json.loads((tmp_path / name / "config.json").read_text()) == settings
+        for output in ("metrics.jsonl", "distilled.npz"):
+            expected = (tmp_path / "typed" / output).read_bytes()
+            assert (tmp_path / name / output).read_bytes() == expected
+
+
+def test_an_unknown_recipe_is_one_line(capsys):
+    assert main(["ga-distillation", "--recipe", "best"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "best" in said
+    assert "recommended" in said
+
+
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.split(".")[-1])
 def test_where_data_lie_and_whether_they_are_kept_is_no_setting(command):
     given = ["--data-dir", "there", "--no-cache-data"]
