@@ -29,8 +29,10 @@ RECIPES: dict[str, tuple[str, ...]] = {
         *("--encoding", "cosines"),
         *("--start", "class_means"),
         *("--best-of", "mean"),
-        *("--population-size", "128"),
-        *("--num-generations", "5000"),
+        *("--population-size", "64"),
+        *("--networks-per-member", "4"),
+        *("--kernel-images", "500"),
+        *("--num-generations", "3000"),
     ),
 }
 """The options that a recipe stands for; those given beside it win."""
