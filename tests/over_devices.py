@@ -6,6 +6,7 @@ state after a whole step, and what a run notes that goes on over other devices, 
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -43,6 +44,10 @@ PREDATORS = predator_prey.Config(
 def cases():
     data, params = ga_distillation.make_data(DIGITS), ga_distillation.Params()
     yield "ga_distillation", ga_distillation.build(GENETIC, 10, SHAPE), params, data
+    config = replace(
+        GENETIC, strategy="SNES", fitness="kernel_regression", encoding="cosines", best_of="mean"
+    )
+    yield "kernel_regression", ga_distillation.build(config, 10, SHAPE), params, data
     yield "strong_random", strong_random.build(GENETIC, 2, 10, SHAPE), params, data
     data = cest.make_data(cest.Config(network=NETWORK), DIGITS)
     yield "predator_prey", predator_prey.build(PREDATORS, 10, SHAPE), predator_prey.Params(), data

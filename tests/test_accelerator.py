@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "experiments/benchmarks/accelerator.py"
@@ -30,7 +31,7 @@ def rows_of(path: Path) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("results")
-    done = rehearse(output, "--blocks", "agreement", "engine", "systems", "paper")
+    done = rehearse(output, "--blocks", "agreement", "engine", "systems", "distillation", "paper")
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return output
 
@@ -50,6 +51,8 @@ def test_the_engine_is_measured_beside_what_is_predicted(results):
     assert any(name.startswith("a generation") for name in rows)
     assert any(name.startswith("training, adaptive") for name in rows)
     assert any(name.startswith("evaluation, adaptive") for name in rows)
+    kernels = {name: rows.pop(name) for name in list(rows) if name.startswith("kernels of")}
+    assert set(kernels) == {"kernels of training", "kernels of evaluation"}
     for row in rows.values():
         assert 0 < row["fastest"] <= row["median"]
         assert row["predicted"] > 0
@@ -58,10 +61,19 @@ def test_the_engine_is_measured_beside_what_is_predicted(results):
 
 def test_every_other_system_is_timed(results):
     rows = rows_of(results / "systems.json")
-    assert rows["EComp, 7 runs, 7 at once"]["runs"] == 7
+    assert rows["EComp, 7 runs together"]["runs"] == 7
     assert rows["DE-NAS, candidates"]["candidates an hour"] > 0
     assert len(rows["CEST, epochs"]["seconds of steps"]) == 3
     assert set(rows["DEvS, a reduction"]["stages"]) >= {"training", "features", "clustering"}
+
+
+def test_ten_images_are_found_and_judged(results):
+    (row,) = rows_of(results / "distillation.json").values()
+    assert row["generations"] >= 2
+    assert 0 < row["test accuracy"][0] < 1
+    with np.load(results / "digits.npz") as found:
+        assert found["images"].shape == (10, 8, 8, 1)
+        assert found["labels"].tolist() == list(range(10))
 
 
 def test_the_papers_run_goes_on_where_it_was(results, tmp_path):
@@ -85,5 +97,5 @@ def test_what_does_not_fit_is_not_begun_and_what_fails_is_told(tmp_path):
     done = rehearse(tmp_path, "--blocks", "papers")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "blocks must be of agreement, engine, pytorch, systems, paper, got 'papers'"
+        "blocks must be of agreement, engine, pytorch, systems, distillation, paper, got 'papers'"
     )

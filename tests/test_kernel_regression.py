@@ -327,6 +327,7 @@ def test_strong_random_is_scored_in_the_same_way(digits):
         ({"holdout_ratio": 0.1, "best_of": "run"}, "holdout_ratio belongs to a fitness of trained"),
         ({"fitness_subset_size": 10}, "fitness_subset_size belongs to a fitness of trained"),
         ({"evolve_labels": True}, "evolve_labels needs the encoding pixels, got cosines"),
+        ({"network": NetworkConfig(network="MLP")}, "features of the ConvNet alone, got MLP"),
         ({"num_cosines": 0}, "num_cosines must be >= 1, got 0"),
         ({"population_size": 5}, "population_size must be even"),
     ],

@@ -140,6 +140,11 @@ class Config:
                 f"best_of {self.best_of} leaves nothing to choose by holdout_ratio > 0"
             )
         if self.fitness == "kernel_regression":
+            if self.network.network != "ConvNet":
+                raise ValueError(
+                    f"kernel_regression takes features of the ConvNet alone, got "
+                    f"{self.network.network}"
+                )
             for name, off in (("holdout_ratio", 0.0), ("fitness_subset_size", None)):
                 if getattr(self, name) != off:
                     raise ValueError(
@@ -235,13 +240,11 @@ class Individual(NamedTuple):
     labels: Array
 
 
-SPREAD_IMAGES = 1000
-"""Training images from which the spread of cosine coefficients is taken."""
-
-
 def make_data(dataset: Dataset) -> Data:
     """The train and validation parts of `dataset`: the test part stays closed."""
-    some = dataset.train.images[:: max(1, len(dataset.train) // SPREAD_IMAGES)][:SPREAD_IMAGES]
+    height, width, _ = dataset.image_shape
+    number = min(1000, max(200, 2**23 // (height * width)))  # a spread needs no more
+    some = dataset.train.images[:: max(1, len(dataset.train) // number)][:number]
     some = normalize(some, np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32))
     return Data(
         train_images=jnp.asarray(dataset.train.images),

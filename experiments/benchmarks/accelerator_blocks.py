@@ -716,7 +716,7 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
     for name, keys_each, at_once in (
         (f"EComp, {7 * sizes.ecomp_runs} runs together", sizes.ecomp_runs, 7 * sizes.ecomp_runs),
         ("EComp, 7 runs one after the other", 1, 1),
-    ):
+    )[: 1 if options.rehearse else 2]:
         results.measure(
             name,
             2 * compile_seconds,
