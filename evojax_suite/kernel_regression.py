@@ -30,7 +30,7 @@ from evojax_suite.types import Array, PyTree
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Of the regression."""
+    """Sizes and scalars of the regression."""
 
     kernel_width: int = 32
     """Filters of the networks whose features are regressed on; all else is as in `network`."""
@@ -39,7 +39,7 @@ class KernelConfig:
     ridge: float = 1e-3
     """Ridge, relative to the mean squared norm of the candidate's features."""
     temperature: float = 10.0
-    """Of the softmax of predictions; 0 is squared error without one."""
+    """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))
@@ -53,7 +53,7 @@ class KernelConfig:
 
 
 class KernelScores(NamedTuple):
-    """Of some candidates."""
+    """What the regression says of each candidate."""
 
     losses: Array  # (P, num_classes): of each class's column, lower is better
     accuracy: Array  # (P,): of the class with the largest prediction

@@ -46,6 +46,14 @@ def _for_display(images: np.ndarray) -> np.ndarray:
     return images if images.shape[-1] in (3, 4) else images.mean(-1)
 
 
+def stretched(dataset: Dataset, images: np.ndarray) -> np.ndarray:
+    """Normalised images (n, H, W, C) as they are shown: each stretched to fill 0..1."""
+    images = denormalize(images, dataset.mean, dataset.std)
+    low = images.min((1, 2, 3), keepdims=True)
+    high = images.max((1, 2, 3), keepdims=True)
+    return (images - low) / np.maximum(high - low, 1e-6)
+
+
 def image_rows(
     path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_columns: int = 12
 ) -> None:
@@ -59,13 +67,10 @@ def image_rows(
     classes = labels[chosen].argmax(-1)
     real = np.stack([dataset.train.images[dataset.train.labels == c][0] for c in classes])
     scale = 255.0 if real.dtype == np.uint8 else 1.0
-    synthetic = denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std)
-    low = synthetic.min((1, 2, 3), keepdims=True)
-    high = synthetic.max((1, 2, 3), keepdims=True)
-    stretched = (synthetic - low) / np.maximum(high - low, 1e-6)
+    synthetic = stretched(dataset, np.asarray(images)[chosen])
     figure = Figure(figsize=(0.85 * count, 2.1))
     for row, (title, pictures) in enumerate(
-        (("real", _for_display(real / scale)), ("synthetic", _for_display(stretched)))
+        (("real", _for_display(real / scale)), ("synthetic", _for_display(synthetic)))
     ):
         for column in range(count):
             axes = figure.add_subplot(2, count, row * count + column + 1)

@@ -192,7 +192,7 @@ def test_credit_by_block_finds_what_the_sum_hides():
 
 
 def test_a_step_goes_down_in_each_block():
-    """Of one pair, in the direction of the better one: Adam's first step has the learning rate."""
+    """A pair moves the mean towards its better half, by Adam's first step: the learning rate."""
     strategy = strategies.create("BlockES", 2, 6, num_blocks=2)
     params = strategy.default_params.replace(credit=1.0)
     state = strategy.init(jax.random.key(0), jnp.zeros(6), params)

@@ -208,7 +208,8 @@ def test_a_fitness_may_know_how_many_classes_there_are(own):
     [
         (
             "fast",
-            "fitness must be one of accuracy, cross_entropy, kernel_regression, or package.module",
+            "fitness must be one of accuracy, cross_entropy, kernel_regression, or "
+            "package.module:function",
         ),
         ("own_parts:nothing", "cannot be imported"),
         ("own_parts:one_number", r"must give \(n,\) numbers, got \(\)"),

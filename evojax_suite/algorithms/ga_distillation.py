@@ -26,9 +26,11 @@ means as the start is what we would use: no network is trained while it searches
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -168,6 +170,19 @@ class Config:
                     raise ValueError(
                         f"{name} belongs to LaplaceGA, got {value} with {self.strategy}"
                     )
+
+
+RECOMMENDED = Config(
+    population_size=64,
+    networks_per_member=4,
+    strategy="BlockES",
+    fitness="kernel_regression",
+    encoding="cosines",
+    start="class_means",
+    best_of="mean",
+    kernel=KernelConfig(kernel_images=500),
+)
+"""What we would use: no network is trained while it searches."""
 
 
 @struct.dataclass
@@ -350,7 +365,7 @@ def class_means(config: Config, num_classes: int, data: Data) -> Array:
     means = totals / counts[:, None, None, None]
     if jnp.issubdtype(data.train_images.dtype, jnp.integer):
         means /= 255
-    images = ((means - data.mean) / data.std).repeat(config.images_per_class, 0)
+    images = normalize(means, data.mean, data.std).repeat(config.images_per_class, 0)
     return _encoding(config, shape).encode(images, data.spread).reshape(-1)
 
 
@@ -374,8 +389,15 @@ def score_population(
 ) -> Scores:
     """Train a fresh network on each individual (P, D) and score it on the fitness images; only of
     `members`, indices (n,), where they are given: as they would score among all."""
+
+    def decoded(member: Array) -> Individual:
+        return decode(config, num_classes, image_shape, member, data.spread)
+
     if config.fitness == "kernel_regression":
-        return _score_by_kernel(key, config, num_classes, image_shape, population, data, members)
+        narrow = replace(config.network, width=config.kernel.kernel_width)
+        network = networks.create(narrow, num_classes, image_shape)
+        some = population if members is None else population[members]
+        return _score_by_kernel(key, config, network, decoded, some, data)
     network = networks.create(config.network, num_classes, image_shape)
     key_networks, key_subset = jax.random.split(key)
     population_size, repeats = population.shape[0], config.networks_per_member
@@ -387,10 +409,8 @@ def score_population(
         population = population[members]
         keys = keys.reshape(population_size, repeats)[members].reshape(-1)
         population_size = len(members)
-    decoded = jax.vmap(
-        lambda member: decode(config, num_classes, image_shape, member, data.spread)
-    )(population)
-    trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), decoded)
+    individuals = jax.vmap(decoded)(population)
+    trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), individuals)
 
     images = normalize(data.fitness_images, data.mean, data.std)
     labels = data.fitness_labels
@@ -430,22 +450,20 @@ def score_population(
 def _score_by_kernel(
     key: Array,
     config: Config,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
+    network: nn.Module,
+    decoded: Callable[[Array], Individual],
     population: Array,
     data: Data,
-    members: Array | None,
 ) -> Scores:
-    """Without training: what kernel regression on each individual says of training images."""
-    width = config.kernel.kernel_width
-    network = networks.create(replace(config.network, width=width), num_classes, image_shape)
+    """Scores without training: what kernel regression on each individual says of training images.
+    network: that whose features are regressed on; decoded: what a flat individual is."""
     scores = kernel_regression.score_population(
         key,
         config.kernel,
         network,
         config.networks_per_member,
-        lambda member: decode(config, num_classes, image_shape, member, data.spread),
-        population if members is None else population[members],
+        decoded,
+        population,
         data.train_images,
         data.train_labels,
         lambda images: normalize(images, data.mean, data.std),

@@ -81,9 +81,9 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
 
 def named_in(arguments: list[str]) -> Path | None:
     """The file that `--config` names among `arguments`."""
-    found = value_of("--config", arguments)
-    if found == "" and "--config=" in arguments:
+    if "--config=" in arguments:
         raise ValueError("--config names no file")
+    found = value_of("--config", arguments)
     return Path(os.path.expanduser(found)) if found else None
 
 
@@ -129,11 +129,12 @@ def arguments_of(
             continue
         if value is None and not option.may_be_none:
             raise ValueError(f"{file}: {path} needs a value, got null")
-        arguments += _argument(option.flag, value)
+        arguments += argument(option.flag, value)
     return arguments
 
 
-def _argument(flag: str, value: Any) -> list[str]:
+def argument(flag: str, value: Any) -> list[str]:
+    """An option and its value, as they are typed."""
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     values = [str(item) for item in value] if isinstance(value, list) else [str(value)]

@@ -13,6 +13,7 @@ import tyro
 from evojax_suite import devices, distilled, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
+from evojax_suite.commands.config_file import argument
 from evojax_suite.commands.options import JudgedRunOptions, differing, duration, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
@@ -21,19 +22,13 @@ from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
 
-RECIPES: dict[str, tuple[str, ...]] = {
-    "paper": (),
-    "recommended": (
-        *("--fitness", "kernel_regression"),
-        *("--strategy", "BlockES"),
-        *("--encoding", "cosines"),
-        *("--start", "class_means"),
-        *("--best-of", "mean"),
-        *("--population-size", "64"),
-        *("--networks-per-member", "4"),
-        *("--kernel-images", "500"),
-        *("--num-generations", "3000"),
-    ),
+_RECOMMENDED = differing(ga_distillation.RECOMMENDED, ga_distillation.Config())
+RECIPES = {
+    "recommended": [
+        word
+        for name, value in {**_RECOMMENDED, "num_generations": 3000}.items()
+        for word in argument(f"--{name}".replace("_", "-"), value)
+    ]
 }
 """The options that a recipe stands for; those given beside it win."""
 

@@ -73,6 +73,7 @@ __all__ = [
     "LaplaceGA",
     "create",
     "is_population_based",
+    "mean_of",
     "options",
     "strong",
 ]

@@ -27,7 +27,6 @@ from evosax.algorithms.distribution_based.base import (
 )
 from evosax.algorithms.distribution_based.base import Params as BaseParams
 from evosax.algorithms.distribution_based.base import State as BaseState
-from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
 
 from evojax_suite.types import Array
@@ -40,11 +39,11 @@ class Params(BaseParams):
     std_init: float | Array = 0.1
     """Standard deviation of the noise, > 0."""
     learning_rate: float | Array = 0.03
-    """Of Adam, > 0."""
+    """Step size of Adam, > 0."""
     credit: float | Array = 0.8
     """Weight of a block's own ranking, in [0, 1]; the rest is that of the sum."""
     averaging: float | Array = 8.0
-    """Of the average, >= 0: 0 is that of all means, more weighs the last ones more."""
+    """Exponent of the average, >= 0: 0 weighs all means alike, more weighs the last ones more."""
 
 
 @struct.dataclass
@@ -63,12 +62,11 @@ class BlockES(DistributionBasedAlgorithm):
         population_size: int,
         solution,
         num_blocks: int = 1,
-        fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
         metrics_fn: Callable = metrics_fn,
     ):
         """`solution` is an example candidate, any pytree; its numbers in order are `num_blocks`
         blocks of equal size."""
-        super().__init__(population_size, solution, fitness_shaping_fn, metrics_fn)
+        super().__init__(population_size, solution, metrics_fn=metrics_fn)
         if population_size < 2 or population_size % 2:
             raise ValueError(f"population_size must be even and >= 2, got {population_size}")
         if num_blocks < 1 or self.num_dims % num_blocks:
@@ -109,27 +107,25 @@ class BlockES(DistributionBasedAlgorithm):
 
     @partial(jax.jit, static_argnames=("self",))
     def tell(self, key: Array, population, fitness: Array, state: State, params: Params):
-        """As evosax's, and with losses (P, num_blocks): NaN where an evaluation failed."""
-        if fitness.ndim == 1:
-            return super().tell(key, population, fitness, state, params)
+        """Moves the mean, given losses (P,) or (P, num_blocks), NaN where an evaluation failed."""
         population = jax.vmap(self._ravel_solution)(population)
-        total = fitness.mean(1)
+        losses = fitness.reshape(self.population_size, -1)
+        total = losses.mean(1)
         best_solution, best_fitness = update_best_solution_and_fitness(
             population, total, state.best_solution, state.best_fitness
         )
         state = state.replace(best_solution=best_solution, best_fitness=best_fitness)
         metrics = self.metrics_fn(key, population, total, state, params)
-        state = self._tell(key, population, fitness, state, params)
+        state = self._tell(key, population, losses, state, params)
         return state.replace(generation_counter=state.generation_counter + 1), metrics
 
     def _tell(self, key: Array, population: Array, fitness: Array, state: State, params: Params):
         pairs = self.population_size // 2
-        losses = fitness.reshape(self.population_size, -1)
-        rank = params.credit * centred_ranks(losses)
-        rank += (1 - params.credit) * centred_ranks(losses.mean(1, keepdims=True))
+        rank = params.credit * centred_ranks(fitness)
+        rank += (1 - params.credit) * centred_ranks(fitness.mean(1, keepdims=True))
         weight = rank[:pairs] - rank[pairs:]
         noise = (population[:pairs] - population[pairs:]) / (2 * params.std_init)
-        blocks = noise.reshape(pairs, losses.shape[1], -1)
+        blocks = noise.reshape(pairs, fitness.shape[1], -1)
         gradient = jnp.einsum("pb,pbd->bd", weight, blocks, precision="highest") / pairs
         direction, opt_state = self.optimizer.update(gradient.reshape(-1), state.opt_state)
         mean = state.mean - params.learning_rate * jnp.asarray(direction)
@@ -139,5 +135,5 @@ class BlockES(DistributionBasedAlgorithm):
 
 
 def centred_ranks(losses: Array) -> Array:
-    """Of each column of (P, B), from -0.5 for the least to 0.5; what failed ranks last."""
+    """Ranks the columns of (P, B), each from -0.5 for the least to 0.5; what failed ranks last."""
     return losses.argsort(0).argsort(0) / (len(losses) - 1) - 0.5

@@ -735,13 +735,10 @@ def ten_images(options: Options, sizes: Sizes, name: str, seconds: float) -> dic
     dataset = load(str(file) if file.exists() else name, options.data_dir)
     width = min(128, 4 * sizes.width)
     network = NetworkConfig(width=width, compute_dtype="bfloat16", depth=1 if sizes is TINY else 3)
-    config = ga_distillation.Config(
+    config = replace(
+        ga_distillation.RECOMMENDED,
         population_size=sizes.kernel_population,
-        strategy="BlockES",
-        fitness="kernel_regression",
-        encoding="cosines",
-        start="class_means",
-        best_of="mean",
+        networks_per_member=1,
         kernel=ga_distillation.KernelConfig(kernel_width=width, kernel_images=sizes.kernel_images),
         network=network,
         training=TrainingConfig(num_epochs=sizes.steps),

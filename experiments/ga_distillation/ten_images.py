@@ -25,8 +25,8 @@ from evojax_suite import distilled, load
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.charts import save_figure
 from evojax_suite.commands.options import percent
-from evojax_suite.data.transforms import denormalize
 from evojax_suite.distilled import DistilledDataset
+from evojax_suite.plotting import stretched
 from evojax_suite.results import write_json
 from evojax_suite.types import Dataset
 
@@ -68,9 +68,7 @@ def picture(rows: list[tuple[Dataset, DistilledDataset]], path: Path) -> None:
     """A row a dataset, an image a class, each stretched to its own range."""
     figure = Figure(figsize=(8.5, 1.1 * len(rows)))
     for row, (dataset, found) in enumerate(rows):
-        images = denormalize(found.images, dataset.mean, dataset.std)
-        low, high = (f(images, axis=(1, 2, 3), keepdims=True) for f in (np.min, np.max))
-        images = (images - low) / (high - low)
+        images = stretched(dataset, found.images)
         for column, image in enumerate(images):
             axes = figure.add_subplot(len(rows), len(images), row * len(images) + column + 1)
             axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=1)
