@@ -21,6 +21,7 @@ from evojax_suite.data.errors import as_tuple, check_types
 from evojax_suite.data.npz import arrays_in
 from evojax_suite.data.transforms import check_constants, normalize
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import encodings
 from evojax_suite.results import plain, write_atomically
 from evojax_suite.training import (
     AUGMENTATION,
@@ -91,6 +92,8 @@ class DistilledDataset:
     training: TrainingConfig
     seed: int
     """Of the run that made it."""
+    factor: int = 1
+    """Smaller images a side that one image holds (`operators.encodings.unpacked`)."""
     test_accuracies: tuple[float, ...] = ()
     """Of networks trained on it with this recipe, each from its own initialisation."""
 
@@ -106,6 +109,7 @@ class DistilledDataset:
             "network": self.network,
             "training": self.training,
             "seed": self.seed,
+            "factor": self.factor,
             "test_accuracies": self.test_accuracies,
         }
         buffer = io.BytesIO()
@@ -164,12 +168,14 @@ def _from_recipe(
         "mean": as_tuple(recipe["mean"]),
         "std": as_tuple(recipe["std"]),
         "seed": recipe["seed"],
+        "factor": recipe.get("factor", 1),
         "test_accuracies": tuple(  # JSON has no NaN, that of a network that failed
             float("nan") if value is None else value for value in recipe["test_accuracies"]
         ),
     }
     check_types(values, DistilledDataset)
     check_constants(values["mean"], values["std"], images.shape[3])
+    encodings.check_factor(values["factor"], images.shape[1:3])
     configs = {}
     for name, kind in (("network", NetworkConfig), ("training", TrainingConfig)):
         if not isinstance(recipe[name], dict):
@@ -254,17 +260,19 @@ def accuracies_on_test(
     num_networks: int,
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
+    factor: int = 1,
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 
-    images: normalised. labels: (n, num_classes). The networks are divided over `num_devices`
+    images: normalised, of factor x factor tiles. labels: (n, num_classes). The networks are divided over `num_devices`
     devices of each process. Returns (num_networks,) in [0, 1], NaN for a network that failed.
     """
+    images, labels = encodings.unpacked(jnp.asarray(images), jnp.asarray(labels), factor)
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     judge = _judge(module, training, engine, num_networks, devices.take(num_devices))
     data = (
-        jnp.asarray(images),
-        jnp.asarray(labels),
+        images,
+        labels,
         jnp.asarray(dataset.test.images),
         jnp.asarray(dataset.test.labels),
         jnp.asarray(dataset.mean, jnp.float32),

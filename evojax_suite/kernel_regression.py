@@ -7,6 +7,13 @@ predicts the real images. That regression on random features stands for training
 (Nguyen et al. 2021) and of FRePo (Zhou et al. 2022), which descend its error by gradients of
 images; nothing here is differentiated.
 
+Credit costs nothing here. Features belong to images, not to datasets: once they are computed, the
+images of different candidates combine into new datasets at the price of a small solve. So image s
+of a candidate is tried alone, in the company of the other images of a few candidates, and what is
+learnt of it holds no noise of what happened to the rest. The company is fitted once without image
+s; adding an image to a fitted regression is a step of Gaussian elimination (Rasmussen and Williams
+2006, A.3), so that thousands of combinations cost less than the features.
+
 The error is that of a classifier, not of a regression: predictions f (num_classes,) of an image
 become probabilities softmax(temperature * f), and the loss of class c is the mean of
 (probability of c - [label is c])^2, column c of the Brier score. Squared error of f itself,
@@ -17,6 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -40,10 +48,12 @@ class KernelConfig:
     """Ridge, relative to the mean squared norm of the candidate's features."""
     temperature: float = 10.0
     """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax."""
+    company: int = 8
+    """Candidates in whose company each image is tried alone, where a strategy takes credit."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))
-        for name in ("kernel_width", "kernel_images"):
+        for name in ("kernel_width", "kernel_images", "company"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         if not 0 < self.ridge < float("inf"):
@@ -57,17 +67,18 @@ class KernelScores(NamedTuple):
 
     losses: Array  # (P, num_classes): of each class's column, lower is better
     accuracy: Array  # (P,): of the class with the largest prediction
+    credit: Array | None  # (P, n): of each image in the company of others
 
 
-def predict(features: Array, labels: Array, new_features: Array, ridge: float) -> Array:
-    """What ridge regression on features (n, F) and labels (n, C) says of new features (m, F):
-    (m, C). The kernel is linear, and `ridge` relative to the mean of its diagonal."""
-    kernel = jnp.matmul(features, features.T, precision="highest")
-    kernel += ridge * jnp.trace(kernel) / len(kernel) * jnp.eye(len(kernel))
+def predict(kernel: Array, labels: Array, to_new: Array, penalty: Array) -> Array:
+    """What kernel ridge regression says of m new points: (m, C).
+
+    kernel: of n points with themselves, (n, n). labels: (n, C). to_new: of new points with them,
+    (m, n). penalty: added to the diagonal.
+    """
+    kernel += penalty * jnp.eye(len(kernel))
     weights = jax.scipy.linalg.solve(kernel, labels, assume_a="pos")
-    return jnp.matmul(
-        new_features, jnp.matmul(features.T, weights, precision="highest"), precision="highest"
-    )
+    return jnp.matmul(to_new, weights, precision="highest")
 
 
 def class_losses(predictions: Array, labels: Array, temperature: float) -> Array:
@@ -76,6 +87,68 @@ def class_losses(predictions: Array, labels: Array, temperature: float) -> Array
     if temperature == 0:
         return ((predictions - targets) ** 2).mean(0)
     return ((jax.nn.softmax(temperature * predictions) - targets) ** 2).mean(0)
+
+
+class Kernels(NamedTuple):
+    """Of some candidates' images, and what is regressed on them."""
+
+    own: Array  # (P, n, n)
+    real: Array  # (P, m, n): with the real images
+    labels: Array  # (P, n, C), centred
+
+
+def credit_by_image(
+    candidates: Kernels,
+    company: Kernels,
+    between: Array,
+    classes: Array,
+    real_labels: Array,
+    config: KernelConfig,
+) -> Array:
+    """The loss of each image's class, (P, n), where that image alone is the candidate's.
+
+    The other images are those of `company`, R datasets of n images; losses are averaged over them.
+    between: of the candidates' images with those of the company, (R, P, n, n). classes: (n,) of the
+    images. real_labels: (m,) integers.
+    """
+    num_candidates, num_real, num_images = candidates.real.shape
+    num_classes = candidates.labels.shape[-1]
+    own = jnp.moveaxis(jnp.diagonal(candidates.own, axis1=1, axis2=2), 0, 1)  # (n, P)
+    to_real = jnp.moveaxis(candidates.real, 2, 0)  # (n, P, m)
+    labels = jnp.moveaxis(candidates.labels, 1, 0)  # (n, P, C)
+    product = partial(jnp.einsum, precision="highest")
+
+    def in_company(company: Kernels, between: Array) -> Array:
+        penalty = config.ridge * jnp.trace(company.own) / num_images
+        identity = jnp.eye(num_images)
+        inverse = jax.scipy.linalg.solve(
+            company.own + penalty * identity, identity, assume_a="pos"
+        )
+
+        def of_image(image: Array) -> Array:
+            # The inverse without the image's row and column, which become zero.
+            column = inverse[:, image]
+            rest = inverse - column[:, None] * column / column[image]
+            weights = product("ij,jc->ic", rest, company.labels)
+            to_rest = between[:, image]
+            projected = product("ij,pj->ip", rest, to_rest)
+            without = product("mi,ic->mc", company.real, weights)
+            residual = labels[image] - product("pi,ic->pc", to_rest, weights)
+            # What of the candidate's image the others do not span, and how far that reaches.
+            variance = own[image] + penalty - product("pi,ip->p", to_rest, projected)
+            reach = to_real[image] - product("mi,ip->pm", company.real, projected)
+            change = residual / jnp.maximum(variance, penalty)[:, None]
+            found = without + 1 / num_classes + reach[:, :, None] * change[:, None]
+            label = classes[image]
+            target = (real_labels == label).astype(jnp.float32)
+            if config.temperature > 0:
+                found = jax.nn.softmax(config.temperature * found)
+            return ((found[..., label] - target) ** 2).mean(1)
+
+        together = max(1, 2**19 // (num_candidates * num_real * num_classes))
+        return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
+
+    return jax.lax.map(lambda found: in_company(*found), (company, between)).mean(0).T
 
 
 def features_of(
@@ -99,20 +172,22 @@ def score_population(
     num_networks: int,
     decode: Callable[[Array], Any],
     population: Array,
+    members: Array,
     images: Array,
     labels: Array,
     normalize: Callable[[Array], Array],
     engine: EngineConfig,
+    classes: Array | None = None,
 ) -> KernelScores:
-    """Score candidates (P, D), each of which `decode` turns into images (n, H, W, C) and labels
-    (n, C), on real images (N, H, W, C), which `normalize` makes what networks see, and their labels
-    (N,).
+    """Score some `members`, indices (M,), of candidates (P, D), each of which `decode` turns into
+    images (n, H, W, C) and labels (n, C), on real images (N, H, W, C), which `normalize` makes what
+    networks see, and their labels (N,).
 
-    All candidates see the same `num_networks` fresh networks and the same real images.
+    All candidates see the same `num_networks` fresh networks and the same real images. classes:
+    (n,) of the images, for credit by image in the company of `config.company` candidates, which are
+    spread evenly over the population; without them there is none.
     """
     image_shape = images.shape[1:]
-    num_images = jax.eval_shape(decode, population[0]).images.shape[0]
-    group = max(1, engine.resolved_evaluation_batch_size(image_shape) // num_images)
     key_networks, key_images = jax.random.split(key)
     variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *image_shape))))(
         jax.random.split(key_networks, num_networks)
@@ -121,16 +196,38 @@ def score_population(
     chosen = jax.random.randint(key_images, shape, 0, len(images))
     real, real_labels = normalize(images[chosen]), labels[chosen]
     real_features = features_of(network, variables, real, engine)
+    product = partial(jnp.einsum, precision="highest")
 
-    def score(candidate: Array) -> KernelScores:
-        own = decode(candidate)
-        features = features_of(network, variables, own.images, engine)
-        # An error of the intercept would move all columns: labels are centred.
-        centre = 1 / own.labels.shape[1]
-        found = predict(features, own.labels - centre, real_features, config.ridge) + centre
-        return KernelScores(
-            losses=class_losses(found, real_labels, config.temperature),
-            accuracy=(found.argmax(1) == real_labels).mean(),
+    def prepared(chosen: Array) -> tuple[Array, Kernels]:
+        """Features (P, n, F) and kernels of some candidates."""
+        individuals = jax.eval_shape(decode, population[0])
+        num_images, num_classes = individuals.labels.shape
+        group = max(1, engine.resolved_evaluation_batch_size(image_shape) // num_images)
+
+        def of_candidate(candidate: Array) -> tuple[Array, Array]:
+            own = decode(candidate)
+            return features_of(network, variables, own.images, engine), own.labels
+
+        features, labels = map_members(of_candidate, (chosen,), group)
+        return features, Kernels(
+            own=product("pif,pjf->pij", features, features),
+            real=product("mf,pif->pmi", real_features, features),
+            labels=labels - 1 / num_classes,  # an error of the intercept would move all columns
         )
 
-    return map_members(score, (population,), group)
+    features, kernels = prepared(population[members])
+
+    def score(own: Kernels) -> tuple[Array, Array]:
+        penalty = config.ridge * jnp.trace(own.own) / len(own.own)
+        found = predict(own.own, own.labels, own.real, penalty) + 1 / own.labels.shape[-1]
+        losses = class_losses(found, real_labels, config.temperature)
+        return losses, (found.argmax(1) == real_labels).mean()
+
+    losses, accuracy = jax.lax.map(score, kernels)
+    credit = None
+    if classes is not None:
+        size = min(config.company, len(population))
+        company_features, company = prepared(population[jnp.arange(size) * len(population) // size])
+        between = product("pif,rjf->rpij", features, company_features)
+        credit = credit_by_image(kernels, company, between, classes, real_labels, config)
+    return KernelScores(losses, accuracy, credit)

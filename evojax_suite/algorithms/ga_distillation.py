@@ -91,9 +91,11 @@ class Config:
     """What evolves: pixels, or the lowest cosine coefficients of each image."""
     num_cosines: int = 14
     """Coefficients a side, at most as many as fit."""
-    start: Literal["real", "class_means"] = "real"
+    factor: int = 1
+    """Smaller images a side that one image holds; networks see each at the full size."""
+    start: Literal["real", "class_means", "k_means"] = "real"
     """Where the search begins: at real training images, or (an algorithm that searches around a
-    mean) at the mean of each class."""
+    mean) at the mean of each class or at the centres of k-means in each class."""
     fitness_subset_size: int | None = None
     """Evaluate on a fresh random subset of this many fitness images in each generation."""
     holdout_ratio: float = 0.0
@@ -128,6 +130,7 @@ class Config:
             ("images_per_class", 1),
             ("networks_per_member", 1),
             ("num_cosines", 1),
+            ("factor", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -153,8 +156,12 @@ class Config:
                         f"{name} belongs to a fitness of trained networks, got "
                         f"{getattr(self, name)} with kernel_regression"
                     )
-        if self.evolve_labels and self.encoding != "pixels":
-            raise ValueError(f"evolve_labels needs the encoding pixels, got {self.encoding}")
+        if self.evolve_labels and self.factor > 1 and self.strategy == "BlockES":
+            raise ValueError(
+                f"evolve_labels with BlockES takes images of one tile, got factor {self.factor}"
+            )
+        if self.clip == "image" and self.encoding != "pixels":
+            raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
         if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
@@ -176,6 +183,7 @@ RECOMMENDED = Config(
     population_size=64,
     networks_per_member=4,
     strategy="BlockES",
+    strategy_std=0.4,
     fitness="kernel_regression",
     encoding="cosines",
     start="class_means",
@@ -297,14 +305,15 @@ def _num_holdout(config: Config, num_images: int) -> int:
 
 def _encoding(config: Config, image_shape: tuple[int, ...]) -> Encoding:
     height, width, channels = image_shape
-    return encodings.create(config.encoding, (height, width, channels), config.num_cosines)
+    shape = height, width, channels
+    return encodings.create(config.encoding, shape, config.num_cosines, config.factor)
 
 
 def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> int:
     """Numbers that an individual is."""
     num_images = num_classes * config.images_per_class
-    num_labels = num_images * num_classes if config.evolve_labels else 0
-    return num_images * _encoding(config, image_shape).num_dims + num_labels
+    num_labels = num_classes if config.evolve_labels else 0
+    return num_images * (_encoding(config, image_shape).num_dims + num_labels)
 
 
 def decode(
@@ -320,32 +329,38 @@ def decode(
     """
     num_images = num_classes * config.images_per_class
     encoding = _encoding(config, image_shape)
-    num_numbers = num_images * encoding.num_dims
-    images = encoding.decode(individual[:num_numbers].reshape(num_images, -1), spread)
+    numbers = individual.reshape(num_images, -1)
+    images = encoding.decode(numbers[:, : encoding.num_dims], spread)
     if not config.evolve_labels:
         classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
         return Individual(images, jax.nn.one_hot(classes, num_classes))
-    labels = jnp.maximum(individual[num_numbers:].reshape(num_images, num_classes), 0.0)
+    labels = jnp.maximum(numbers[:, encoding.num_dims :], 0.0)
     total = labels.sum(-1, keepdims=True)
     labels = jnp.where(total > 0, labels / jnp.where(total > 0, total, 1.0), 1.0 / num_classes)
     return Individual(images, labels)
+
+
+def _encoded(config: Config, num_classes: int, images: Array, spread: Array) -> Array:
+    """The flat individual (D,) of normalised images (n * factor^2, H, W, C), as many of each class,
+    in the order of classes."""
+    stored = encodings.packed(images, config.factor)
+    codes = _encoding(config, images.shape[1:]).encode(stored, spread)
+    if config.evolve_labels:
+        classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
+        codes = jnp.concatenate([codes, jax.nn.one_hot(classes, num_classes)], -1)
+    return codes.reshape(-1)
 
 
 def random_individuals(
     key: Array, config: Config, num_classes: int, data: Data, num_individuals: int
 ) -> Array:
     """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
-    encoding = _encoding(config, data.train_images.shape[1:])
+    num_images = num_classes * config.images_per_class * config.factor**2
 
     def draw(key):
-        num_images = num_classes * config.images_per_class
         indices = random.select(key, data.train_labels, num_images, num_classes)
         images = normalize(data.train_images[indices], data.mean, data.std)
-        codes = encoding.encode(images, data.spread).reshape(-1)
-        if not config.evolve_labels:
-            return codes
-        labels = jax.nn.one_hot(data.train_labels[indices], num_classes).reshape(-1)
-        return jnp.concatenate([codes, labels])
+        return _encoded(config, num_classes, images, data.spread)
 
     return jax.lax.map(draw, jax.random.split(key, num_individuals))
 
@@ -365,8 +380,36 @@ def class_means(config: Config, num_classes: int, data: Data) -> Array:
     means = totals / counts[:, None, None, None]
     if jnp.issubdtype(data.train_images.dtype, jnp.integer):
         means /= 255
-    images = normalize(means, data.mean, data.std).repeat(config.images_per_class, 0)
-    return _encoding(config, shape).encode(images, data.spread).reshape(-1)
+    images = normalize(means, data.mean, data.std)
+    images = images.repeat(config.images_per_class * config.factor**2, 0)
+    return _encoded(config, num_classes, images, data.spread)
+
+
+def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> Array:
+    """The flat individual (D,) whose images are centres of k-means in each class: Lloyd's
+    algorithm on at most 8,192 training images, from random ones."""
+    count = config.images_per_class * config.factor**2
+    key_some, key_first = jax.random.split(key)
+    some = jax.random.permutation(key_some, len(data.train_images))[:8192]
+    points = normalize(data.train_images[some], data.mean, data.std)
+    labels, shape = data.train_labels[some], points.shape[1:]
+    points = points.reshape(len(points), -1)
+    first = random.select(key_first, data.train_labels, num_classes * count, num_classes)
+    starts = normalize(data.train_images[first], data.mean, data.std)
+
+    def of_class(label: Array, centres: Array) -> Array:
+        def step(centres, _):
+            distances = (centres**2).sum(1) - 2 * points @ centres.T
+            nearest = jax.nn.one_hot(distances.argmin(1), count) * (labels == label)[:, None]
+            sizes = nearest.sum(0)[:, None]
+            means = nearest.T @ points / jnp.maximum(sizes, 1)
+            return jnp.where(sizes > 0, means, centres), None
+
+        return jax.lax.scan(step, centres, length=25)[0]
+
+    starts = starts.reshape(num_classes, count, -1)
+    centres = jax.lax.map(lambda found: of_class(*found), (jnp.arange(num_classes), starts))
+    return _encoded(config, num_classes, centres.reshape(-1, *shape), data.spread)
 
 
 class Scores(NamedTuple):
@@ -375,7 +418,7 @@ class Scores(NamedTuple):
     fitness: Array
     accuracy: Array
     holdout: Array
-    losses: Array | None = None  # (P, num_classes): of each class, lower is better
+    credit: Array | None = None  # (P, blocks): losses of each block (`strategies.BlockES`)
 
 
 def score_population(
@@ -391,13 +434,14 @@ def score_population(
     `members`, indices (n,), where they are given: as they would score among all."""
 
     def decoded(member: Array) -> Individual:
-        return decode(config, num_classes, image_shape, member, data.spread)
+        one = decode(config, num_classes, image_shape, member, data.spread)
+        return Individual(*encodings.unpacked(*one, config.factor))
 
     if config.fitness == "kernel_regression":
         narrow = replace(config.network, width=config.kernel.kernel_width)
         network = networks.create(narrow, num_classes, image_shape)
-        some = population if members is None else population[members]
-        return _score_by_kernel(key, config, network, decoded, some, data)
+        some = jnp.arange(len(population)) if members is None else members
+        return _score_by_kernel(key, config, network, num_classes, decoded, population, some, data)
     network = networks.create(config.network, num_classes, image_shape)
     key_networks, key_subset = jax.random.split(key)
     population_size, repeats = population.shape[0], config.networks_per_member
@@ -451,12 +495,15 @@ def _score_by_kernel(
     key: Array,
     config: Config,
     network: nn.Module,
+    num_classes: int,
     decoded: Callable[[Array], Individual],
     population: Array,
+    members: Array,
     data: Data,
 ) -> Scores:
     """Scores without training: what kernel regression on each individual says of training images.
     network: that whose features are regressed on; decoded: what a flat individual is."""
+    classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class * config.factor**2)
     scores = kernel_regression.score_population(
         key,
         config.kernel,
@@ -464,16 +511,18 @@ def _score_by_kernel(
         config.networks_per_member,
         decoded,
         population,
+        members,
         data.train_images,
         data.train_labels,
         lambda images: normalize(images, data.mean, data.std),
         config.engine,
+        classes if config.strategy == "BlockES" else None,
     )
     return Scores(
         fitness=-scores.losses.sum(1),
         accuracy=scores.accuracy,
         holdout=jnp.full(len(scores.accuracy), jnp.nan),
-        losses=scores.losses,
+        credit=scores.credit,
     )
 
 
@@ -506,14 +555,15 @@ def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int],
     """Lower and upper bound of children: scalars, or one a dimension."""
     if config.clip == "unit":
         return 0.0, 1.0
-    shape = (num_classes * config.images_per_class, *image_shape)
-    bounds = [jnp.broadcast_to((v - data.mean) / data.std, shape).reshape(-1) for v in (0.0, 1.0)]
-    if config.evolve_labels:
-        num_labels = num_classes * num_classes * config.images_per_class
-        bounds = [
-            jnp.concatenate([bound, jnp.full(num_labels, value)])
-            for bound, value in zip(bounds, (0.0, 1.0), strict=True)
-        ]
+    num_images = num_classes * config.images_per_class
+    bounds = []
+    for value in (0.0, 1.0):
+        pixels = jnp.broadcast_to((value - data.mean) / data.std, (num_images, *image_shape))
+        numbers = pixels.reshape(num_images, -1)
+        if config.evolve_labels:
+            labels = jnp.full((num_images, num_classes), value)
+            numbers = jnp.concatenate([numbers, labels], -1)
+        bounds.append(numbers.reshape(-1))
     return bounds
 
 
@@ -521,7 +571,7 @@ def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAl
     """The evosax algorithm; ValueError where it does not take what `config` asks for."""
     options: dict[str, Any] = {}
     if config.strategy == "BlockES" and config.fitness == "kernel_regression":
-        options = {"num_blocks": num_classes}
+        options = {"num_blocks": num_classes * config.images_per_class * config.factor**2}
     if config.strategy == "LaplaceGA":
         options = {
             "survival_ratio": config.survival_ratio,
@@ -551,8 +601,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     own_score(config, num_classes)
     strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
     population_based = strategies.is_population_based(strategy)
-    for name, value in (("best_of", "mean"), ("start", "class_means")):
-        if population_based and getattr(config, name) == value:
+    for name, value in (("best_of", config.best_of), ("start", config.start)):
+        if population_based and value in ("mean", "class_means", "k_means"):
             raise ValueError(
                 f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
                 f"or SNES, got {config.strategy}"
@@ -583,6 +633,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         else:  # a distribution starts at the mean of the individuals that a population starts with
             if config.start == "class_means":
                 mean = class_means(config, num_classes, data)
+            elif config.start == "k_means":
+                mean = class_centres(key_individuals, config, num_classes, data)
             else:
                 mean = population.mean(0)
             state = strategy.init(key_strategy, mean, own)
@@ -615,8 +667,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         fitness = rank_last(scores.fitness)
         failed = ~jnp.isfinite(scores.fitness)
         loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
-        if config.strategy == "BlockES" and scores.losses is not None:
-            loss = jnp.where(failed[:, None], jnp.nan, scores.losses)
+        if scores.credit is not None:
+            loss = scores.credit
 
         def tell(strategy_state):
             return strategies.strong(

@@ -129,6 +129,7 @@ def run(options: Options) -> None:
             options.num_networks,
             options.engine,
             options.devices,
+            data.factor,
         )
         results[name] = accuracies
         if devices.is_first():

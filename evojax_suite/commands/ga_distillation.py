@@ -142,6 +142,7 @@ def run(options: Options) -> Path:
             options.num_networks,
             config.engine,
             options.devices,
+            config.factor,
         )
 
     accuracies = judge(key_test, individual)
@@ -163,6 +164,7 @@ def run(options: Options) -> Path:
         network=config.network,
         training=config.training,
         seed=options.seed,
+        factor=config.factor,
         test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
     )
     result.save(directory / "distilled.npz")

@@ -4,6 +4,10 @@ Evolution searches what the encoding spans. Pixels span everything; the lowest c
 cosine transform span smooth images with a fraction of the dimensions, each scaled so that a step of
 one is one standard deviation among real images.
 
+One image may hold factor x factor smaller ones of its class, each of which is enlarged to the full
+size before a network sees it (Kim et al. 2022, "Dataset Condensation via Efficient Synthetic-Data
+Parameterization", section 4.1): as many numbers, more and smoother images.
+
 An encoding is linear. `spread` is data, so that one compiled program serves every dataset of its
 shape.
 """
@@ -14,6 +18,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -97,11 +102,81 @@ class Cosines:
         return codes.reshape(*images.shape[:-3], self.num_dims)
 
 
-def create(name: EncodingName, image_shape: tuple[int, int, int], num_cosines: int) -> Encoding:
-    """The encoding `name` of images (H, W, C); of cosines at most as many a side as fit."""
-    if name == "pixels":
-        return Pixels(image_shape)
-    return Cosines(image_shape, min(num_cosines, *image_shape[:2]))
+@dataclass(frozen=True)
+class Tiles:
+    """Images of factor x factor tiles, row by row, each of which `tile` encodes."""
+
+    tile: Encoding
+    factor: int
+
+    @property
+    def num_dims(self) -> int:
+        return self.factor**2 * self.tile.num_dims
+
+    def decode(self, codes: Array, spread: Array) -> Array:
+        tiles = codes.reshape(*codes.shape[:-1], self.factor**2, self.tile.num_dims)
+        # An orthonormal transform of a smaller image has smaller coefficients.
+        return _joined(self.tile.decode(tiles, spread / self.factor), self.factor)
+
+    def encode(self, images: Array, spread: Array) -> Array:
+        codes = self.tile.encode(_cut(images, self.factor), spread / self.factor)
+        return codes.reshape(*images.shape[:-3], self.num_dims)
+
+
+def create(
+    name: EncodingName, image_shape: tuple[int, int, int], num_cosines: int, factor: int = 1
+) -> Encoding:
+    """The encoding `name` of images (H, W, C) of factor x factor tiles; of cosines at most as many
+    a side as fit. Raises ValueError where `factor` does not divide the sides."""
+    height, width, channels = image_shape
+    check_factor(factor, (height, width))
+    shape = height // factor, width // factor, channels
+    tile = Pixels(shape)
+    if name == "cosines":
+        tile = Cosines(shape, min(num_cosines, *shape[:2]))
+    return tile if factor == 1 else Tiles(tile, factor)
+
+
+def check_factor(factor: int, size: tuple[int, ...]) -> None:
+    """Raise ValueError where images of `size` (H, W) do not hold factor x factor tiles."""
+    if factor < 1 or any(side % factor for side in size):
+        raise ValueError(f"factor must be >= 1 and divide {size[0]} x {size[1]}, got {factor}")
+
+
+def _cut(images: Array, factor: int) -> Array:
+    """Images (..., H, W, C) -> their tiles (..., factor^2, H / factor, W / factor, C)."""
+    *rest, height, width, channels = images.shape
+    shape = factor, height // factor, factor, width // factor, channels
+    tiles = jnp.moveaxis(images.reshape(*rest, *shape), -3, -4)
+    return tiles.reshape(*rest, factor**2, height // factor, width // factor, channels)
+
+
+def _joined(tiles: Array, factor: int) -> Array:
+    """The inverse of `_cut`."""
+    *rest, _, height, width, channels = tiles.shape
+    rows = jnp.moveaxis(tiles.reshape(*rest, factor, factor, height, width, channels), -4, -3)
+    return rows.reshape(*rest, factor * height, factor * width, channels)
+
+
+def unpacked(images: Array, labels: Array, factor: int) -> tuple[Array, Array]:
+    """What networks see of images (n, H, W, C) and labels (n, ...): each tile enlarged to the
+    full size (bilinear), (n * factor^2, H, W, C), with its image's label."""
+    if factor == 1:
+        return images, labels
+    num_images, *shape = images.shape
+    tiles = _cut(images, factor)
+    large = jax.image.resize(tiles, (num_images, factor**2, *shape), "bilinear")
+    return large.reshape(-1, *shape), labels.repeat(factor**2, 0)
+
+
+def packed(images: Array, factor: int) -> Array:
+    """Images (n * factor^2, H, W, C), made smaller, as tiles of (n, H, W, C)."""
+    if factor == 1:
+        return images
+    _, height, width, channels = images.shape
+    shape = height // factor, width // factor, channels
+    small = jax.image.resize(images, (len(images), *shape), "bilinear")
+    return _joined(small.reshape(-1, factor**2, *shape), factor)
 
 
 def cosine_basis(size: int) -> np.ndarray:

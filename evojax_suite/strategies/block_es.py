@@ -1,11 +1,10 @@
 """An antithetic evolution strategy with credit by block, as an evosax algorithm.
 
-A candidate of many parts is often judged by many numbers, of which each tells more about one part
-than about the others: of ten synthetic images the image of a class decides how well that class is
-told from the rest. An ordinary strategy adds the numbers up, and the noise of nine parts hides what
-the tenth did. Here the loss of block b ranks the perturbation of block b, the sum ranks all, and
-the two rankings are mixed. With B equally large blocks of independent loss that is worth B times
-the population.
+A candidate of many parts is often judged by many numbers, of which each belongs to one part: of ten
+synthetic images each can be tried alone in the company of others. An ordinary strategy adds the
+numbers up, and the noise of nine parts hides what the tenth did. Here the loss of block b ranks the
+perturbations of block b, which with B equal blocks of independent loss is worth B times the
+population.
 
 The rest is OpenAI-ES (Salimans et al. 2017): pairs of candidates at mean plus and minus noise,
 centred ranks, Adam on the mean. What is returned is the mean's polynomial-decay average (Shamir and
@@ -36,12 +35,10 @@ from evojax_suite.types import Array
 class Params(BaseParams):
     """Scalars that may be traced."""
 
-    std_init: float | Array = 0.1
+    std_init: float | Array = 0.4
     """Standard deviation of the noise, > 0."""
-    learning_rate: float | Array = 0.03
-    """Step size of Adam, > 0."""
-    credit: float | Array = 0.8
-    """Weight of a block's own ranking, in [0, 1]; the rest is that of the sum."""
+    learning_rate: float | Array = 0.5
+    """Step size of Adam in standard deviations of the noise, > 0."""
     averaging: float | Array = 8.0
     """Exponent of the average, >= 0: 0 weighs all means alike, more weighs the last ones more."""
 
@@ -121,14 +118,13 @@ class BlockES(DistributionBasedAlgorithm):
 
     def _tell(self, key: Array, population: Array, fitness: Array, state: State, params: Params):
         pairs = self.population_size // 2
-        rank = params.credit * centred_ranks(fitness)
-        rank += (1 - params.credit) * centred_ranks(fitness.mean(1, keepdims=True))
+        rank = centred_ranks(fitness)
         weight = rank[:pairs] - rank[pairs:]
         noise = (population[:pairs] - population[pairs:]) / (2 * params.std_init)
         blocks = noise.reshape(pairs, fitness.shape[1], -1)
         gradient = jnp.einsum("pb,pbd->bd", weight, blocks, precision="highest") / pairs
         direction, opt_state = self.optimizer.update(gradient.reshape(-1), state.opt_state)
-        mean = state.mean - params.learning_rate * jnp.asarray(direction)
+        mean = state.mean - params.learning_rate * params.std_init * jnp.asarray(direction)
         share = (params.averaging + 1) / (params.averaging + state.generation_counter + 1)
         average = state.average + share * (mean - state.average)
         return state.replace(mean=mean, average=average, opt_state=opt_state)
