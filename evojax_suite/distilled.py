@@ -264,8 +264,9 @@ def accuracies_on_test(
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 
-    images: normalised, of factor x factor tiles. labels: (n, num_classes). The networks are divided over `num_devices`
-    devices of each process. Returns (num_networks,) in [0, 1], NaN for a network that failed.
+    images: normalised, of factor x factor tiles. labels: (n, num_classes). The networks are divided
+    over `num_devices` devices of each process. Returns (num_networks,) in [0, 1], NaN for a network
+    that failed.
     """
     images, labels = encodings.unpacked(jnp.asarray(images), jnp.asarray(labels), factor)
     module = networks.create(network, dataset.num_classes, dataset.image_shape)

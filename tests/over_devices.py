@@ -45,7 +45,11 @@ def cases():
     data, params = ga_distillation.make_data(DIGITS), ga_distillation.Params()
     yield "ga_distillation", ga_distillation.build(GENETIC, 10, SHAPE), params, data
     config = replace(
-        GENETIC, strategy="SNES", fitness="kernel_regression", encoding="cosines", best_of="mean"
+        GENETIC,
+        strategy="BlockES",
+        fitness="kernel_regression",
+        encoding="cosines",
+        best_of="mean",
     )
     yield "kernel_regression", ga_distillation.build(config, 10, SHAPE), params, data
     yield "strong_random", strong_random.build(GENETIC, 2, 10, SHAPE), params, data

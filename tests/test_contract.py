@@ -50,9 +50,10 @@ VARIANTS = {
         strategy="BlockES",
         fitness="kernel_regression",
         encoding="cosines",
-        start="class_means",
+        start="k_means",
+        factor=2,
         best_of="mean",
-        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20),
+        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20, company=2),
     ),
     "strong_random": SMALL,
     "devs": devs.Config(

@@ -11,6 +11,7 @@ import pytest
 import scipy.fft
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 from sklearn.metrics import brier_score_loss
 
@@ -31,9 +32,9 @@ from evojax_suite.training import EngineConfig
 def test_predictions_are_those_of_ridge_regression(ridge):
     random = np.random.default_rng(0)
     features, new = random.normal(size=(12, 40)), random.normal(size=(30, 40))
-    labels = random.normal(size=(12, 5))
-    own = kernel_regression.predict(*map(jnp.float32, (features, labels, new)), ridge)
-    penalty = ridge * np.trace(features @ features.T) / 12
+    labels, penalty = random.normal(size=(12, 5)), ridge * 40
+    kernels = features @ features.T, labels, new @ features.T
+    own = kernel_regression.predict(*map(jnp.float32, kernels), jnp.float32(penalty))
     theirs = Ridge(alpha=penalty, fit_intercept=False).fit(features, labels)
     np.testing.assert_allclose(own, theirs.predict(new), rtol=2e-4, atol=2e-4)
 
@@ -53,10 +54,14 @@ def test_the_losses_of_classes_add_up_to_the_brier_score():
 def test_candidates_are_scored_as_one_by_one():
     """By hand: features of the same two networks, ridge, and what it says of the same images."""
     random = np.random.default_rng(1)
-    shape, config = (8, 8, 1), KernelConfig(kernel_images=20, ridge=0.01, temperature=4.0)
+    shape, config = (
+        (8, 8, 1),
+        KernelConfig(kernel_images=20, ridge=0.01, temperature=4.0, company=3),
+    )
     network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
     images, labels = random.normal(size=(40, *shape)).astype(np.float32), np.arange(40) % 3
-    population = jnp.asarray(random.normal(size=(5, 3 * 64)), jnp.float32)
+    population = jnp.asarray(random.normal(size=(6, 3 * 64)), jnp.float32)
+    members = np.array([4, 0, 5])
 
     def decode(candidate):
         return ga_distillation.Individual(candidate.reshape(3, *shape), jnp.eye(3))
@@ -68,10 +73,12 @@ def test_candidates_are_scored_as_one_by_one():
         2,
         decode,
         population,
+        jnp.asarray(members),
         jnp.asarray(images),
         jnp.asarray(labels),
         lambda images: images,
         EngineConfig(evaluation_batch_size=7),
+        jnp.arange(3),
     )
     key_networks, key_images = jax.random.split(jax.random.key(0))
     chosen = np.asarray(jax.random.randint(key_images, (20,), 0, 40))
@@ -84,15 +91,78 @@ def test_candidates_are_scored_as_one_by_one():
         return np.concatenate([*found, np.ones((len(images), 1))], 1)
 
     real = features(images[chosen])
-    for place, candidate in enumerate(population):
-        own = features(decode(candidate).images)
-        penalty = 0.01 * (own**2).sum() / 3
+
+    def losses_of(own, scale):
+        penalty = 0.01 * (scale**2).sum() / 3
         theirs = Ridge(alpha=penalty, fit_intercept=False).fit(own, np.eye(3) - 1 / 3)
         said = theirs.predict(real) + 1 / 3
         accuracy = (said.argmax(1) == labels[chosen]).mean()
-        losses = kernel_regression.class_losses(jnp.float32(said), labels[chosen], 4.0)
+        return kernel_regression.class_losses(jnp.float32(said), labels[chosen], 4.0), accuracy
+
+    for place, member in enumerate(members):
+        own = features(decode(population[member]).images)
+        losses, accuracy = losses_of(own, own)
         np.testing.assert_allclose(scores.losses[place], losses, rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(scores.accuracy[place], accuracy, atol=0.051)
+        for image in range(3):  # alone in the company of candidates 0, 2 and 4
+            found = []
+            for other in (0, 2, 4):
+                company = features(decode(population[other]).images)
+                mixed = company.copy()
+                mixed[image] = own[image]
+                found.append(losses_of(mixed, company)[0][image])
+            np.testing.assert_allclose(
+                scores.credit[place, image], np.mean(found), rtol=2e-3, atol=2e-4
+            )
+
+
+@settings(deadline=None, max_examples=15)
+@given(
+    seed=st.integers(0, 999),
+    per_class=st.integers(1, 3),
+    candidates=st.integers(1, 5),
+    company=st.integers(1, 3),
+    temperature=st.sampled_from([0.0, 4.0]),
+)
+def test_credit_is_that_of_a_regression_with_one_image_exchanged(
+    seed, per_class, candidates, company, temperature
+):
+    """With labels of any kind, against a solve of each combination."""
+    random = np.random.default_rng(seed)
+    config = KernelConfig(ridge=0.01, temperature=temperature)
+    num_images, num_real, classes = 3 * per_class, 20, np.arange(3).repeat(per_class)
+    real, real_labels = random.normal(size=(num_real, 30)), random.integers(0, 3, num_real)
+
+    def drawn(count):
+        features = random.normal(size=(count, num_images, 30))
+        labels = random.dirichlet(np.ones(3), size=(count, num_images)) - 1 / 3
+        kernels = kernel_regression.Kernels(
+            own=jnp.float32(features @ features.swapaxes(1, 2)),
+            real=jnp.float32(real @ features.swapaxes(1, 2)),
+            labels=jnp.float32(labels),
+        )
+        return features, labels, kernels
+
+    own, own_labels, own_kernels = drawn(candidates)
+    others, other_labels, other_kernels = drawn(company)
+    between = jnp.float32(np.einsum("pif,rjf->rpij", own, others))
+    found = kernel_regression.credit_by_image(
+        own_kernels, other_kernels, between, jnp.asarray(classes), jnp.asarray(real_labels), config
+    )
+    assert found.shape == (candidates, num_images)
+    for candidate in range(candidates):
+        for image in range(num_images):
+            losses = []
+            for features, labels in zip(others.copy(), other_labels.copy(), strict=True):
+                penalty = 0.01 * (features**2).sum() / num_images
+                features[image], labels[image] = own[candidate, image], own_labels[candidate, image]
+                weights = np.linalg.solve(
+                    features @ features.T + penalty * np.eye(num_images), labels
+                )
+                said = jnp.float32(real @ features.T @ weights + 1 / 3)
+                losses.append(kernel_regression.class_losses(said, real_labels, temperature))
+            expected = np.mean(losses, 0)[classes[image]]
+            np.testing.assert_allclose(found[candidate, image], expected, rtol=2e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -103,6 +173,7 @@ def test_candidates_are_scored_as_one_by_one():
         ({"temperature": -1.0}, "temperature must be >= 0, got -1.0"),
         ({"kernel_width": 0}, "kernel_width must be >= 1, got 0"),
         ({"kernel_images": 0}, "kernel_images must be >= 1, got 0"),
+        ({"company": 0}, "company must be >= 1, got 0"),
     ],
 )
 def test_ranges(setting, said):
@@ -135,7 +206,10 @@ def test_encodings_invert(height, width, channels, seed, data):
     images = jnp.asarray(random.normal(size=(2, *shape)), jnp.float32)
     spread = jnp.asarray(random.uniform(0.5, 2, size=shape), jnp.float32)
     count = data.draw(st.integers(1, min(height, width)))
-    for encoding in (encodings.Pixels(shape), encodings.Cosines(shape, count)):
+    kinds = [encodings.Pixels(shape), encodings.Cosines(shape, count)]
+    if height % 2 == width % 2 == 0:
+        kinds += [encodings.create(name, shape, count, 2) for name in ("pixels", "cosines")]
+    for encoding in kinds:
         codes = encoding.encode(images, spread)
         assert codes.shape == (2, encoding.num_dims)
         again = encoding.encode(encoding.decode(codes, spread), spread)
@@ -143,7 +217,7 @@ def test_encodings_invert(height, width, channels, seed, data):
         # A projection: what is lost is orthogonal to what is kept.
         kept = encoding.decode(codes, spread)
         assert abs(float(((images - kept) * kept).sum())) < 1e-2
-    if height == width == count:
+    if height == width == count and len(kinds) == 2:
         np.testing.assert_allclose(kept, images, atol=2e-4)
 
 
@@ -154,6 +228,37 @@ def test_a_step_of_one_is_a_standard_deviation_of_real_images():
     codes = encoding.encode(jnp.asarray(images), jnp.asarray(encodings.cosine_spread(images, 0.0)))
     deviations = np.asarray(codes).std(0)
     np.testing.assert_allclose(deviations[deviations > 0], 1, rtol=1e-3)
+
+
+def test_an_image_holds_smaller_ones_that_networks_see_enlarged():
+    """In pixels and in cosines; against PyTorch's bilinear upsampling."""
+    torch = pytest.importorskip("torch")
+    random = np.random.default_rng(0)
+    tiles = random.normal(size=(2, 4, 4, 5, 3)).astype(np.float32)
+    images = np.concatenate(
+        [
+            np.concatenate([tiles[:, 0], tiles[:, 1]], 2),
+            np.concatenate([tiles[:, 2], tiles[:, 3]], 2),
+        ],
+        1,
+    )
+    large, labels = encodings.unpacked(jnp.asarray(images), jnp.array([3, 7]), 2)
+    theirs = torch.nn.functional.interpolate(
+        torch.tensor(tiles.reshape(8, 4, 5, 3)).permute(0, 3, 1, 2), size=(8, 10), mode="bilinear"
+    )
+    np.testing.assert_allclose(large, theirs.permute(0, 2, 3, 1), atol=1e-5)
+    assert labels.tolist() == [3, 3, 3, 3, 7, 7, 7, 7]
+    same, _ = encodings.unpacked(jnp.asarray(images), jnp.array([3, 7]), 1)
+    np.testing.assert_array_equal(same, images)
+    # Smooth images come back nearly as they were.
+    smooth = jnp.broadcast_to(jnp.linspace(-1, 1, 8)[:, None, None], (8, 8, 10, 3))
+    again, _ = encodings.unpacked(encodings.packed(smooth, 2), jnp.arange(2), 2)
+    np.testing.assert_allclose(again[:, 2:-2], smooth[:, 2:-2], atol=0.05)
+
+
+def test_images_that_do_not_divide_are_refused():
+    with pytest.raises(ValueError, match="factor must be >= 1 and divide 8 x 10, got 4"):
+        encodings.create("pixels", (8, 10, 1), 14, 4)
 
 
 def test_more_cosines_than_pixels_are_refused():
@@ -175,7 +280,7 @@ def searched(credit: bool, steps: int = 60):
     """What is left of the sum of the losses after some steps of 16 candidates."""
     targets = jax.random.normal(jax.random.key(0), (10, 8))
     strategy = strategies.create("BlockES", 16, 80, num_blocks=10)
-    params = strategy.default_params.replace(learning_rate=0.1)
+    params = strategy.default_params.replace(std_init=0.1, learning_rate=1.0)
     state = strategy.init(jax.random.key(1), jnp.zeros(80), params)
     for step in range(steps):
         population, state = strategy.ask(jax.random.key(step), state, params)
@@ -194,7 +299,7 @@ def test_credit_by_block_finds_what_the_sum_hides():
 def test_a_step_goes_down_in_each_block():
     """A pair moves the mean towards its better half, by Adam's first step: the learning rate."""
     strategy = strategies.create("BlockES", 2, 6, num_blocks=2)
-    params = strategy.default_params.replace(credit=1.0)
+    params = strategy.default_params.replace(std_init=0.1, learning_rate=0.3)
     state = strategy.init(jax.random.key(0), jnp.zeros(6), params)
     population, state = strategy.ask(jax.random.key(1), state, params)
     np.testing.assert_allclose(population[0], -population[1], atol=1e-6)
@@ -296,20 +401,43 @@ def test_evolution_improves_on_the_class_means(digits):
     assert gain.mean() > 0.02
 
 
-def test_any_algorithm_of_evosax_and_any_encoding(digits):
-    data, params = ga_distillation.make_data(digits), ga_distillation.Params()
-    for changes in (
+@pytest.mark.parametrize(
+    "changes",
+    [
         {"strategy": "SNES", "strategy_std": 0.1},
         {"strategy": "LaplaceGA", "start": "real", "best_of": "run", "encoding": "pixels"},
-        {"networks_per_member": 2, "images_per_class": 2, "strategy_std": 0.2},
-    ):
-        config = dataclasses.replace(CONFIG, population_size=6, **changes)
-        algorithm = ga_distillation.build(config, 10, digits.image_shape)
-        state = algorithm.init(jax.random.key(0), params, data)
-        state, metrics = algorithm.step(jax.random.key(1), state, params, data)
-        assert np.isfinite(metrics.fitness_mean)
-        found = algorithm.result(state, params, data)
-        assert found.images.shape == (10 * config.images_per_class, 8, 8, 1)
+        {"networks_per_member": 2, "images_per_class": 2, "strategy_std": 0.2, "start": "k_means"},
+        {"factor": 2, "start": "k_means"},
+        {"evolve_labels": True},
+    ],
+)
+def test_any_algorithm_of_evosax_and_any_encoding(digits, changes):
+    data, params = ga_distillation.make_data(digits), ga_distillation.Params()
+    config = dataclasses.replace(CONFIG, population_size=6, **changes)
+    algorithm = ga_distillation.build(config, 10, digits.image_shape)
+    state = algorithm.init(jax.random.key(0), params, data)
+    state, metrics = algorithm.step(jax.random.key(1), state, params, data)
+    assert np.isfinite(metrics.fitness_mean)
+    found = algorithm.result(state, params, data)
+    assert found.images.shape == (10 * config.images_per_class, 8, 8, 1)
+    np.testing.assert_allclose(found.labels.sum(1), 1, atol=1e-5)
+
+
+def test_centres_are_those_of_k_means(digits):
+    """Fixed points of Lloyd's algorithm by scikit-learn, as good as its own from random starts."""
+    data = ga_distillation.make_data(digits)
+    config = dataclasses.replace(CONFIG, encoding="pixels", images_per_class=3)
+    flat = ga_distillation.class_centres(jax.random.key(0), config, 10, data)
+    found = np.asarray(flat).reshape(10, 3, 64).astype(np.float64)
+    images = (digits.train.images / 255 - np.array(digits.mean)) / np.array(digits.std)
+    images = images.reshape(len(images), 64)
+    for label in range(10):
+        points = images[digits.train.labels == label]
+        theirs = KMeans(3, init=found[label], n_init=1, max_iter=300).fit(points)
+        assert np.abs(theirs.cluster_centers_ - found[label]).max() < 0.5
+        inertia = (((points[:, None] - found[label]) ** 2).sum(2).min(1)).sum()
+        best = KMeans(3, init="random", n_init=20, random_state=0).fit(points).inertia_
+        assert 0.98 * best < inertia < 1.2 * best
 
 
 def test_strong_random_is_scored_in_the_same_way(digits):
@@ -326,7 +454,8 @@ def test_strong_random_is_scored_in_the_same_way(digits):
         ({"strategy": "LaplaceGA"}, "best_of mean needs an algorithm that searches around a mean"),
         ({"holdout_ratio": 0.1, "best_of": "run"}, "holdout_ratio belongs to a fitness of trained"),
         ({"fitness_subset_size": 10}, "fitness_subset_size belongs to a fitness of trained"),
-        ({"evolve_labels": True}, "evolve_labels needs the encoding pixels, got cosines"),
+        ({"evolve_labels": True, "factor": 2}, "takes images of one tile, got factor 2"),
+        ({"factor": 3}, "factor must be >= 1 and divide 8 x 8, got 3"),
         ({"network": NetworkConfig(network="MLP")}, "features of the ConvNet alone, got MLP"),
         ({"num_cosines": 0}, "num_cosines must be >= 1, got 0"),
         ({"population_size": 5}, "population_size must be even"),

@@ -623,20 +623,24 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
     def init(key: Array, params: Params, data: Data) -> State:
         key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
-        population = random_individuals(
-            key_individuals, config, num_classes, data, config.population_size
-        )
         own = strategy_params(params, data)
+
+        def real() -> Array:
+            return random_individuals(
+                key_individuals, config, num_classes, data, config.population_size
+            )
+
         if population_based:
-            worst = jnp.full(config.population_size, jnp.inf)
+            worst, population = jnp.full(config.population_size, jnp.inf), real()
             state = strategy.init(key_strategy, population, worst, own)
-        else:  # a distribution starts at the mean of the individuals that a population starts with
-            if config.start == "class_means":
-                mean = class_means(config, num_classes, data)
-            elif config.start == "k_means":
-                mean = class_centres(key_individuals, config, num_classes, data)
-            else:
-                mean = population.mean(0)
+        else:
+            match config.start:
+                case "class_means":
+                    mean = class_means(config, num_classes, data)
+                case "k_means":
+                    mean = class_centres(key_individuals, config, num_classes, data)
+                case _:  # the mean of the individuals that a population starts with
+                    mean = real().mean(0)
             state = strategy.init(key_strategy, mean, own)
             population, state = strategy.ask(key_ask, state, own)
         return strategies.strong(
