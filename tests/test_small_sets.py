@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import json
 
+import jax
 import numpy as np
 import pytest
+from scipy.special import softmax
 
-from evojax_suite import load
+from evojax_suite import NetworkConfig, TrainingConfig, load, networks
+from evojax_suite.baselines import probe
+from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.cli import main
+from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import DistilledDataset
+from evojax_suite.types import training_data
 
 NETWORK = ["--width", "4", "--depth", "1", "--num-epochs", "2", "--num-networks", "2"]
 DEVS = [
@@ -19,6 +25,15 @@ DEVS = [
     "--checkpoint-seconds", "0", "--name", "run", *NETWORK,
 ]  # fmt: skip
 CORESET = ["coreset", "--num-images", "150", "--probe-epochs", "3", "--name", "run", *NETWORK]
+TEACHER = [
+    "coreset", "--num-images", "300", "--name", "run", "--width", "8", "--depth", "2",
+    "--batch-size", "16", "--learning-rate", "0.05", "--num-epochs", "1", "--num-networks", "1",
+    "--probe-epochs", "8", "--num-samples", "30", "--checkpoint-seconds", "0",
+]  # fmt: skip
+CONDENSATION = [
+    "--condensation-iterations", "2", "--dc.real-batch-size", "8", "--dc.network.width", "4",
+    "--dc.network.depth", "1", "--dc.outer-loops", "2", "--dc.inner-loops", "1",
+]  # fmt: skip
 DETERMINISTIC = ("DEvS-30.npz", "DEvS-10.npz", "random-10.npz", "metrics.jsonl")
 
 
@@ -42,6 +57,7 @@ def test_devs_leaves_what_its_user_needs(reduced):
         assert row["augmentation"] == "shift_pixels 1, mixup_alpha 0.4"
         assert row["num_networks"] == 2
         assert ("flat maps" in row["features"]) == (row["method"] == "DEvS")
+        assert row["labels"] == {"DEvS": "own", "random": "hard"}[row["method"]]
     for size in (30, 10):
         data = DistilledDataset.load(reduced / f"DEvS-{size}.npz")
         assert data.images.shape == (size, 8, 8, 1)
@@ -84,8 +100,7 @@ def test_coreset_runs_every_method(tmp_path, capsys):
     methods = ["random", "herding", "k_center", "forgetting", "gradient_matching"]
     arguments = [
         *CORESET, "--runs-dir", str(tmp_path), "--method", *methods, "--num-samples", "20", "10",
-        "--condensation-iterations", "2", "--dc.real-batch-size", "8", "--dc.network.width", "4",
-        "--dc.network.depth", "1", "--dc.outer-loops", "2", "--dc.inner-loops", "1",
+        *CONDENSATION,
     ]  # fmt: skip
     assert main(arguments) == 0
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -93,6 +108,7 @@ def test_coreset_runs_every_method(tmp_path, capsys):
     assert found == {(method, size) for method in methods for size in (20, 10)}
     digits = load("digits")
     for row in summary["results"]:
+        assert row["labels"] == "hard"
         data = DistilledDataset.load(tmp_path / f"run/{row['method']}-{row['num_images']}.npz")
         np.testing.assert_array_equal(data.labels.sum(0), row["num_images"] // 10)
         if row["indices"] is not None:
@@ -110,6 +126,89 @@ def test_coreset_runs_every_method(tmp_path, capsys):
     before = (tmp_path / "run/gradient_matching-10.npz").read_bytes()
     assert main(again) == 0
     assert (tmp_path / "run/gradient_matching-10.npz").read_bytes() == before
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory):
+    runs = tmp_path_factory.mktemp("taught")
+    methods = ["--method", "random", "herding", "gradient_matching", *CONDENSATION]
+    softer = ["--labels", "teacher", "--label-temperature", "2"]
+    assert main([*TEACHER, *methods, *softer, "--runs-dir", str(runs)]) == 0
+    return runs / "run"
+
+
+def logits_of_teacher(folder, num_images, num_epochs, data):
+    """Of the images of `data`, by the network whose training was kept in `folder`."""
+    network = networks.create(data.network, 10, (8, 8, 1))
+    training = TrainingConfig(num_epochs=num_epochs, optimizer="sgd", l2_penalty=5e-4)
+    start = probe.build(probe.Config(data.network, training), 10, (8, 8, 1)).init(
+        jax.random.key(9), None, training_data(with_whole_training_set(load("digits"), num_images))
+    )
+    done, state = Checkpoints(folder / "checkpoints").newest(start)
+    assert done == num_epochs
+    return np.asarray(network.apply(state.fit.variables, data.images), np.float64)
+
+
+def test_labels_of_a_teacher_are_the_probabilities_that_it_gives(taught):
+    summary = json.loads((taught / "summary.json").read_text())
+    methods = ["gradient_matching", "herding", "random"]
+    assert [row["method"] for row in summary["results"]] == methods
+    for row in summary["results"]:
+        assert row["labels"] == "teacher"
+        assert row["seconds"] > summary["probe_seconds"] > 0
+        data = DistilledDataset.load(taught / f"{row['method']}-30-teacher.npz")
+        logits = logits_of_teacher(taught / "probe", 300, 8, data)
+        np.testing.assert_allclose(data.labels, softmax(logits / 2, axis=1), atol=1e-5)
+        np.testing.assert_allclose(data.labels.sum(1), 1, atol=1e-5)
+        assert data.labels.max(1).mean() < 0.99  # soft
+        if row["indices"] is not None:
+            truth = with_whole_training_set(load("digits"), 300).train.labels[row["indices"]]
+            assert np.mean(data.labels.argmax(1) == truth) > 0.8
+    page = (taught / "report.html").read_text()
+    assert "teacher of 8 epochs, augmentation none, temperature 2" in page
+    assert ", labelled by a teacher, stand for the 300 training images" in page
+
+
+def test_random_alone_has_the_same_teacher_killed_or_not(taught, run_until_killed, tmp_path):
+    arguments = [*TEACHER, "--method", "random", "--labels", "teacher", "--runs-dir", str(tmp_path)]
+    run_until_killed(arguments, tmp_path / "run/probe/metrics.jsonl", 3)
+    assert main([*arguments, "--resume"]) == 0
+    found = DistilledDataset.load(tmp_path / "run/random-30-teacher.npz")
+    softer = DistilledDataset.load(taught / "random-30-teacher.npz")
+    np.testing.assert_array_equal(found.images, softer.images)
+    roots = np.sqrt(found.labels)  # a temperature of 2 takes roots
+    np.testing.assert_allclose(softer.labels, roots / roots.sum(1, keepdims=True), atol=1e-4)
+
+
+def test_devs_takes_a_teacher_for_the_same_images(reduced, tmp_path):
+    arguments = [*DEVS, "--labels", "teacher", "--teacher-epochs", "3", "--runs-dir", str(tmp_path)]
+    assert main(arguments) == 0
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert {row["labels"] for row in summary["results"]} == {"teacher"}
+    assert summary["options"]["labels"] == "teacher"
+    assert summary["options"]["teacher_epochs"] == 3
+    for row in summary["results"]:
+        name = f"{row['method']}-{row['num_images']}"
+        data = DistilledDataset.load(tmp_path / f"run/{name}-teacher.npz")
+        own = DistilledDataset.load(reduced / f"{name}.npz")
+        np.testing.assert_array_equal(data.images, own.images)
+        logits = logits_of_teacher(tmp_path / "run/teacher", 150, 3, data)
+        np.testing.assert_allclose(data.labels, softmax(logits, axis=1), atol=1e-5)
+        assert row["seconds"] > summary["teacher_seconds"] > 0
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e308])
+def test_probabilities_stay_numbers_at_any_temperature(temperature):
+    config = probe.Config(NetworkConfig(width=4, depth=1))
+    network = networks.create(config.network, 10, (8, 8, 1))
+    images = np.random.default_rng(0).normal(size=(7, 8, 8, 1)).astype(np.float32)
+    variables = network.init(jax.random.key(0), images)
+    found = probe.probabilities(config, variables, images, 10, temperature)
+    greatest = np.asarray(network.apply(variables, images)).argmax(1)
+    np.testing.assert_allclose(found, np.eye(10)[greatest] if temperature < 1 else 0.1)
+    nowhere = jax.tree.map(lambda leaf: leaf * np.nan, variables)
+    with pytest.raises(ValueError, match="the teacher diverged"):
+        probe.probabilities(config, nowhere, images, 10)
 
 
 def test_sets_can_be_made_without_judging(tmp_path, capsys):
@@ -184,6 +283,17 @@ def test_evaluate_takes_a_plain_file(kind, tmp_path, capsys):
         (["coreset", "--num-samples", "1500"], "num_samples must be in 1..1437, got 1500"),
         (["coreset", "--method", "gradient_matching", "--num-samples", "15"], "got num_samples 15"),
         (["coreset", "--probe-epochs", "0"], "probe_epochs must be >= 1, got 0"),
+        (["coreset", "--labels", "soft"], "teacher"),
+        (
+            ["coreset", "--labels", "teacher", "--label-temperature", "0"],
+            "label_temperature must be > 0, got 0.0",
+        ),
+        (
+            ["coreset", "--label-temperature", "2"],
+            "label_temperature needs --labels teacher, got 2",
+        ),
+        (["devs", "--label-temperature", "2"], "label_temperature needs --labels teacher, got 2.0"),
+        (["devs", "--teacher-epochs", "5"], "teacher_epochs needs --labels teacher, got 5"),
         (["evaluate", "x.npz", "--protocol", "mine"], "literature"),
         (["evaluate", "x.npz", "--width", "0"], "width must be >= 1, got 0"),
     ],

@@ -1,17 +1,21 @@
 """A network trained on the whole training set: what coreset methods ask about its examples.
 
-One training serves herding and k-center (features of its last block) and forgetting (events over
-its epochs). An epoch is a step, so that it is interrupted and resumed like generations. EComp's
-parent trains the same way, and only its weights are taken.
+One training serves herding and k-center (features of its last block), forgetting (events over its
+epochs) and soft labels (Qin, Deng & Alvarez-Melis 2024, "A Label is Worth a Thousand Images in
+Dataset Distillation": what it says of any image). An epoch is a step, so that it is interrupted and
+resumed like generations. EComp's parent trains the same way, and only its weights are taken.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from evojax_suite import networks
@@ -27,7 +31,7 @@ from evojax_suite.training import (
     fit_epochs,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, TrainingData
+from evojax_suite.types import Algorithm, Array, PyTree, TrainingData
 
 
 @dataclass(frozen=True)
@@ -126,3 +130,37 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return state.epoch >= config.training.num_epochs
 
     return Algorithm(init, step, result, finished)
+
+
+def probabilities(
+    config: Config,
+    variables: PyTree,
+    images: np.ndarray,
+    num_classes: int,
+    temperature: float = 1.0,
+) -> np.ndarray:
+    """What the trained network says of images (n, H, W, C), normalised, of the training set or not:
+    softmax(logits / temperature), (n, num_classes).
+
+    variables: of its flax module. Raises ValueError where the logits are not finite.
+    """
+    network = networks.create(config.network, num_classes, images.shape[1:])
+    size = config.engine.resolved_evaluation_batch_size(images.shape[1:])
+    batches = (images[start : start + size] for start in range(0, len(images), size))
+    logits = np.concatenate([_logits(network, variables, batch) for batch in batches])
+    if not np.isfinite(logits).all():
+        raise ValueError(
+            "the teacher diverged: its logits are not finite, and need another learning_rate, got "
+            f"{config.training.learning_rate}"
+        )
+    logits = logits.astype(np.float64)
+    with np.errstate(
+        over="ignore"
+    ):  # the largest is 0 whatever the temperature, others may be -inf
+        powers = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
+    return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
+
+
+@partial(jax.jit, static_argnames="network")
+def _logits(network: nn.Module, variables: PyTree, images: Array) -> Array:
+    return jnp.asarray(network.apply(variables, images))

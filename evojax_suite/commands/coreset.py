@@ -18,7 +18,7 @@ from evojax_suite.commands.options import JudgedRunOptions
 from evojax_suite.commands.progress import console
 from evojax_suite.commands.smaller_sets import SmallSet
 from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.distilled import augmentation_of, with_augmentation
+from evojax_suite.distilled import augmentation_of
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares
 from evojax_suite.results import open_run
@@ -32,9 +32,10 @@ Method = Literal["random", "herding", "k_center", "forgetting", "gradient_matchi
 class Options(JudgedRunOptions):
     """Choose a small set by random, herding, k-center, forgetting or gradient matching (DC).
 
-    One network, trained on the whole training set, serves herding, k-center (its features) and
-    forgetting (its history). The sets are judged as those of `devs` are, with flips off where
-    the classes are digits and shifts of at most 5/32 of an image.
+    One network, trained on the whole training set, serves herding, k-center (its features),
+    forgetting (its history) and, with `--labels teacher`, the labels of all sets. They are judged
+    as those of `devs` are, with flips off where the classes are digits and shifts of at most 5/32
+    of an image.
     """
 
     method: tuple[Method, ...] = ("random", "herding", "k_center", "forgetting")
@@ -45,8 +46,14 @@ class Options(JudgedRunOptions):
     """Choose equally many images of each class; gradient matching always does."""
     num_images: int | None = None
     """Use a fixed, stratified part of the training set; None is the whole."""
+    labels: Literal["hard", "teacher"] = "hard"
+    """teacher: what the network on the whole training set gives an image, the probability of each
+    class (Qin et al. 2024), in place of its class."""
+    label_temperature: float = 1.0
+    """Divides the teacher's logits; above 1 its labels are softer."""
     probe_epochs: int = 20
-    """Epochs of the network on the whole training set."""
+    """Epochs of the network on the whole training set; a teacher that stopped early is a better
+    one."""
     probe_augmentation: bool = False
     """Train it with the augmentation of the evaluation; off as in the published comparisons."""
     condensation_iterations: int = 1000
@@ -66,6 +73,7 @@ class Options(JudgedRunOptions):
             raise ValueError("num_samples must name at least one size, got none")
         if self.network.network != "ConvNet":
             raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
+        smaller_sets.check_labels(self.labels, self.label_temperature)
         for name in ("probe_epochs", "condensation_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
@@ -116,12 +124,17 @@ def run(options: Options) -> Path:
             same_for_seeds=True,
         )
         num_failed += outcome.num_failed
-        result = algorithm.result(outcome.state, None, data)
-        return jax.device_get(result), outcome.seconds + outcome.compile_seconds
+        return outcome.state, outcome.seconds + outcome.compile_seconds
 
-    probed = f"network of {options.probe_epochs} epochs, augmentation " + augmentation_of(
-        _probe_training(options)
+    config = smaller_sets.probe_config(
+        options.network,
+        options.training,
+        options.engine,
+        options.probe_epochs,
+        options.probe_augmentation,
     )
+    augmentation = augmentation_of(config.training)
+    probed = f"network of {options.probe_epochs} epochs, augmentation {augmentation}"
     features = {
         "random": "none",
         "herding": f"flat maps of a {probed}",
@@ -131,13 +144,11 @@ def run(options: Options) -> Path:
     }
     sets: list[SmallSet] = []
     data = training_data(dataset)
-    evidence, probe_seconds = None, 0.0
-    if set(options.method) & {"herding", "k_center", "forgetting"}:
-        config = probe.Config(
-            network=options.network, training=_probe_training(options), engine=options.engine
-        )
+    trained, evidence, probe_seconds, teacher_seconds = None, None, 0.0, 0.0
+    informed = set(options.method) & {"herding", "k_center", "forgetting"}
+    if informed or options.labels == "teacher":
         algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
-        evidence, probe_seconds = drive(
+        trained, probe_seconds = drive(
             "training on all",
             algorithm,
             key_probe,
@@ -145,20 +156,31 @@ def run(options: Options) -> Path:
             options.probe_epochs,
             "probe",
         )
+        if options.labels == "teacher":
+            teacher_seconds = probe_seconds
+        if informed:
+            evidence = jax.device_get(algorithm.result(trained, None, data))
 
     if condensed:
         condensation_data = gradient_matching.make_data(dataset)
         for size in condensed:
-            config = replace(options.condensation, images_per_class=size // dataset.num_classes)
-            made, seconds = drive(
+            condensation = replace(
+                options.condensation, images_per_class=size // dataset.num_classes
+            )
+            algorithm = gradient_matching.build(
+                condensation, dataset.num_classes, dataset.image_shape
+            )
+            state, seconds = drive(
                 f"gradient matching, {size} images",
-                gradient_matching.build(config, dataset.num_classes, dataset.image_shape),
+                algorithm,
                 jax.random.fold_in(key_condense, size),
                 condensation_data,
                 options.condensation_iterations,
                 f"gradient_matching-{size}",
             )
+            made = jax.device_get(algorithm.result(state, None, condensation_data))
             gradients = features["gradient_matching"]
+            seconds += teacher_seconds
             sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
 
     options.end_dry_run()
@@ -181,12 +203,19 @@ def run(options: Options) -> Path:
                 case _:
                     raise AssertionError(method)
             indices = np.asarray(indices)
-            seconds = time.perf_counter() - start + (method != "random") * probe_seconds
+            seconds = time.perf_counter() - start
+            seconds += probe_seconds if method in informed else teacher_seconds
             sets.append(smaller_sets.chosen(method, dataset, indices, seconds, features[method]))
+    labels: str = options.labels
+    if trained and options.labels == "teacher":
+        temperature = options.label_temperature
+        labels = smaller_sets.teacher_in_words(config, temperature)
+        sets = smaller_sets.taught(sets, config, trained.fit.variables, temperature)
 
     numbers = [
         ["balanced", str(options.balanced)],
-        ["network on all images", f"{probe_seconds:.1f} s" if evidence else "not needed"],
+        ["network on all images", f"{probe_seconds:.1f} s" if trained else "not needed"],
+        ["labels", labels],
         ["failed losses", str(num_failed)],
     ]
     smaller_sets.finish(
@@ -217,8 +246,3 @@ def run(options: Options) -> Path:
 def number_of(method: Method) -> int:
     """A number for the key of a method, the same wherever it stands in the list."""
     return get_args(Method).index(method)
-
-
-def _probe_training(options: Options) -> TrainingConfig:
-    training = replace(options.training, num_epochs=options.probe_epochs, schedule="constant")
-    return training if options.probe_augmentation else with_augmentation(training, "none")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 import tyro
 
 from evojax_suite.algorithms import devs
-from evojax_suite.baselines import random
+from evojax_suite.baselines import probe, random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import JudgedRunOptions, differing
 from evojax_suite.commands.progress import console
@@ -33,7 +34,23 @@ class Options(JudgedRunOptions):
     """Use a fixed, stratified part of the training set; None is the whole."""
     random_baseline: bool = True
     """Judge class-balanced random selections of the same sizes too."""
+    labels: Literal["own", "teacher"] = "own"
+    """own: averages of the originals' labels, the paper's; random selections keep their classes.
+    teacher: what a network trained on the whole training set gives the images of both, the
+    probability of each class (Qin et al. 2024)."""
+    label_temperature: float = 1.0
+    """Divides the teacher's logits; above 1 its labels are softer."""
+    teacher_epochs: int = 20
+    """Epochs of the teacher, without augmentation; one that stopped early is a better one."""
     config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
+
+    def __post_init__(self):
+        super().__post_init__()
+        smaller_sets.check_labels(self.labels, self.label_temperature)
+        if self.teacher_epochs < 1:
+            raise ValueError(f"teacher_epochs must be >= 1, got {self.teacher_epochs}")
+        if self.labels != "teacher" and self.teacher_epochs != Options.teacher_epochs:
+            raise ValueError(f"teacher_epochs needs --labels teacher, got {self.teacher_epochs}")
 
 
 def run(options: Options) -> Path:
@@ -53,6 +70,9 @@ def run(options: Options) -> Path:
     directory = options.directory("devs", dataset)
     open_run(directory, options.settings(), options.resume)
     beyond = differing(config, devs.Config())
+    for name in ("labels", "label_temperature", "teacher_epochs"):
+        if getattr(options, name) != getattr(Options, name):
+            beyond[name] = getattr(options, name)
     console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
         f"{dataset.num_classes} classes; run in {directory}"
@@ -62,14 +82,34 @@ def run(options: Options) -> Path:
     console.say(f"settings that differ from the defaults: {shown}")
 
     data = training_data(dataset)
-    key_run, key_random, key_test = jax.random.split(jax.random.key(options.seed), 3)
+    key_run, key_random, key_test, key_teacher = jax.random.split(jax.random.key(options.seed), 4)
     num_steps = devs.num_steps(config, len(dataset.train))
     outcome = options.drive("reducing", algorithm, key_run, None, data, num_steps, directory)
+    seconds, num_failed = outcome.seconds + outcome.compile_seconds, outcome.num_failed
+    trained, labels, teacher_seconds = None, "own", 0.0
+    epochs, temperature = options.teacher_epochs, options.label_temperature
+    teacher = smaller_sets.probe_config(config.network, config.training, config.engine, epochs)
+    if options.labels == "teacher":
+        trained = options.drive(
+            "teacher",
+            probe.build(teacher, dataset.num_classes, dataset.image_shape),
+            key_teacher,
+            None,
+            data,
+            epochs,
+            directory / "teacher",
+        )
+        labels = smaller_sets.teacher_in_words(teacher, temperature)
+        teacher_seconds = trained.seconds + trained.compile_seconds
+        num_failed += trained.num_failed
     options.end_dry_run()
     reached = jax.device_get(algorithm.result(outcome.state, None, data))
-    seconds = outcome.seconds + outcome.compile_seconds
     features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
-    sets = [SmallSet("DEvS", one.images, one.labels, seconds, features) for one in reached]
+    taken = seconds + teacher_seconds
+    sets = [
+        SmallSet("DEvS", one.images, one.labels, taken, features, label_source="own")
+        for one in reached
+    ]
     np.savez_compressed(
         directory / "lineage.npz",
         **{
@@ -83,14 +123,18 @@ def run(options: Options) -> Path:
             start = time.perf_counter()
             key = jax.random.fold_in(key_random, size)
             indices = np.asarray(random.select(key, data.labels, size, dataset.num_classes))
-            taken = time.perf_counter() - start
+            taken = time.perf_counter() - start + teacher_seconds
             sets.append(smaller_sets.chosen("random", dataset, indices, taken, "none"))
+    if trained:
+        sets = smaller_sets.taught(sets, teacher, trained.state.fit.variables, temperature)
     stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
     numbers = [
         ["sizes", " > ".join(str(size) for size in sizes)],
         *([f"time in {name}", f"{value:.1f} s"] for name, value in stages.items()),
         ["time in all", f"{seconds:.1f} s"],
-        ["failed losses", str(outcome.num_failed)],
+        ["teacher", f"{teacher_seconds:.1f} s" if trained else "not needed"],
+        ["labels", labels],
+        ["failed losses", str(num_failed)],
         ["unlike the defaults", shown],
     ]
     console.say("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
@@ -109,9 +153,10 @@ def run(options: Options) -> Path:
             "num_training_images": len(dataset.train),
             "sizes": sizes,
             "seconds": seconds,
+            "teacher_seconds": teacher_seconds,
             "stage_seconds": stages,
             "num_networks": options.num_networks,
-            "num_failed": outcome.num_failed,
+            "num_failed": num_failed,
             "seed": options.seed,
             "options": beyond,
         },

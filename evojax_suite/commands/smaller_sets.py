@@ -1,14 +1,17 @@
-"""What `devs` and `coreset` share: judge sets of several methods and sizes, keep and show them."""
+"""What `devs` and `coreset` share: label sets by a teacher, judge them, keep and show them."""
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
 
 from evojax_suite import distilled, plotting, report
+from evojax_suite.baselines import probe
 from evojax_suite.commands.options import JudgedRunOptions, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import normalize
@@ -17,7 +20,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import write_json
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Dataset
+from evojax_suite.types import Dataset, PyTree
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,12 @@ class SmallSet:
     seconds: float  # that the method took, all it needs included
     features: str  # that it went by
     indices: np.ndarray | None = None  # (n,) into the training set, where they are real images
+    label_source: Literal["hard", "own", "teacher"] = "hard"  # own: of the method itself
+
+    @property
+    def stem(self) -> str:
+        """Of its files' names."""
+        return f"{self.method}-{len(self.images)}" + "-teacher" * (self.label_source == "teacher")
 
 
 def chosen(
@@ -53,6 +62,52 @@ def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
         siamese=tuple(name for name in training.siamese if not (digits and name == "flip")),
         shift_pixels=min(training.shift_pixels, round(side * 5 / 32)),
         crop_padding=min(training.crop_padding, round(side * 4 / 32)),
+    )
+
+
+def check_labels(labels: str, temperature: float) -> None:
+    """Raise ValueError for a temperature that is none, or that has no logits to divide."""
+    if not 0 < temperature < np.inf:
+        raise ValueError(f"label_temperature must be > 0, got {temperature}")
+    if temperature != 1 and labels != "teacher":
+        raise ValueError(f"label_temperature needs --labels teacher, got {temperature}")
+
+
+def probe_config(
+    network: NetworkConfig,
+    training: TrainingConfig,
+    engine: EngineConfig,
+    num_epochs: int,
+    augmented: bool = False,
+) -> probe.Config:
+    """How the network on the whole training set trains: as a set's judges do, but at a constant
+    learning rate and, unless `augmented`, without augmentation."""
+    training = replace(training, num_epochs=num_epochs, schedule="constant")
+    if not augmented:
+        training = distilled.with_augmentation(training, "none")
+    return probe.Config(network=network, training=training, engine=engine)
+
+
+def taught(
+    sets: list[SmallSet], config: probe.Config, variables: PyTree, temperature: float
+) -> list[SmallSet]:
+    """`sets` with the class probabilities of the network that a probe of `config` has trained, as
+    `probe.probabilities` has them."""
+    found = []
+    for small in sets:
+        start = time.perf_counter()
+        num_classes = small.labels.shape[1]
+        labels = probe.probabilities(config, variables, small.images, num_classes, temperature)
+        seconds = small.seconds + time.perf_counter() - start
+        found.append(replace(small, labels=labels, label_source="teacher", seconds=seconds))
+    return found
+
+
+def teacher_in_words(config: probe.Config, temperature: float) -> str:
+    """For tables."""
+    return (
+        f"teacher of {config.training.num_epochs} epochs, augmentation "
+        f"{distilled.augmentation_of(config.training)}, temperature {temperature:g}"
     )
 
 
@@ -92,7 +147,7 @@ def finish(
                 engine,
                 options.devices,
             )
-        path = directory / f"{small.method}-{size}.npz"
+        path = directory / f"{small.stem}.npz"
         DistilledDataset(
             images=small.images,
             labels=small.labels,
@@ -109,6 +164,7 @@ def finish(
             {
                 "method": small.method,
                 "num_images": size,
+                "labels": small.label_source,
                 "test_accuracy_mean": float(np.mean(accuracies)) if accuracies.size else None,
                 "test_accuracy_std": float(np.std(accuracies)) if accuracies.size else None,
                 "num_networks": options.num_networks,
@@ -120,14 +176,15 @@ def finish(
             }
         )
         shown = percent(accuracies) if accuracies.size else "not judged"
-        rows.append([small.method, f"{size:,}", shown, f"{small.seconds:.1f} s", small.features])
+        seconds = f"{small.seconds:.1f} s"
+        rows.append([small.method, f"{size:,}", shown, small.label_source, seconds, small.features])
         unit = " %" if accuracies.size else ""
         console.say(
-            f"{small.method}, {size} images: {shown}{unit}, made in {small.seconds:.1f} s; "
-            f"features: {small.features}"
+            f"{small.method}, {size} images: {shown}{unit}, made in {seconds}; "
+            f"labels: {small.label_source}; features: {small.features}"
         )
         if size <= 2 * dataset.num_classes or len(sets) == 1:
-            picture = directory / "figures" / f"{small.method}-{size}.png"
+            picture = directory / "figures" / f"{small.stem}.png"
             plotting.soft_label_images(picture, dataset, small.images, small.labels)
             caption = f"{small.method}: {size} images with the probabilities of their labels"
             figures.append(Figure(picture.stem, caption))
@@ -147,12 +204,14 @@ def finish(
         }
     )
     best = max(results, key=lambda row: row["test_accuracy_mean"])
+    labelled = ", labelled by a teacher," * (best["labels"] == "teacher")
     lead = (
-        f"{best['num_images']} images by {best['method']} stand for the {len(dataset.train):,} "
-        f"training images of {dataset.name}: networks trained on them alone classify "
-        f"{100 * best['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} test images."
+        f"{best['num_images']} images by {best['method']}{labelled} stand for the "
+        f"{len(dataset.train):,} training images of {dataset.name}: networks trained on "
+        f"them alone classify {100 * best['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} "
+        "test images."
     )
-    header = ["method", "images", "mean ± std", "time to make it", "features"]
+    header = ["method", "images", "mean ± std", "labels", "time to make it", "features"]
     judges = f"{options.num_networks} networks each, augmentation {augmentation}"
     report.write(
         directory / "report.html",
