@@ -231,9 +231,12 @@ def _judge(
         images, labels, test_images, test_labels, mean, std = data
         batches = engine.batches(normalize(test_images, mean, std), test_labels)
         keys = keys[members]
-        images, labels = (
-            jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
-        )
+        if images.ndim == 5:  # a set each
+            images, labels = images[members], labels[members]
+        else:
+            images, labels = (
+                jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
+            )
         (found,) = fit_and_evaluate_population(
             keys, network, training, images, labels, (batches,), engine
         )
@@ -257,8 +260,9 @@ def accuracies_on_test(
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 
-    images: normalised. labels: (n, num_classes). The networks are divided over `num_devices`
-    devices of each process. Returns (num_networks,) in [0, 1], NaN for a network that failed.
+    images: normalised. labels: (n, num_classes). Both may have a leading axis, a set for each
+    network. The networks are divided over `num_devices` devices of each process. Returns
+    (num_networks,) in [0, 1], NaN for a network that failed.
     """
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     judge = _judge(module, training, engine, num_networks, devices.take(num_devices))
