@@ -97,6 +97,13 @@ class DistilledDataset:
     test_accuracies: tuple[float, ...] = ()
     """Of networks trained on it with this recipe, each from its own initialisation."""
 
+    def training_set(self, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The images that networks are trained on, each tile of `images` enlarged, and their
+        labels; `labels` (n, num_classes) in place of its own."""
+        own = jnp.asarray(self.labels if labels is None else labels)
+        found = encodings.unpacked(jnp.asarray(self.images), own, self.factor)
+        return np.asarray(found[0]), np.asarray(found[1])
+
     def save(self, path: Path) -> None:
         """Write `path` (.npz) atomically; equal contents give equal bytes."""
         recipe = {
@@ -237,9 +244,12 @@ def _judge(
         images, labels, test_images, test_labels, mean, std = data
         batches = engine.batches(normalize(test_images, mean, std), test_labels)
         keys = keys[members]
-        images, labels = (
-            jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
-        )
+        if images.ndim == 5:  # a set each
+            images, labels = images[members], labels[members]
+        else:
+            images, labels = (
+                jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
+            )
         (found,) = fit_and_evaluate_population(
             keys, network, training, images, labels, (batches,), engine
         )
@@ -260,20 +270,18 @@ def accuracies_on_test(
     num_networks: int,
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
-    factor: int = 1,
 ) -> np.ndarray:
     """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
 
-    images: normalised, of factor x factor tiles. labels: (n, num_classes). The networks are divided
-    over `num_devices` devices of each process. Returns (num_networks,) in [0, 1], NaN for a network
-    that failed.
+    images: normalised. labels: (n, num_classes). Both may have a leading axis, a set for each
+    network. The networks are divided over `num_devices` devices of each process. Returns
+    (num_networks,) in [0, 1], NaN for a network that failed.
     """
-    images, labels = encodings.unpacked(jnp.asarray(images), jnp.asarray(labels), factor)
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     judge = _judge(module, training, engine, num_networks, devices.take(num_devices))
     data = (
-        images,
-        labels,
+        jnp.asarray(images),
+        jnp.asarray(labels),
         jnp.asarray(dataset.test.images),
         jnp.asarray(dataset.test.labels),
         jnp.asarray(dataset.mean, jnp.float32),

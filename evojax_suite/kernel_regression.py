@@ -121,9 +121,7 @@ def credit_by_image(
     def in_company(company: Kernels, between: Array) -> Array:
         penalty = config.ridge * jnp.trace(company.own) / num_images
         identity = jnp.eye(num_images)
-        inverse = jax.scipy.linalg.solve(
-            company.own + penalty * identity, identity, assume_a="pos"
-        )
+        inverse = jax.scipy.linalg.solve(company.own + penalty * identity, identity, assume_a="pos")
 
         def of_image(image: Array) -> Array:
             # The inverse without the image's row and column, which become zero.

@@ -591,6 +591,8 @@ COMMANDS = [
     case("evaluate {distilled}/good.npz --dataset {sets}/nan.npz", "nan.npz", "contain NaN"),
     case("evaluate {distilled}/plain.npz --dataset {sets}/good.npz", "do not fit 2 classes"),
     case("evaluate {distilled}/good.npz --protocol best", "best", "literature"),
+    case("evaluate {distilled}/good.npz --full-accuracy 1", "full_accuracy needs --robust-scores"),
+    case("evaluate {distilled}/good.npz --robust-scores --full-accuracy 99", "in [0, 1], got 99.0"),
     case("evaluate {distilled}/good.npz --output {place}/no/where.json", "no/where.json"),
     case("evaluate {distilled}/good.npz --output {distilled}", "{distilled}"),
     case("compare", "runs must be two folders or more, got 0"),

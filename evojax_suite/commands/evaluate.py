@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from evojax_suite import devices, distilled, networks
+from evojax_suite.commands import robust
 from evojax_suite.commands.options import Placement, check_seed, differing, percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
@@ -44,6 +45,16 @@ class Options(Placement):
     """One or more architectures, your own as package.module:Class; by default the recipe's."""
     num_networks: int = 20
     """Networks of each architecture, each from its own initialisation."""
+    robust_scores: bool = False
+    """DD-Ranking's scores (Li et al. 2025), which tell the images from soft labels and from
+    augmentation: networks are trained on as many random real images, too, with and without
+    augmentation (the recipe's, or DSA's where it has none), and one on the whole training set,
+    which takes longest."""
+    full_accuracy: float | None = None
+    """For the scores: test accuracy of networks trained on the whole training set, such as 0.99.
+    A set with hard labels needs none trained then; one with soft labels needs it as a teacher."""
+    full_epochs: int | None = None
+    """For the scores: epochs on the whole training set, by default DD-Ranking's 200 of SGD."""
     seed: int = 1
     """Of the initialisations."""
     data_dir: Path | None = None
@@ -57,9 +68,17 @@ class Options(Placement):
 
     def __post_init__(self):
         check_seed("seed", self.seed)
-        for name in ("num_networks", "num_epochs", "width"):
+        for name in ("num_networks", "num_epochs", "width", "full_epochs"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("full_accuracy", "full_epochs"):
+            if getattr(self, name) is not None and not self.robust_scores:
+                raise ValueError(f"{name} needs --robust-scores, got {getattr(self, name)}")
+        if self.full_accuracy is not None:
+            if not 0 <= self.full_accuracy <= 1:
+                raise ValueError(f"full_accuracy must be in [0, 1], got {self.full_accuracy}")
+            if len(self.network) > 1:
+                raise ValueError(f"full_accuracy is of one network, got {', '.join(self.network)}")
         super().__post_init__()
 
 
@@ -102,6 +121,8 @@ def run(options: Options) -> None:
         networks.create(
             distilled.with_network(network, name), dataset.num_classes, dataset.image_shape
         )
+    if options.robust_scores:
+        robust.check(dataset, len(data.images))
     output = options.output  # refused now as well
     if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
         raise OSError(f"output must be a file that can be written, got {output}")
@@ -117,26 +138,33 @@ def run(options: Options) -> None:
     console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
     if data.test_accuracies:
         console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
-    results = {}
+    images, labels = data.training_set(labels)
+    results, scores = {}, {}
     for name in names:
-        accuracies = distilled.accuracies_on_test(
-            jax.random.key(options.seed),
-            data.images,
-            labels,
-            dataset,
-            distilled.with_network(network, name),
-            training,
-            options.num_networks,
-            options.engine,
-            options.devices,
-            data.factor,
-        )
-        results[name] = accuracies
+        own = distilled.with_network(network, name)
+        shared = images, labels, dataset, own, training, options.num_networks
+        key, lines = jax.random.key(options.seed), []
+        if options.robust_scores:
+            scored = robust.judge(
+                key,
+                *shared,
+                full_accuracy=options.full_accuracy,
+                full_epochs=options.full_epochs or robust.FULL_EPOCHS,
+                engine=options.engine,
+                num_devices=options.devices,
+            )
+            results[name], scores[name] = scored.judged.set_own, scored.summary()
+            lines = scored.lines()
+        else:
+            results[name] = distilled.accuracies_on_test(
+                key, *shared, engine=options.engine, num_devices=options.devices
+            )
         if devices.is_first():
-            print(_row(name, accuracies), flush=True)
+            print(_row(name, results[name]), *lines, sep="\n", flush=True)
     if options.output and devices.is_first():
         recipe = {"protocol": options.protocol, "labels": options.labels, "training": training}
-        write_json(options.output, {"dataset": data.dataset, **recipe, "test_accuracies": results})
+        found = {"test_accuracies": results} | ({"robust": scores} if scores else {})
+        write_json(options.output, {"dataset": data.dataset, **recipe, **found})
 
 
 def _row(name: str, accuracies: np.ndarray) -> str:

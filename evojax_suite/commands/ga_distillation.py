@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 
@@ -18,6 +19,7 @@ from evojax_suite.commands.options import JudgedRunOptions, differing, duration,
 from evojax_suite.commands.progress import console
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
+from evojax_suite.operators import encodings
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_json
 from evojax_suite.types import Dataset
@@ -134,15 +136,13 @@ def run(options: Options) -> Path:
     def judge(key, one):
         return distilled.accuracies_on_test(
             key,
-            one.images,
-            one.labels,
+            *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
             dataset,
             config.network,
             config.training,
             options.num_networks,
             config.engine,
             options.devices,
-            config.factor,
         )
 
     accuracies = judge(key_test, individual)

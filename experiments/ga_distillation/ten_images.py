@@ -45,14 +45,19 @@ class Options:
     """Without a suffix."""
 
 
-def judged_class_means(dataset: Dataset, found: DistilledDataset, num_networks: int) -> np.ndarray:
-    """Accuracies of networks trained on the mean image of each class."""
+def class_means(dataset: Dataset) -> ga_distillation.Individual:
+    """The mean image of each class of the training part, with its hard label."""
     config = ga_distillation.Config()
     data = ga_distillation.make_data(dataset)
     means = ga_distillation.class_means(config, dataset.num_classes, data)
-    own = ga_distillation.decode(
+    return ga_distillation.decode(
         config, dataset.num_classes, dataset.image_shape, means, data.spread
     )
+
+
+def judged_class_means(dataset: Dataset, found: DistilledDataset, num_networks: int) -> np.ndarray:
+    """Accuracies of networks trained on the mean image of each class."""
+    own = class_means(dataset)
     return distilled.accuracies_on_test(
         jax.random.key(found.seed),
         own.images,

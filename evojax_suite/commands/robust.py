@@ -1,0 +1,222 @@
+"""`evaluate --robust-scores`: the trainings that DD-Ranking's scores compare."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from evojax_suite import devices, distilled, networks, robust_scores
+from evojax_suite.baselines import random
+from evojax_suite.commands.options import percent
+from evojax_suite.commands.progress import console, progress
+from evojax_suite.commands.smaller_sets import fitted_to
+from evojax_suite.data import normalize, with_whole_training_set
+from evojax_suite.distilled import LITERATURE
+from evojax_suite.loop import Report
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.robust_scores import Judged
+from evojax_suite.training import (
+    EngineConfig,
+    TrainingConfig,
+    batches_of,
+    evaluate,
+    fit_epochs,
+    start_fit,
+)
+from evojax_suite.types import Array, Dataset, PyTree
+
+FULL_EPOCHS = 200
+
+
+def on_all(num_epochs: int) -> TrainingConfig:
+    """How DD-Ranking trains a ConvNet on the whole of CIFAR-10 (REAL_DATA_TRAINING_CONFIG of its
+    ddranking/utils/train_and_eval.py), but for the number of epochs, there 200."""
+    return replace(LITERATURE, num_epochs=num_epochs, batch_size=512)
+
+
+class Full(NamedTuple):
+    """A network trained on the whole training set with hard labels."""
+
+    variables: PyTree
+    accuracy: float
+    training: TrainingConfig
+
+
+class Scored(NamedTuple):
+    """What `judge` found, with what it was found by."""
+
+    judged: Judged
+    training: TrainingConfig
+    augmented: TrainingConfig
+    """`training` with the augmentation of `judged.set_augmented`."""
+    full: Full | None
+    """None where no network was trained on the whole training set."""
+
+    def lines(self) -> list[str]:
+        """Each ingredient, then the scores, in per cent."""
+        judged = self.judged
+        rows = {"real set, hard labels": judged.real_hard, "set, hard labels": judged.set_hard}
+        for training, of_set, of_random in (
+            (self.training, judged.set_own, judged.random_own),
+            (self.augmented, judged.set_augmented, judged.random_augmented),
+            (TrainingConfig(), judged.set_plain, judged.random_plain),
+        ):
+            augmentation = distilled.augmentation_of(training)
+            # Two of the three are often the same.
+            rows[f"set, augmentation {augmentation}"] = of_set
+            rows[f"random images, augmentation {augmentation}"] = of_random
+        rows |= robust_scores.scores(judged)
+        return [
+            f"  {name}: {percent(one) if isinstance(one, np.ndarray) else f'{100 * one:.2f}'} %"
+            for name, one in rows.items()
+        ]
+
+    def summary(self) -> dict:
+        """For a file."""
+        return {
+            "accuracies": self.judged,
+            "scores": robust_scores.scores(self.judged),
+            "augmentation": distilled.augmentation_of(self.augmented),
+            "full_training": self.full and self.full.training,
+        }
+
+
+def train_on_all(
+    key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
+) -> Full:
+    """One network on the whole training set of `dataset`, judged on its test part."""
+    train = with_whole_training_set(dataset).train
+    images = jnp.asarray(normalize(train.images, dataset.mean, dataset.std))
+    labels = jax.nn.one_hot(train.labels, dataset.num_classes)
+    module = networks.create(network, dataset.num_classes, dataset.image_shape)
+    training, size = on_all(num_epochs), len(train)
+    key_init, key_fit = jax.random.split(key)
+    state = start_fit(key_init, module, training, dataset.image_shape)
+    num_steps = num_epochs * training.num_batches(size)
+    console.say(f"{network.network} on all {size:,} training images, {num_epochs} epochs")
+    with progress("training on all", num_epochs) as show:
+        for epoch in range(num_epochs):
+            start = time.perf_counter()
+            key = jax.random.fold_in(key_fit, epoch)
+            own = module, training, num_steps, state, images, labels, size, 1
+            state, seen = fit_epochs(key, *own)
+            losses = np.asarray(seen.losses)
+            metrics = {
+                "loss": float(losses.mean()),
+                "accuracy": float(np.mean(seen.correct)),
+                "num_failed": int((~np.isfinite(losses)).sum()),
+            }
+            show(Report(epoch + 1, num_epochs, metrics, time.perf_counter() - start, [metrics]))
+    found = jax.jit(lambda variables, batches: evaluate(module, variables, batches))(
+        state.variables, batches_of(dataset, dataset.test, engine)
+    )
+    return Full(state.variables, float(found.accuracy), training)
+
+
+def _random_sets(key: Array, dataset: Dataset, size: int, number: int) -> tuple[Array, Array]:
+    """Real training images (number, size, H, W, C), normalised, and their labels (number, size)."""
+    train, num_classes = with_whole_training_set(dataset).train, dataset.num_classes
+    chosen = np.stack(
+        [
+            random.select(own, jnp.asarray(train.labels), size, num_classes)
+            for own in jax.random.split(key, number)
+        ]
+    )
+    images = normalize(train.images[chosen], dataset.mean, dataset.std)
+    return jnp.asarray(images), jnp.asarray(train.labels[chosen])
+
+
+def with_some_augmentation(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
+    """`training`, where it has no augmentation with DSA's, without flips of digits."""
+    if distilled.augmentation_of(training) != "none":
+        return training
+    return fitted_to(distilled.with_augmentation(training, "siamese"), dataset)
+
+
+def check(dataset: Dataset, num_images: int) -> None:
+    """Raise ValueError where there are too few real images for a random set of the same size."""
+    most = len(dataset.train) + len(dataset.validation)
+    if num_images > most:
+        raise ValueError(
+            f"robust_scores take as many real images as the set has, {num_images}, of {most}"
+        )
+
+
+def judge(
+    key: Array,
+    images: np.ndarray,
+    labels: np.ndarray,
+    dataset: Dataset,
+    network: NetworkConfig,
+    training: TrainingConfig,
+    num_networks: int,
+    full_accuracy: float | None,
+    full_epochs: int,
+    engine: EngineConfig,
+    num_devices: devices.Devices,
+) -> Scored:
+    """Train what the scores compare: `num_networks` networks on the set (n, H, W, C), as many each
+    on random images of its own, on the test part of `dataset`, and one on the whole training set.
+
+    As in DD-Ranking random images are equally many of each class (a class with too few gives all)
+    and, where the labels are soft, have those of a teacher, the network of the whole training set;
+    a set with soft labels is trained with hard ones without augmentation. Unlike there all are
+    trained as `training` says, with no search for the learning rate of the best test accuracy, and
+    judged when it ends. Without `full_accuracy` it is that of the one network on the whole set.
+    """
+    key_fit, key_full, key_random = (jax.random.fold_in(key, number) for number in range(3))
+    hard = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]
+    soft = not np.array_equal(hard, labels)
+    plain = distilled.with_augmentation(training, "none")
+    augmented = with_some_augmentation(training, dataset)
+    full = None
+    if soft or full_accuracy is None:
+        full = train_on_all(key_full, dataset, network, full_epochs, engine)
+        full_accuracy = full.accuracy if full_accuracy is None else full_accuracy
+    real_images, classes = _random_sets(key_random, dataset, len(images), num_networks)
+    real_labels = jax.nn.one_hot(classes, dataset.num_classes)
+    if soft and full is not None:
+        teacher = networks.create(network, dataset.num_classes, dataset.image_shape)
+        real_labels = jax.lax.map(
+            lambda one: jax.nn.softmax(jnp.asarray(teacher.apply(full.variables, one))), real_images
+        )
+    done = {}
+
+    def on(name: str, images, labels, training: TrainingConfig) -> np.ndarray:
+        if (name, training) not in done:
+            done[name, training] = distilled.accuracies_on_test(
+                key_fit,
+                images,
+                labels,
+                dataset,
+                network,
+                training,
+                num_networks,
+                engine,
+                num_devices,
+            )
+        return done[name, training]
+
+    def on_both(training: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:
+        own = on("set", images, labels, training)
+        return own, on("random", real_images, real_labels, training)
+
+    set_own, random_own = on_both(training)
+    set_augmented, random_augmented = on_both(augmented)
+    set_plain, random_plain = on_both(plain)
+    judged = Judged(
+        real_hard=full_accuracy,
+        set_hard=on("hard", images, hard, plain) if soft else set_own,
+        set_own=set_own,
+        random_own=random_own,
+        set_augmented=set_augmented,
+        random_augmented=random_augmented,
+        set_plain=set_plain,
+        random_plain=random_plain,
+    )
+    return Scored(judged, training, augmented, full)
