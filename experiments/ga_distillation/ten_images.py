@@ -1,12 +1,13 @@
 """Ten images by evolution on kernel regression: what runs found, class means beside it, a picture.
 
-    evojax-suite ga-distillation --recipe recommended --dataset mnist --name mnist
-    evojax-suite ga-distillation --recipe recommended --dataset fashion_mnist --name fashion_mnist
-    evojax-suite ga-distillation --recipe recommended --dataset cifar10 --name cifar10
-    python experiments/ga_distillation/ten_images.py runs/mnist runs/fashion_mnist runs/cifar10
+    for name in mnist fashion_mnist cifar10; do for seed in 0 1 2; do
+      evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed --name $name-$seed
+    done; done
+    python experiments/ga_distillation/ten_images.py runs/{mnist,fashion_mnist,cifar10}-{0,1,2}
 
-Writes ten_images.json and ten_images.png beside this file. The class means are judged as the run's
-images are: ten new networks of the run's recipe, on the test part.
+Writes ten_images.json and ten_images.png beside this file; the picture shows the first run of each
+dataset. The class means are judged as that run's images are: ten new networks of its recipe, on the
+test part; those that the file holds already are not judged again.
 """
 
 from __future__ import annotations
@@ -84,26 +85,38 @@ def picture(rows: list[tuple[Dataset, DistilledDataset]], path: Path) -> None:
 
 
 def main(options: Options) -> None:
-    rows, table = [], {}
+    file = options.output.with_suffix(".json")
+    known = json.loads(file.read_text()) if file.exists() else {}
+    rows, table = {}, {}
     for run in options.runs:
         found = DistilledDataset.load(run / "distilled.npz")
         summary = json.loads((run / "summary.json").read_text())
-        dataset = load(found.dataset, options.data_dir)
-        means = judged_class_means(dataset, found, len(found.test_accuracies))
-        rows.append((dataset, found))
-        table[found.dataset] = {
-            "test accuracies": found.test_accuracies,
-            "class means": means.tolist(),
-            "seconds": summary["seconds"],
-            "generations": summary["num_generations"],
-            "options": summary["options"],
-        }
-        print(
-            f"{found.dataset}: {percent(list(found.test_accuracies))} % after "
-            f"{summary['seconds']:.0f} s, class means {percent(means)} %"
+        if found.dataset not in table:
+            dataset = load(found.dataset, options.data_dir)
+            rows[found.dataset] = dataset, found
+            means = known.get(found.dataset, {}).get("class means") or judged_class_means(
+                dataset, found, len(found.test_accuracies)
+            )
+            table[found.dataset] = {"class means": list(means), "runs": []}
+        table[found.dataset]["runs"].append(
+            {
+                "seed": found.seed,
+                "test accuracies": found.test_accuracies,
+                "seconds": summary["seconds"],
+                "generations": summary["num_generations"],
+                "options": summary["options"],
+            }
         )
-    write_json(options.output.with_suffix(".json"), table)
-    picture(rows, options.output.with_suffix(".png"))
+    for name, own in table.items():
+        runs = own["runs"]
+        print(
+            f"{name}: {percent([np.mean(run['test accuracies']) for run in runs])} % over "
+            f"{len(runs)} runs ({', '.join(percent(run['test accuracies']) for run in runs)}), "
+            f"{np.mean([run['seconds'] for run in runs]):.0f} s each, "
+            f"class means {percent(own['class means'])} %"
+        )
+    write_json(file, table)
+    picture(list(rows.values()), options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":
