@@ -28,7 +28,7 @@ _RECOMMENDED = differing(ga_distillation.RECOMMENDED, ga_distillation.Config())
 RECIPES = {
     "recommended": [
         word
-        for name, value in {**_RECOMMENDED, "num_generations": 3000}.items()
+        for name, value in {**_RECOMMENDED, "num_generations": 1000}.items()
         for word in argument(f"--{name}".replace("_", "-"), value)
     ]
 }

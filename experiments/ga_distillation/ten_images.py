@@ -1,7 +1,8 @@
-"""Ten images by evolution on kernel regression: what runs found, class means beside it, a picture.
+r"""Ten images by evolution on kernel regression: what runs found, class means beside it, a picture.
 
     for name in mnist fashion_mnist cifar10; do for seed in 0 1 2; do
-      evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed --name $name-$seed
+      evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed \
+        --name $name-$seed
     done; done
     python experiments/ga_distillation/ten_images.py runs/{mnist,fashion_mnist,cifar10}-{0,1,2}
 
