@@ -97,12 +97,13 @@ class DistilledDataset:
     test_accuracies: tuple[float, ...] = ()
     """Of networks trained on it with this recipe, each from its own initialisation."""
 
-    def training_set(self, labels: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """The images that networks are trained on, each tile of `images` enlarged, and their
-        labels; `labels` (n, num_classes) in place of its own."""
-        own = jnp.asarray(self.labels if labels is None else labels)
-        found = encodings.unpacked(jnp.asarray(self.images), own, self.factor)
-        return np.asarray(found[0]), np.asarray(found[1])
+    def unpacked(self) -> DistilledDataset:
+        """What networks are trained on: each tile an image of its own, of the full size."""
+        if self.factor == 1:
+            return self
+        found = jnp.asarray(self.images), jnp.asarray(self.labels)
+        images, labels = map(np.asarray, encodings.unpacked(*found, self.factor))
+        return replace(self, images=images, labels=labels, factor=1)
 
     def save(self, path: Path) -> None:
         """Write `path` (.npz) atomically; equal contents give equal bytes."""

@@ -7,10 +7,12 @@ import json
 import re
 import shlex
 
+import jax
 import numpy as np
 import pytest
 import tyro
 
+from evojax_suite import distilled, load
 from evojax_suite.cli import main
 from evojax_suite.commands import (
     cest,
@@ -54,6 +56,24 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     begin = ["ga-distillation", "--recipe", "recommended", "--runs-dir", str(tmp_path)]
     typed = ["--generations", "2", "--population-size", "6", *small]
     assert main([*begin, "--name", "typed", *typed]) == 0
+    # Four smaller images in one: the file says so, and both judges train on each of them.
+    assert main([*begin, "--name", "smaller", *typed, "--factor", "2", "--start", "k_means"]) == 0
+    found = distilled.DistilledDataset.load(tmp_path / "smaller" / "distilled.npz")
+    assert (found.factor, found.images.shape) == (2, (10, 8, 8, 1))
+    output = tmp_path / "judged.json"
+    again = ["evaluate", str(tmp_path / "smaller" / "distilled.npz"), "--num-networks", "1"]
+    assert main([*again, "--output", str(output)]) == 0
+    (accuracy,) = json.loads(output.read_text())["test_accuracies"]["ConvNet"]
+    expected = distilled.accuracies_on_test(
+        jax.random.key(1),
+        found.unpacked().images,
+        found.unpacked().labels,
+        load("digits"),
+        found.network,
+        found.training,
+        1,
+    )
+    assert accuracy == pytest.approx(float(expected[0]))
     settings = json.loads((tmp_path / "typed" / "config.json").read_text())
     config = settings["config"]
     assert settings["recipe"] == "recommended"

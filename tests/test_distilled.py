@@ -27,6 +27,7 @@ def data() -> DistilledDataset:
         network=NetworkConfig(width=7, normalization="batch"),
         training=TrainingConfig(num_epochs=3, shift_pixels=1, siamese=("crop",)),
         seed=5,
+        factor=2,
         test_accuracies=(0.5, 0.25),
     )
 
@@ -54,6 +55,31 @@ def test_the_file_describes_itself(data, tmp_path):
     assert recipe["network"]["width"] == 7
     assert recipe["training"]["learning_rate"] == 1e-3
     assert recipe["value_range"] == [float(data.images.min()), float(data.images.max())]
+
+
+def test_networks_are_trained_on_each_tile(data, tmp_path):
+    """Each of one colour, which enlarging keeps; a file from before has one tile an image."""
+    tiles = np.arange(40, dtype=np.float32).reshape(10, 2, 2, 1)
+    own = dataclasses.replace(data, images=tiles.repeat(4, 1).repeat(4, 2))
+    unpacked = own.unpacked()
+    assert unpacked.factor == 1
+    assert unpacked.images.shape == (40, 8, 8, 1)
+    np.testing.assert_allclose(
+        unpacked.images, np.arange(40)[:, None, None, None] + np.zeros((40, 8, 8, 1)), atol=1e-4
+    )
+    np.testing.assert_array_equal(unpacked.labels, data.labels.repeat(4, 0))
+    assert unpacked.unpacked() is unpacked
+    own.save(tmp_path / "a.npz")
+    arrays = dict(np.load(tmp_path / "a.npz"))
+    recipe = json.loads(str(arrays["recipe"]))
+    for factor, said in ((3, "factor must be >= 1 and divide 8 x 8, got 3"), ("2", "factor")):
+        arrays["recipe"] = np.array(json.dumps(recipe | {"factor": factor}))
+        np.savez(tmp_path / "b.npz", **arrays)
+        with pytest.raises(DataError, match=said):
+            DistilledDataset.load(tmp_path / "b.npz")
+    del recipe["factor"]
+    np.savez(tmp_path / "b.npz", **arrays | {"recipe": np.array(json.dumps(recipe))})
+    assert DistilledDataset.load(tmp_path / "b.npz").factor == 1
 
 
 def test_a_pickle_is_refused(data, tmp_path):

@@ -368,14 +368,22 @@ def random_individuals(
 def class_means(config: Config, num_classes: int, data: Data) -> Array:
     """The flat individual (D,) whose images are each the mean of their class's training images."""
 
-    def add(total, example):
-        image, label = example
-        return total.at[label].add(image.astype(jnp.float32)), None
+    num_images, *shape = data.train_images.shape
+    size = min(1000, num_images)
 
-    shape = data.train_images.shape[1:]
-    totals, _ = jax.lax.scan(
-        add, jnp.zeros((num_classes, *shape)), (data.train_images, data.train_labels)
-    )
+    def add(block, totals):
+        start = jnp.minimum(block * size, num_images - size)  # the last overlaps the one before
+        images, labels = (
+            jax.lax.dynamic_slice_in_dim(array, start, size)
+            for array in (data.train_images, data.train_labels)
+        )
+        new = start + jnp.arange(size) >= block * size
+        members = jax.nn.one_hot(labels, num_classes) * new[:, None]
+        images = images.astype(jnp.float32)
+        return totals + jnp.einsum("nk,nhwc->khwc", members, images, precision="highest")
+
+    empty = jnp.zeros((num_classes, *shape))
+    totals = jax.lax.fori_loop(0, -(-num_images // size), add, empty)
     counts = jnp.bincount(data.train_labels, length=num_classes)
     means = totals / counts[:, None, None, None]
     if jnp.issubdtype(data.train_images.dtype, jnp.integer):

@@ -107,6 +107,7 @@ def run(options: Options) -> None:
         else None
     )
     data = DistilledDataset.load(options.path, dataset)
+    stored, data = len(data.images), data.unpacked()
     dataset = dataset or load(data.dataset, options.data_dir, cache=options.cache_data)
     if dataset.class_names != data.class_names or dataset.image_shape != data.images.shape[1:]:
         raise ValueError(
@@ -130,7 +131,7 @@ def run(options: Options) -> None:
     if options.labels == "hard":
         labels = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]
     console.say(
-        f"{options.path}: {len(data.images)} images of {data.dataset}, made with "
+        f"{options.path}: {stored} images of {data.dataset}, made with "
         f"{data.network.network}, seed {data.seed}"
     )
     changed = differing(training, data.training) | differing(network, data.network)
@@ -138,11 +139,10 @@ def run(options: Options) -> None:
     console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
     if data.test_accuracies:
         console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
-    images, labels = data.training_set(labels)
     results, scores = {}, {}
     for name in names:
         own = distilled.with_network(network, name)
-        shared = images, labels, dataset, own, training, options.num_networks
+        shared = data.images, labels, dataset, own, training, options.num_networks
         key, lines = jax.random.key(options.seed), []
         if options.robust_scores:
             scored = robust.judge(

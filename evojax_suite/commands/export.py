@@ -28,7 +28,7 @@ class Options(Command):
 
 def run(options: Options) -> None:
     """Raises ValueError, DataError or OSError, each with one line to show."""
-    data = DistilledDataset.load(options.path)
+    data = DistilledDataset.load(options.path).unpacked()
     if options.format == "safetensors":
         if options.output.exists():
             raise FileExistsError(f"{options.output} exists already")

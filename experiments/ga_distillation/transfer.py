@@ -81,7 +81,7 @@ def judged_sets(options: Options) -> Iterator[tuple[str, Dataset, DistilledDatas
     """Name, dataset and content of each row."""
     for path in options.sets:
         file = path / "distilled.npz" if path.is_dir() else path
-        data = DistilledDataset.load(file)
+        data = DistilledDataset.load(file).unpacked()
         dataset = distilled.normalized_as(load(data.dataset, options.data_dir), data)
         yield str(path), dataset, data
         if options.class_means:
@@ -90,7 +90,7 @@ def judged_sets(options: Options) -> Iterator[tuple[str, Dataset, DistilledDatas
             yield (
                 f"class means beside {path}",
                 dataset,
-                replace(data, images=images, labels=labels, factor=1),
+                replace(data, images=images, labels=labels),
             )
 
 
@@ -113,8 +113,7 @@ def table(cells: list[dict]) -> str:
 def main(options: Options) -> None:
     rows, cells = Rows(options.output, options, *vars(options)), []
     for name, dataset, data in judged_sets(options):
-        images, labels = data.training_set()
-        content = images.tobytes() + labels.tobytes()
+        content = data.images.tobytes() + data.labels.tobytes()
         for column, network, training in columns(options, data):
             how = f"{network} {training} {options.num_networks} {options.seed}"
             digest = hashlib.sha256(content + how.encode()).hexdigest()[:16]
@@ -131,8 +130,8 @@ def main(options: Options) -> None:
             else:
                 accuracies = distilled.accuracies_on_test(
                     jax.random.key(options.seed),
-                    images,
-                    labels,
+                    data.images,
+                    data.labels,
                     dataset,
                     network,
                     training,
