@@ -3,11 +3,14 @@ r"""Ten images by evolution on kernel regression: what runs found, class means b
     for name in mnist fashion_mnist cifar10; do for seed in 0 1 2; do
       evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed \
         --name $name-$seed
+      evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed \
+        --name $name-2x2-$seed --factor 2 --start k_means --population-size 32 --generations 400
     done; done
-    python experiments/ga_distillation/ten_images.py runs/{mnist,fashion_mnist,cifar10}-{0,1,2}
+    python experiments/ga_distillation/ten_images.py \
+      runs/{mnist,fashion_mnist,cifar10}-{,2x2-}{0,1,2}
 
 Writes ten_images.json and ten_images.png beside this file; the picture shows the first run of each
-dataset. The class means are judged as that run's images are: ten new networks of its recipe, on the
+kind. The class means are judged as that run's images are: ten new networks of its recipe, on the
 test part; those that the file holds already are not judged again.
 """
 
@@ -87,19 +90,21 @@ def picture(rows: list[tuple[Dataset, DistilledDataset]], path: Path) -> None:
 
 def main(options: Options) -> None:
     file = options.output.with_suffix(".json")
-    known = json.loads(file.read_text()) if file.exists() else {}
+    means = json.loads(file.read_text())["class means"] if file.exists() else {}
     rows, table = {}, {}
     for run in options.runs:
         found = DistilledDataset.load(run / "distilled.npz")
         summary = json.loads((run / "summary.json").read_text())
-        if found.dataset not in table:
+        name = found.dataset + (f", {found.factor} x {found.factor}" if found.factor > 1 else "")
+        if name not in table:
             dataset = load(found.dataset, options.data_dir)
-            rows[found.dataset] = dataset, found
-            means = known.get(found.dataset, {}).get("class means") or judged_class_means(
-                dataset, found, len(found.test_accuracies)
-            )
-            table[found.dataset] = {"class means": list(means), "runs": []}
-        table[found.dataset]["runs"].append(
+            rows[name] = dataset, found
+            if found.dataset not in means:
+                means[found.dataset] = judged_class_means(
+                    dataset, found, len(found.test_accuracies)
+                ).tolist()
+            table[name] = []
+        table[name].append(
             {
                 "seed": found.seed,
                 "test accuracies": found.test_accuracies,
@@ -108,15 +113,15 @@ def main(options: Options) -> None:
                 "options": summary["options"],
             }
         )
-    for name, own in table.items():
-        runs = own["runs"]
+    for name, found in means.items():
+        print(f"{name}, class means: {percent(found)} %")
+    for name, runs in table.items():
+        each = ", ".join(percent(run["test accuracies"]) for run in runs)
         print(
             f"{name}: {percent([np.mean(run['test accuracies']) for run in runs])} % over "
-            f"{len(runs)} runs ({', '.join(percent(run['test accuracies']) for run in runs)}), "
-            f"{np.mean([run['seconds'] for run in runs]):.0f} s each, "
-            f"class means {percent(own['class means'])} %"
+            f"{len(runs)} runs ({each}), {np.mean([run['seconds'] for run in runs]):.0f} s each"
         )
-    write_json(file, table)
+    write_json(file, {"class means": means, "runs": table})
     picture(list(rows.values()), options.output.with_suffix(".png"))
 
 
