@@ -11,9 +11,9 @@ $(VENV)/installed-%: pyproject.toml
 
 .PHONY: demo test bench gpu-check docs clean
 
-# What we would use, for images of 8x8; chosen on the validation part.
-DEMO := --recipe recommended --generations 2500 --depth 1 --num-epochs 60 --kernel-width 64 \
-	--networks-per-member 2 --strategy-std 0.4
+# What we would use, for images of 8x8.
+DEMO := --recipe recommended --generations 700 --depth 1 --num-epochs 60 --kernel-width 64 \
+	--networks-per-member 2 --company 4
 
 demo: $(VENV)/installed-user
 	rm -rf runs/demo
