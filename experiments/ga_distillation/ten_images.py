@@ -117,10 +117,10 @@ def main(options: Options) -> None:
         print(f"{name}, class means: {percent(found)} %")
     for name, runs in table.items():
         each = ", ".join(percent(run["test accuracies"]) for run in runs)
-        print(
-            f"{name}: {percent([np.mean(run['test accuracies']) for run in runs])} % over "
-            f"{len(runs)} runs ({each}), {np.mean([run['seconds'] for run in runs]):.0f} s each"
-        )
+        seconds = np.mean([run["seconds"] for run in runs])
+        over = percent([np.mean(run["test accuracies"]) for run in runs])
+        whole = f"{over} % over the means of {len(runs)} runs, " if len(runs) > 1 else ""
+        print(f"{name}: {whole}{each} % over networks, {seconds:.0f} s of search")
     write_json(file, {"class means": means, "runs": table})
     picture(list(rows.values()), options.output.with_suffix(".png"))
 
