@@ -7,12 +7,13 @@ predicts the real images. That regression on random features stands for training
 (Nguyen et al. 2021) and of FRePo (Zhou et al. 2022), which descend its error by gradients of
 images; nothing here is differentiated.
 
-Credit costs nothing here. Features belong to images, not to datasets: once they are computed, the
+Credit is cheap here. Features belong to images, not to datasets: once they are computed, the
 images of different candidates combine into new datasets at the price of a small solve. So image s
 of a candidate is tried alone, in the company of the other images of a few candidates, and what is
 learnt of it holds no noise of what happened to the rest. The company is fitted once without image
 s; adding an image to a fitted regression is a step of Gaussian elimination (Rasmussen and Williams
-2006, A.3), so that thousands of combinations cost less than the features.
+2006, A.3), so that thousands of combinations cost less than the
+features of a ConvNet-3 do (on images of 8 x 8 they cost more: make `company` smaller).
 
 An image answers for the column of its class, not for the sum of all, and the company moves as well.
 The sum with the company held still is what a gradient would descend: it falls as fast, and trained
@@ -95,7 +96,7 @@ def class_losses(predictions: Array, labels: Array, temperature: float) -> Array
 
 
 class Kernels(NamedTuple):
-    """Of some candidates' images, and what is regressed on them."""
+    """Kernels of some candidates' images, and the labels that are regressed on them."""
 
     own: Array  # (P, n, n)
     real: Array  # (P, m, n): with the real images

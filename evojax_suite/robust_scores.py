@@ -15,7 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 Accuracies: TypeAlias = float | np.ndarray
-"""In [0, 1], of one network, or of several (P,), each compared with its counterpart."""
+"""An accuracy in [0, 1] of one network, or of several (P,), each compared with its counterpart."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Judged:
     set_own: Accuracies
     """The distilled set with its own labels, trained as its recipe says."""
     random_own: Accuracies
-    """As many random real images, with labels of the same kind, trained in the same way."""
+    """The accuracy on as many random real images, labelled and trained in the same way."""
     set_augmented: Accuracies
-    """As `set_own`, with augmentation."""
+    """The accuracy of `set_own`, with augmentation."""
     random_augmented: Accuracies
     set_plain: Accuracies
-    """As `set_own`, without augmentation."""
+    """The accuracy of `set_own`, without augmentation."""
     random_plain: Accuracies
 
 
 def normalized(difference: Accuracies) -> Accuracies:
-    """From [-1, 1] to [0, 1], convex: (exp(x) - exp(-1)) / (exp(1) - exp(-1)).
+    """Maps [-1, 1] to [0, 1], convex: (exp(x) - exp(-1)) / (exp(1) - exp(-1)).
 
     >>> [round(float(normalized(x)), 4) for x in (-1, 0, 1)]
     [0.0, 0.2689, 1.0]

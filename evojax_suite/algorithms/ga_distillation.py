@@ -118,6 +118,11 @@ class Config:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
+    @property
+    def tiles_per_class(self) -> int:
+        """The number of images of each class that networks see of an individual."""
+        return self.images_per_class * self.factor**2
+
     def __post_init__(self):
         check_types(vars(self), type(self))
         if self.fitness not in FITNESS and ":" not in self.fitness:
@@ -355,7 +360,7 @@ def random_individuals(
     key: Array, config: Config, num_classes: int, data: Data, num_individuals: int
 ) -> Array:
     """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
-    num_images = num_classes * config.images_per_class * config.factor**2
+    num_images = num_classes * config.tiles_per_class
 
     def draw(key):
         indices = random.select(key, data.train_labels, num_images, num_classes)
@@ -389,14 +394,14 @@ def class_means(config: Config, num_classes: int, data: Data) -> Array:
     if jnp.issubdtype(data.train_images.dtype, jnp.integer):
         means /= 255
     images = normalize(means, data.mean, data.std)
-    images = images.repeat(config.images_per_class * config.factor**2, 0)
+    images = images.repeat(config.tiles_per_class, 0)
     return _encoded(config, num_classes, images, data.spread)
 
 
 def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> Array:
     """The flat individual (D,) whose images are centres of k-means in each class: Lloyd's
     algorithm on at most 8,192 training images, from random ones."""
-    count = config.images_per_class * config.factor**2
+    count = config.tiles_per_class
     key_some, key_first = jax.random.split(key)
     some = jax.random.permutation(key_some, len(data.train_images))[:8192]
     points = normalize(data.train_images[some], data.mean, data.std)
@@ -511,7 +516,7 @@ def _score_by_kernel(
 ) -> Scores:
     """Scores without training: what kernel regression on each individual says of training images.
     network: that whose features are regressed on; decoded: what a flat individual is."""
-    classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class * config.factor**2)
+    classes = jnp.repeat(jnp.arange(num_classes), config.tiles_per_class)
     scores = kernel_regression.score_population(
         key,
         config.kernel,
@@ -579,7 +584,7 @@ def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAl
     """The evosax algorithm; ValueError where it does not take what `config` asks for."""
     options: dict[str, Any] = {}
     if config.strategy == "BlockES" and config.fitness == "kernel_regression":
-        options = {"num_blocks": num_classes * config.images_per_class * config.factor**2}
+        options = {"num_blocks": num_classes * config.tiles_per_class}
     if config.strategy == "LaplaceGA":
         options = {
             "survival_ratio": config.survival_ratio,

@@ -52,8 +52,7 @@ class Options(JudgedRunOptions):
     label_temperature: float = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
     probe_epochs: int = 20
-    """Epochs of the network on the whole training set; a teacher that stopped early is a better
-    one."""
+    """Epochs of the network on the whole training set."""
     probe_augmentation: bool = False
     """Train it with the augmentation of the evaluation; off as in the published comparisons."""
     condensation_iterations: int = 1000

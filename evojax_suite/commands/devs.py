@@ -41,7 +41,7 @@ class Options(JudgedRunOptions):
     label_temperature: float = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
     teacher_epochs: int = 20
-    """Epochs of the teacher, without augmentation; one that stopped early is a better one."""
+    """Epochs of the teacher, without augmentation."""
     config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
 
     def __post_init__(self):

@@ -37,7 +37,7 @@ class SmallSet:
 
     @property
     def stem(self) -> str:
-        """Of its files' names."""
+        """The stem of its files' names."""
         return f"{self.method}-{len(self.images)}" + "-teacher" * (self.label_source == "teacher")
 
 
@@ -104,7 +104,7 @@ def taught(
 
 
 def teacher_in_words(config: probe.Config, temperature: float) -> str:
-    """For tables."""
+    """Says how the teacher was trained, for tables."""
     return (
         f"teacher of {config.training.num_epochs} epochs, augmentation "
         f"{distilled.augmentation_of(config.training)}, temperature {temperature:g}"

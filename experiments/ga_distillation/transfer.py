@@ -41,15 +41,15 @@ class Options:
     sets: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Folders of finished runs, or files of distilled sets."""
     widths: tuple[int, ...] = (32, 64, 128, 256)
-    """Of ConvNets that train by the set's own recipe."""
+    """Widths of ConvNets that train by the set's own recipe."""
     networks: tuple[str, ...] = ("MLP", "LeNet", "AlexNet", "VGG11", "ResNet18", "ConvNet")
     """Architectures that train by the literature's recipe."""
     num_networks: int = 20
-    """Of each cell, each from its own initialisation."""
+    """Networks of each cell, each from its own initialisation."""
     num_epochs: int | None = None
     """Another number of epochs than the recipes'."""
     seed: int = 1
-    """Of the initialisations."""
+    """Seed of the initialisations."""
     class_means: bool = False
     """Judge the mean image of each class of the training part beside each set."""
     data_dir: Path | None = None
