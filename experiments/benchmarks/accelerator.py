@@ -14,8 +14,9 @@ is not begun, and what fails leaves its error:
     pytorch     members a second at full size, each way of pytorch_on_gpu.py
     systems     EComp's 70 runs, candidates of DE-NAS, a reduction of DEvS, an epoch of CEST
     distillation
-                ten images of MNIST, Fashion-MNIST and CIFAR-10 by kernel regression, with a
-                population of 1,024 and features of width 128 (OUT/<dataset>.npz)
+                ten images of MNIST, Fashion-MNIST and CIFAR-10 by kernel regression, one a class
+                and four in one, with a population of 256 and features of width 128
+                (OUT/<dataset>-<factor>.npz)
     paper       with the time that is left: ga-distillation on MNIST at the paper's setting. What it
                 leaves, OUT/paper-run.tar.000, ... in parts of 15 MB, goes in again by `--checkpoint
                 FOLDER` with these parts, so that several calls add up to the paper's run

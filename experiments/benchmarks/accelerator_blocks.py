@@ -12,6 +12,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +29,7 @@ from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
 from evojax_suite.baselines import gradient_matching
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig, feed_forward
-from evojax_suite.operators import architectures
+from evojax_suite.operators import architectures, encodings
 from evojax_suite.results import plain, write_json
 from evojax_suite.training import (
     EngineConfig,
@@ -82,12 +83,12 @@ class Sizes(NamedTuple):
     cest_width: int = 256
     devs_epochs: int = 20
     devs_least_steps: int = 200
-    kernel_population: int = 1024
+    kernel_population: int = 256
     kernel_images: int = 2000
     kernel_steps: int = 50
     judges: int = 10
     checked: dict[str, tuple[str, ...]] = {}  # noqa: RUF012  systems, all by default, in a precision
-    compile_seconds: float = 20.0  # of a large program, to decide whether a measurement fits
+    compile_seconds: float = 12.0  # of a large program, to decide whether a measurement fits
 
 
 TINY = Sizes(
@@ -727,22 +728,35 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
 # --- ten images by kernel regression
 
 
-def ten_images(options: Options, sizes: Sizes, name: str, seconds: float) -> dict[str, Any]:
-    """Ten images of a dataset by evolution on kernel regression, and what networks learn of them.
-    What is found is kept as OUT/<name>.npz."""
+class Search(NamedTuple):
+    """A search for ten images, compiled."""
+
+    config: ga_distillation.Config
+    dataset: Dataset
+    state: ga_distillation.State
+    some: Callable
+    """(state, key, data) to the state after `kernel_steps` generations, and their mean metrics."""
+    result: Callable
+    data: ga_distillation.Data
+
+
+def search(options: Options, sizes: Sizes, name: str, factor: int) -> Search:
+    """Of ten images of a dataset, each of which holds factor x factor smaller ones."""
     assert options.data_dir is not None or options.rehearse
     file = (options.data_dir or Path()) / f"{name}.npz"
     dataset = load(str(file) if file.exists() else name, options.data_dir)
     width = min(128, 4 * sizes.width)
-    network = NetworkConfig(width=width, compute_dtype="bfloat16", depth=1 if sizes is TINY else 3)
+    depth = 1 if options.rehearse else 3
     config = replace(
         ga_distillation.RECOMMENDED,
         population_size=sizes.kernel_population,
         networks_per_member=1,
         kernel=ga_distillation.KernelConfig(kernel_width=width, kernel_images=sizes.kernel_images),
-        network=network,
+        network=NetworkConfig(width=width, compute_dtype="bfloat16", depth=depth),
         training=TrainingConfig(num_epochs=sizes.steps),
     )
+    if factor > 1:
+        config = replace(config, factor=factor, start="k_means", num_cosines=10)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
 
@@ -755,47 +769,84 @@ def ten_images(options: Options, sizes: Sizes, name: str, seconds: float) -> dic
         state, found = jax.lax.scan(step, state, jax.random.split(key, sizes.kernel_steps))
         return state, jax.tree.map(jnp.mean, found)
 
-    state, curve = jax.jit(algorithm.init)(jax.random.key(0), params, data), []
+    state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
     compiled = some.lower(state, jax.random.key(0), data).compile()
-    start = time.perf_counter()
-    while not curve or time.perf_counter() - start < seconds:
-        state, found = compiled(state, jax.random.key(1 + len(curve)), data)
-        curve.append([time.perf_counter() - start, *(float(value) for value in found)])
-    found = algorithm.result(state, params, data)
-    images, classes = np.asarray(found.images), np.asarray(found.labels).argmax(1)
-    np.savez(options.output / f"{name}.npz", images=images, labels=classes)
-    accuracies = distilled.accuracies_on_test(
-        jax.random.key(2),
-        found.images,
-        found.labels,
-        dataset,
-        replace(network, compute_dtype="float32"),
-        config.training,
-        sizes.judges,
-        config.engine,
+    jax.block_until_ready(compiled(state, jax.random.key(0), data))  # the first loads its kernels
+    return Search(
+        config, dataset, state, compiled, lambda s: algorithm.result(s, params, data), data
     )
-    generations = len(curve) * sizes.kernel_steps
-    return {
-        "training images": len(dataset.train),
-        "population": config.population_size,
-        "width": width,
+
+
+def searched(found: Search, seconds: float) -> tuple[ga_distillation.Individual, dict[str, Any]]:
+    """The ten images after some seconds, and how it went."""
+    state, curve, start = found.state, [], time.perf_counter()
+    while not curve or time.perf_counter() - start < seconds:
+        state, metrics = found.some(state, jax.random.key(1 + len(curve)), found.data)
+        curve.append([*(float(value) for value in metrics), time.perf_counter() - start])
+    spent = curve[-1][-1]
+    generations = int(state.generation)
+    return found.result(state), {
+        "training images": len(found.dataset.train),
+        "population": found.config.population_size,
+        "width": found.config.kernel.kernel_width,
         "generations": generations,
-        "seconds": curve[-1][0],
-        "candidates a second": generations * config.population_size / curve[-1][0],
-        "test accuracy": [float(accuracies.mean()), float(accuracies.std())],
+        "seconds": spent,
+        "candidates a second": generations * found.config.population_size / spent,
         "curve": curve[:: max(1, len(curve) // 50)],
     }
 
 
+def judged(found: Search, individual: ga_distillation.Individual, judges: int) -> dict[str, Any]:
+    """Test accuracy of networks trained on the ten images by the paper's recipe."""
+    images, labels = encodings.unpacked(*individual, found.config.factor)
+    accuracies = distilled.accuracies_on_test(
+        jax.random.key(2),
+        images,
+        labels,
+        found.dataset,
+        replace(found.config.network, compute_dtype="float32"),
+        found.config.training,
+        judges,
+        found.config.engine,
+    )
+    return {
+        "test images": len(found.dataset.test),
+        "test accuracy": [float(accuracies.mean()), float(accuracies.std())],
+    }
+
+
 def distillation(results: Results, options: Options, sizes: Sizes) -> None:
+    """Ten images of each dataset, one a class and four in one. Programs are compiled together, as
+    are the judges'; searches run one after the other. What is found is kept as
+    OUT/<dataset>-<factor>.npz."""
     names = ["digits"] if options.rehearse else ["mnist", "fashion_mnist", "cifar10"]
-    for place, name in enumerate(names):
-        seconds = 0.5 if options.rehearse else results.seconds_left / (len(names) - place) - 15
-        results.measure(
-            f"ten images of {name}",
-            sizes.compile_seconds,
-            lambda own=(options, sizes, name, seconds): ten_images(*own),
-        )
+    plans = [(name, factor) for factor in (1, 2) for name in names]
+    individuals = {}
+
+    def run(plan: tuple[str, int], found: Search, seconds: float) -> dict[str, Any]:
+        individual, row = searched(found, seconds)
+        individuals[plan] = individual
+        images, classes = np.asarray(individual.images), np.asarray(individual.labels).argmax(1)
+        np.savez(options.output / f"{plan[0]}-{plan[1]}.npz", images=images, labels=classes)
+        return row
+
+    with ThreadPoolExecutor(len(plans)) as threads:
+        programs = list(threads.map(lambda plan: search(options, sizes, *plan), plans))
+        shares = [factor**2 * (2 if name == "cifar10" else 1) for name, factor in plans]
+        one = max(1.0, results.seconds_left - 3 * sizes.compile_seconds) / sum(shares)
+        for plan, found, share in zip(plans, programs, shares, strict=True):
+            seconds = 0.2 if options.rehearse else one * share
+            results.measure(
+                f"ten images of {plan[0]}, {plan[1]}x{plan[1]} in one",
+                -math.inf,
+                lambda own=(plan, found, seconds): run(*own),
+            )
+        judges = [
+            threads.submit(judged, found, individuals[plan], sizes.judges)
+            for plan, found in zip(plans, programs, strict=True)
+        ]
+        for (name, factor), judge in zip(plans, judges, strict=True):
+            results.measure(f"judges of {name}, {factor}x{factor} in one", -math.inf, judge.result)
 
 
 # --- the paper's run
