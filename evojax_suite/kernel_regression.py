@@ -183,9 +183,9 @@ def score_population(
     engine: EngineConfig,
     classes: Array | None = None,
 ) -> KernelScores:
-    """Score some `members`, indices (M,), of candidates (P, D), each of which `decode` turns into
-    images (n, H, W, C) and labels (n, C), on real images (N, H, W, C), which `normalize` makes what
-    networks see, and their labels (N,).
+    """Score some `members`, distinct indices (M,), of candidates (P, D), each of which `decode`
+    turns into images (n, H, W, C) and labels (n, C), on real images (N, H, W, C), which `normalize`
+    makes what networks see, and their labels (N,).
 
     All candidates see the same `num_networks` fresh networks and the same real images. classes:
     (n,) of the images, for credit by image in the company of `config.company` candidates, which are
@@ -197,12 +197,12 @@ def score_population(
         jax.random.split(key_networks, num_networks)
     )
     shape = (min(config.kernel_images, len(images)),)
-    chosen = jax.random.randint(key_images, shape, 0, len(images))
-    real, real_labels = normalize(images[chosen]), labels[chosen]
+    drawn = jax.random.randint(key_images, shape, 0, len(images))
+    real, real_labels = normalize(images[drawn]), labels[drawn]
     real_features = features_of(network, variables, real, engine)
     product = partial(jnp.einsum, precision="highest")
 
-    def prepared(chosen: Array) -> tuple[Array, Kernels]:
+    def prepared(candidates: Array) -> tuple[Array, Kernels]:
         """Features (P, n, F) and kernels of some candidates."""
         individuals = jax.eval_shape(decode, population[0])
         num_images, num_classes = individuals.labels.shape
@@ -212,7 +212,7 @@ def score_population(
             own = decode(candidate)
             return features_of(network, variables, own.images, engine), own.labels
 
-        features, labels = map_members(of_candidate, (chosen,), group)
+        features, labels = map_members(of_candidate, (candidates,), group)
         return features, Kernels(
             own=product("pif,pjf->pij", features, features),
             real=product("mf,pif->pmi", real_features, features),
@@ -231,7 +231,12 @@ def score_population(
     credit = None
     if classes is not None:
         size = min(config.company, len(population))
-        company_features, company = prepared(population[jnp.arange(size) * len(population) // size])
+        chosen = jnp.arange(size) * len(population) // size
+        if len(members) == len(population):  # in some order: none is computed twice
+            places = jnp.argsort(members)[chosen]
+            company_features, company = jax.tree.map(lambda leaf: leaf[places], (features, kernels))
+        else:
+            company_features, company = prepared(population[chosen])
         between = product("pif,rjf->rpij", features, company_features)
         credit = credit_by_image(kernels, company, between, classes, real_labels, config)
     return KernelScores(losses, accuracy, credit)
