@@ -90,7 +90,7 @@ class DistillationProblem(_WithData):
     def decode(self, solution: Array) -> ga_distillation.Individual:
         """The images (n, H, W, C) and labels (n, num_classes) that a solution (D,) is."""
         return ga_distillation.decode(
-            self.config, self.num_classes, self.image_shape, solution, self.data.spread
+            self.config, self.num_classes, self.image_shape, solution, self.data
         )
 
 

@@ -522,6 +522,7 @@ COMMANDS = [
     case("ga-distillation --laplace-location inf", "laplace_location", "inf"),
     case("ga-distillation --mutation-scale -1", "mutation_scale", "-1.0"),
     case("ga-distillation --strategy-std nan", "strategy_std must be > 0, got nan"),
+    case("ga-distillation --levels 1", "levels must be in 2..256, got 1"),
     case("ga-distillation --strategy Adem", "'Adem'", "LaplaceGA"),
     case("ga-distillation --num-networks 0", "num_networks must be >= 1, got 0"),
     case("ga-distillation --strong-random-repeats -1", "strong_random_repeats must be >= 0"),

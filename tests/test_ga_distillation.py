@@ -233,16 +233,16 @@ def test_soft_labels_are_probabilities_and_evolve(data):
     config = dataclasses.replace(CONFIG, evolve_labels=True)
     algorithm = build(config)
     state = algorithm.init(jax.random.key(0), PARAMS, data)
-    start = ga.decode(config, 10, SHAPE, state.population[0], data.spread)
+    start = ga.decode(config, 10, SHAPE, state.population[0], data)
     np.testing.assert_array_equal(start.labels, np.eye(10))
     for generation in range(2):
         state, _ = algorithm.step(jax.random.key(generation), state, PARAMS, data)
-    labels = ga.decode(config, 10, SHAPE, state.population[-1], data.spread).labels
+    labels = ga.decode(config, 10, SHAPE, state.population[-1], data).labels
     np.testing.assert_allclose(labels.sum(1), 1, rtol=1e-5)
     assert labels.min() >= 0
     assert not np.array_equal(labels, np.eye(10))
     zeros = jnp.zeros_like(state.population[0])
-    np.testing.assert_allclose(ga.decode(config, 10, SHAPE, zeros, data.spread).labels, 0.1)
+    np.testing.assert_allclose(ga.decode(config, 10, SHAPE, zeros, data).labels, 0.1)
 
 
 @pytest.mark.parametrize(

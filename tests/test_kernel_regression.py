@@ -256,6 +256,28 @@ def test_an_image_holds_smaller_ones_that_networks_see_enlarged():
     np.testing.assert_allclose(again[:, 2:-2], smooth[:, 2:-2], atol=0.05)
 
 
+@settings(deadline=None, max_examples=20)
+@given(levels=st.integers(2, 256), seed=st.integers(0, 99))
+def test_pixels_of_few_levels_are_the_nearest_of_them(levels, seed):
+    pixels = np.random.default_rng(seed).normal(0.5, 0.5, 100).astype(np.float32)
+    values = np.linspace(0, 1, levels)
+    found = np.asarray(encodings.rounded(jnp.asarray(pixels), levels))
+    least = np.abs(pixels[:, None] - values).min(1)
+    np.testing.assert_allclose(np.abs(found - pixels), least, atol=1e-6)
+    np.testing.assert_allclose(np.abs(found[:, None] - values).min(1), 0, atol=1e-6)
+
+
+def test_images_of_one_bit_are_black_and_white():
+    dataset = load("digits")
+    config = dataclasses.replace(ga_distillation.RECOMMENDED, levels=2, factor=2)
+    data = ga_distillation.make_data(dataset)
+    code = ga_distillation.class_means(config, 10, data)
+    code += jax.random.normal(jax.random.key(0), code.shape)
+    found = ga_distillation.decode(config, 10, dataset.image_shape, code, data)
+    pixels = np.asarray(found.images * data.std + data.mean)
+    np.testing.assert_allclose(np.unique(pixels.round(5)), [0, 1])
+
+
 def test_images_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="factor must be >= 1 and divide 8 x 10, got 4"):
         encodings.create("pixels", (8, 10, 1), 14, 4)

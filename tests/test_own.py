@@ -19,7 +19,7 @@ from PIL import Image
 from evojax_suite import NetworkConfig, TrainingConfig, exports, from_arrays, load, networks
 from evojax_suite.algorithms import cest, ecomp, ga_distillation
 from evojax_suite.cli import main
-from evojax_suite.data import denormalize
+from evojax_suite.data import denormalize, normalize
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import feed_forward
 from evojax_suite.networks.feed_forward import Layer
@@ -93,6 +93,14 @@ def one_number(logits, labels):
 
 def fails(logits):
     return logits
+
+def nearest(images, labels, real_images, real_labels):
+    own, real = (each.reshape(len(each), -1) for each in (images, real_images))
+    apart = ((own[None] - real[:, None]) ** 2).sum(-1)
+    return (labels.argmax(1)[apart.argmin(1)] == real_labels).mean()
+
+def of_each(images, labels, real_images, real_labels):
+    return images
 
 number = 3
 """
@@ -196,6 +204,34 @@ def test_a_fitness_of_ones_own_is_the_mean_of_its_scores(own, digits):
     np.testing.assert_allclose(found.score, expected, rtol=1e-5)
 
 
+def test_a_judge_of_ones_own_sees_images_and_needs_no_gradient(own, digits, capsys, tmp_path):
+    import own_parts
+
+    config = replace(GA, fitness="own_parts:nearest", holdout_ratio=0.25, levels=4)
+    data = ga_distillation.make_data(digits)
+    key = jax.random.key(3)
+    population = ga_distillation.random_individuals(key, config, 10, data, 3)
+    found = ga_distillation.score_population(key, config, 10, (8, 8, 1), population, data)
+    sizes = [round(part * len(digits.validation)) for part in (0.75, 0.25)]
+    for scores, size in zip((found.fitness, found.holdout), sizes, strict=True):
+        correct = np.asarray(scores) * size
+        np.testing.assert_allclose(correct, correct.round(), atol=1e-3)  # fractions of each part
+        assert np.all((scores > 0.3) & (scores < 0.9))
+    one = ga_distillation.decode(config, 10, (8, 8, 1), population[1], data)
+    real = normalize(digits.validation.images, digits.mean, digits.std)
+    all_of_one = own_parts.nearest(*map(np.asarray, one), real, digits.validation.labels)
+    parts = np.array([found.fitness[1], found.holdout[1]]) @ sizes / sum(sizes)
+    assert float(all_of_one) == pytest.approx(parts, abs=1e-5)
+
+    run = ["ga-distillation", "--dataset", "digits", "--fitness", "own_parts:nearest"]
+    run += ["--population-size", "4", "--generations", "3", "--strong-random-repeats", "0"]
+    run += ["--num-networks", "1", "--num-epochs", "1", "--network", "MLP", "--width", "4"]
+    assert main([*run, "--runs-dir", str(tmp_path), "--name", "judged"]) == 0
+    summary = json.loads((tmp_path / "judged" / "summary.json").read_text())
+    assert 0.3 < summary["test_score"] < 0.9
+    assert "nan" not in capsys.readouterr().out
+
+
 def test_a_fitness_may_know_how_many_classes_there_are(own):
     config = replace(GA, fitness="own_parts:weighted")
     ga_distillation.build(config, 10, (8, 8, 1))
@@ -215,6 +251,7 @@ def test_a_fitness_may_know_how_many_classes_there_are(own):
         ("own_parts:one_number", r"must give \(n,\) numbers, got \(\)"),
         ("own_parts:fails", "must take logits"),
         ("own_parts:number", "must take logits"),
+        ("own_parts:of_each", r"must give a number for images \(n, H, W, C\)"),
     ],
 )
 def test_what_is_no_fitness_is_one_line(own, path, says):

@@ -26,6 +26,7 @@ means as the start is what we would use: no network is trained while it searches
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -54,6 +55,11 @@ from evojax_suite.training import (
     fit_and_evaluate_population,
 )
 from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
+
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
+"""How much a set of images is worth, more is better, without a network: any code, a gradient is not
+taken. (images (n, H, W, C), labels (n, num_classes), real images (M, H, W, C), their labels (M,)),
+images normalised."""
 
 TRAINED = "accuracy", "cross_entropy"
 """Fitness of a network that is trained on the individual."""
@@ -86,13 +92,16 @@ class Config:
     fitness: Literal["accuracy", "cross_entropy", "kernel_regression"] | str = "accuracy"
     """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
     `training.Score`, as package.module:function, of a network that is trained on the individual;
-    or, without training one, minus the error of kernel regression on training images."""
+    or, without training one, minus the error of kernel regression on training images, or your own
+    `Judge`, a function of four arguments, of the images themselves."""
     encoding: EncodingName = "pixels"
     """What evolves: pixels, or the lowest cosine coefficients of each image."""
     num_cosines: int = 14
     """Coefficients a side, at most as many as fit."""
     factor: int = 1
     """Smaller images a side that one image holds; networks see each at the full size."""
+    levels: int | None = None
+    """Values that a pixel can take, evenly spaced from 0 to 1: 2 is one bit; None is any value."""
     start: Literal["real", "class_means", "k_means"] = "real"
     """Where the search begins: at real training images, or (an algorithm that searches around a
     mean) at the mean of each class or at the centres of k-means in each class."""
@@ -171,6 +180,8 @@ class Config:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
         if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
             raise ValueError(f"fitness_subset_size must be >= 1, got {self.fitness_subset_size}")
+        if self.levels is not None and not 2 <= self.levels <= 256:
+            raise ValueError(f"levels must be in 2..256, got {self.levels}")
         if self.strategy_std is not None and not self.strategy_std > 0:
             raise ValueError(f"strategy_std must be > 0, got {self.strategy_std}")
         if self.strategy == "LaplaceGA" and self.strategy_std is not None:
@@ -196,6 +207,8 @@ RECOMMENDED = Config(
     kernel=KernelConfig(kernel_images=500),
 )
 """What we would use: no network is trained while it searches."""
+FOUR_IN_ONE = replace(RECOMMENDED, population_size=32, factor=2, start="k_means")
+"""The same for images of the same size that hold four smaller ones each."""
 
 
 @struct.dataclass
@@ -326,16 +339,19 @@ def decode(
     num_classes: int,
     image_shape: tuple[int, int, int],
     individual: Array,
-    spread: Array,
+    data: Data,
 ) -> Individual:
-    """The synthetic dataset that a flat individual (D,) is; spread: as in `Data`.
+    """The synthetic dataset that a flat individual (D,) is.
 
     Evolved labels are cut at 0 and scaled to sum 1; all zero they are uniform.
     """
     num_images = num_classes * config.images_per_class
     encoding = _encoding(config, image_shape)
     numbers = individual.reshape(num_images, -1)
-    images = encoding.decode(numbers[:, : encoding.num_dims], spread)
+    images = encoding.decode(numbers[:, : encoding.num_dims], data.spread)
+    if config.levels is not None:
+        pixels = encodings.rounded(images * data.std + data.mean, config.levels)
+        images = (pixels - data.mean) / data.std
     if not config.evolve_labels:
         classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
         return Individual(images, jax.nn.one_hot(classes, num_classes))
@@ -447,7 +463,7 @@ def score_population(
     `members`, indices (n,), where they are given: as they would score among all."""
 
     def decoded(member: Array) -> Individual:
-        one = decode(config, num_classes, image_shape, member, data.spread)
+        one = decode(config, num_classes, image_shape, member, data)
         return Individual(*encodings.unpacked(*one, config.factor))
 
     if config.fitness == "kernel_regression":
@@ -455,20 +471,7 @@ def score_population(
         network = networks.create(narrow, num_classes, image_shape)
         some = jnp.arange(len(population)) if members is None else members
         return _score_by_kernel(key, config, network, num_classes, decoded, population, some, data)
-    network = networks.create(config.network, num_classes, image_shape)
     key_networks, key_subset = jax.random.split(key)
-    population_size, repeats = population.shape[0], config.networks_per_member
-    if config.common_random_numbers:
-        keys = jnp.tile(jax.random.split(key_networks, repeats), population_size)
-    else:
-        keys = jax.random.split(key_networks, population_size * repeats)
-    if members is not None:
-        population = population[members]
-        keys = keys.reshape(population_size, repeats)[members].reshape(-1)
-        population_size = len(members)
-    individuals = jax.vmap(decoded)(population)
-    trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), individuals)
-
     images = normalize(data.fitness_images, data.mean, data.std)
     labels = data.fitness_labels
     num_holdout = _num_holdout(config, images.shape[0])
@@ -478,6 +481,24 @@ def score_population(
     if config.fitness_subset_size is not None:
         used = jax.random.permutation(key_subset, used)[: config.fitness_subset_size]
     parts = [used] if num_holdout == 0 else [used, holdout]
+    some = population if members is None else population[members]
+    if (judge := own_judge(config, num_classes, image_shape)) is not None:
+        individuals = jax.vmap(decoded)(some)
+        found = [_judged(judge, individuals, images[part], labels[part]) for part in parts]
+        unknown = jnp.full(len(some), jnp.nan)
+        return Scores(found[0], unknown, found[1] if num_holdout else unknown)
+
+    network = networks.create(config.network, num_classes, image_shape)
+    population_size, repeats = population.shape[0], config.networks_per_member
+    if config.common_random_numbers:
+        keys = jnp.tile(jax.random.split(key_networks, repeats), population_size)
+    else:
+        keys = jax.random.split(key_networks, population_size * repeats)
+    if members is not None:
+        keys = keys.reshape(population_size, repeats)[members].reshape(-1)
+        population_size = len(members)
+    individuals = jax.vmap(decoded)(some)
+    trained = jax.tree.map(lambda leaf: jnp.repeat(leaf, repeats, axis=0), individuals)
     evaluations = fit_and_evaluate_population(
         keys,
         network,
@@ -539,12 +560,67 @@ def _score_by_kernel(
     )
 
 
-def own_score(config: Config, num_classes: int) -> Score | None:
-    """The function that `fitness` names, None where it names none of your own. Raises ValueError
-    where there is no such function, or it does not give a number for each of some predictions."""
+def _judged(judge: Judge, individuals: Individual, images: Array, labels: Array) -> Array:
+    """(P,): what `judge`, called on the host, says of each individual."""
+
+    def on_host(own: Individual, *real: Array) -> np.ndarray:
+        images, labels, real_images, real_labels = map(np.asarray, (*own, *real))
+        found = [judge(*one, real_images, real_labels) for one in zip(images, labels, strict=True)]
+        return np.asarray(found, np.float32)
+
+    shape = jax.ShapeDtypeStruct((len(individuals.images),), jnp.float32)
+    return jax.pure_callback(on_host, shape, individuals, images, labels)
+
+
+def _own(config: Config, num_arguments: int) -> Callable | None:
+    """The function that `fitness` names, None where it is not of so many arguments. Raises
+    ValueError where there is none of that name."""
     if config.fitness in FITNESS:
         return None
     function = imported(config.fitness)
+    try:
+        of_four = len(inspect.signature(function).parameters) == 4
+    except (TypeError, ValueError):  # not callable, or one that does not tell
+        of_four = False
+    return function if of_four == (num_arguments == 4) else None
+
+
+def own_judge(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Judge | None:
+    """The function of images that `fitness` names, None where it names none. Raises ValueError
+    where it does not give a number for black images."""
+    if (function := _own(config, 4)) is None:
+        return None
+    num_images = num_classes * config.tiles_per_class
+    labels = np.arange(num_images) % num_classes
+    images = np.zeros((num_images, *image_shape), np.float32)
+    try:
+        float(function(images, np.eye(num_classes, dtype=np.float32)[labels], images, labels))
+    except Exception as error:
+        raise ValueError(
+            f"{config.fitness!r} must give a number for images (n, H, W, C), labels (n, "
+            f"num_classes), real images (m, H, W, C) and labels (m,): {first_line(error)}"
+        ) from error
+    return function
+
+
+def score_on_test(config: Config, dataset: Dataset, individual: Individual) -> float | None:
+    """What the function of images that `fitness` names says of an individual on the test part, None
+    where it names none. Opens the test part."""
+    judge = own_judge(config, dataset.num_classes, dataset.image_shape)
+    if judge is None:
+        return None
+    own = jnp.asarray(individual.images), jnp.asarray(individual.labels)
+    images, labels = encodings.unpacked(*own, config.factor)
+    real = np.asarray(normalize(dataset.test.images, dataset.mean, dataset.std))
+    return float(judge(np.asarray(images), np.asarray(labels), real, dataset.test.labels))
+
+
+def own_score(config: Config, num_classes: int) -> Score | None:
+    """The function of predictions that `fitness` names, None where it names none of your own.
+    Raises ValueError where there is no such function, or it does not give a number for each of some
+    predictions."""
+    if (function := _own(config, 2)) is None:
+        return None
     logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
     try:
@@ -612,6 +688,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
     own_score(config, num_classes)
+    own_judge(config, num_classes, image_shape)
     strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
     population_based = strategies.is_population_based(strategy)
     for name, value in (("best_of", config.best_of), ("start", config.start)):
@@ -732,7 +809,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
     def result(state: State, params: Params, data: Data) -> Individual:
         del params
-        return decode(config, num_classes, image_shape, state.best, data.spread)
+        return decode(config, num_classes, image_shape, state.best, data)
 
     def finished(state: State) -> Array:
         if config.patience is None:

@@ -85,7 +85,7 @@ def build(
 
     def result(state: State, params: Params, data: Data) -> Individual:
         del params
-        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one, data.spread))(
+        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one, data))(
             state.chosen
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,7 +60,7 @@ def _describe(report: Report, members_per_step: int) -> str:
     parts = [
         f"{title} {metrics[name]:{'.4f' if isinstance(metrics[name], float) else ','}}"
         for name, title in _SHOWN.items()
-        if name in metrics
+        if not math.isnan(metrics.get(name, math.nan))
     ]
     if metrics["num_failed"]:
         parts.append(f"failed {metrics['num_failed']}")

@@ -8,8 +8,8 @@ One image may hold factor x factor smaller ones of its class, each of which is e
 size before a network sees it (Kim et al. 2022, "Dataset Condensation via Efficient Synthetic-Data
 Parameterization", section 4.1): as many numbers, more and smoother images.
 
-An encoding is linear. `spread` is data, so that one compiled program serves every dataset of its
-shape.
+An encoding is linear; pixels of few levels are rounded after it. `spread` is data, so that one
+compiled program serves every dataset of its shape.
 """
 
 from __future__ import annotations
@@ -177,6 +177,11 @@ def packed(images: Array, factor: int) -> Array:
     shape = height // factor, width // factor, channels
     small = jax.image.resize(images, (len(images), *shape), "bilinear")
     return _joined(small.reshape(-1, factor**2, *shape), factor)
+
+
+def rounded(pixels: Array, levels: int) -> Array:
+    """Pixels, each the nearest of `levels` values evenly spaced from 0 to 1."""
+    return jnp.round(jnp.clip(pixels, 0, 1) * (levels - 1)) / (levels - 1)
 
 
 def cosine_basis(size: int) -> np.ndarray:

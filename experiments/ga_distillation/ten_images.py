@@ -55,9 +55,7 @@ def class_means(dataset: Dataset) -> ga_distillation.Individual:
     config = ga_distillation.Config()
     data = ga_distillation.make_data(dataset)
     means = ga_distillation.class_means(config, dataset.num_classes, data)
-    return ga_distillation.decode(
-        config, dataset.num_classes, dataset.image_shape, means, data.spread
-    )
+    return ga_distillation.decode(config, dataset.num_classes, dataset.image_shape, means, data)
 
 
 def judged_class_means(dataset: Dataset, found: DistilledDataset, num_networks: int) -> np.ndarray:
