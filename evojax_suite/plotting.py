@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from evojax_suite.charts import COLORS, Chart, Series, gradual, save_figure
 from evojax_suite.data.transforms import denormalize
@@ -65,12 +66,11 @@ def image_rows(
     count = min(len(images), max_columns)
     chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     classes = labels[chosen].argmax(-1)
-    real = np.stack([dataset.train.images[dataset.train.labels == c][0] for c in classes])
-    scale = 255.0 if real.dtype == np.uint8 else 1.0
+    real = _real_beside(dataset, labels[chosen])
     synthetic = stretched(dataset, np.asarray(images)[chosen])
     figure = Figure(figsize=(0.85 * count, 2.1))
     for row, (title, pictures) in enumerate(
-        (("real", _for_display(real / scale)), ("synthetic", _for_display(synthetic)))
+        (("real", _for_display(real)), ("synthetic", _for_display(synthetic)))
     ):
         for column in range(count):
             axes = figure.add_subplot(2, count, row * count + column + 1)
@@ -83,6 +83,50 @@ def image_rows(
             if column == 0:
                 axes.set_ylabel(title, fontsize=8)
     save_figure(figure, path)
+
+
+def evolution(
+    path: Path,
+    dataset: Dataset,
+    frames: np.ndarray,
+    labels: np.ndarray,
+    max_columns: int = 12,
+    side: int = 64,
+) -> None:
+    """An animated PNG of synthetic images (frames, n, H, W, C), normalised, below real ones; each
+    is stretched to its own range. labels: (n, num_classes)."""
+    chosen = np.linspace(0, frames.shape[1] - 1, min(frames.shape[1], max_columns))
+    chosen = chosen.round().astype(int)
+    real = _real_beside(dataset, labels[chosen])
+    size = (side, round(side * real.shape[1] / real.shape[2]))
+
+    def row(pictures: np.ndarray) -> np.ndarray:
+        pictures = np.round(255 * _for_display(pictures)).astype(np.uint8)
+        large = [
+            np.asarray(Image.fromarray(own).resize(size, Image.Resampling.NEAREST))
+            for own in pictures
+        ]
+        return np.concatenate(large, 1)
+
+    upper = row(real)
+    upper = np.concatenate([upper, np.zeros_like(upper[:4])])
+    pages = [
+        Image.fromarray(np.concatenate([upper, row(stretched(dataset, frame[chosen]))]))
+        for frame in frames
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    times = [300] * (len(pages) - 1) + [2500]
+    pages[0].save(path, save_all=True, append_images=pages[1:], duration=times, loop=0)
+
+
+def _real_beside(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
+    """The first training image of the class of each of `labels` (n, num_classes), in 0..1."""
+    images = [
+        dataset.train.images[np.argmax(dataset.train.labels == label)]
+        for label in labels.argmax(-1)
+    ]
+    real = np.stack(images)
+    return real / 255.0 if real.dtype == np.uint8 else real
 
 
 def soft_label_images(

@@ -29,6 +29,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -259,6 +260,18 @@ class State:
     best: Array  # (D,): the result if the run ended now
     best_score: Array  # (): its fitness, or its held-out score where images are held out
     best_generation: Array  # () int32: 1-based
+    frames: Array  # (num_frames, D): what the result was (`frame_of`)
+
+
+def num_frames(num_dims: int) -> int:
+    """How many results of earlier generations are kept: what takes a few megabytes."""
+    return max(1, min(24, 2**21 // num_dims))
+
+
+def frame_of(generation: Array, count: int) -> Array:
+    """Where among `count` frames the result of a generation, from 1 on, is kept, in place of the
+    one before it there: two frames for every doubling, since most happens early."""
+    return jnp.minimum(jnp.floor(2 * jnp.log2(generation)).astype(jnp.int32), count - 1)
 
 
 class Metrics(NamedTuple):
@@ -684,6 +697,15 @@ def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
     return params.replace(std_init=config.strategy_std)
 
 
+def history(config: Config, num_classes: int, state: State, data: Data) -> Array:
+    """Images (frames, n, H, W, C) of what the result was on the way, the last frame is `result`'s;
+    two frames for every doubling of the generations."""
+    height, width, channels = data.train_images.shape[1:]
+    kept = np.unique(frame_of(1.0 + jnp.arange(int(state.generation)), len(state.frames)))
+    decoded = partial(decode, config, num_classes, (height, width, channels))
+    return jax.lax.map(lambda frame: decoded(frame, data).images, state.frames[kept])
+
+
 def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
@@ -741,6 +763,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 best=population[0],
                 best_score=jnp.float32(-jnp.inf),
                 best_generation=jnp.int32(0),
+                frames=jnp.zeros((num_frames(population.shape[1]), population.shape[1])),
             )
         )
 
@@ -787,13 +810,16 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             leading = strategies.mean_of(strategy, strategy_state)
         better = (score > state.best_score) | (config.best_of != "run")
         generation = state.generation + 1
+        best = jnp.where(better, leading, state.best)
+        frame = frame_of(generation, len(state.frames))
         state = State(
             strategy=strategy_state,
             population=population,
             generation=generation,
-            best=jnp.where(better, leading, state.best),
+            best=best,
             best_score=jnp.where(better, score, state.best_score),
             best_generation=jnp.where(better, generation, state.best_generation),
+            frames=state.frames.at[frame].set(best),
         )
         metrics = Metrics(
             generation=generation,

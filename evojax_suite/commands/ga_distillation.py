@@ -112,6 +112,8 @@ def run(options: Options) -> Path:
         same_for_seeds=True,
     )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
+    frames = ga_distillation.history(config, dataset.num_classes, outcome.state, data)
+    frames = jax.device_get(frames)
 
     baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
     if options.strong_random_repeats:
@@ -206,7 +208,16 @@ def run(options: Options) -> Path:
         }
     write_json(directory / "summary.json", summary)
     _present(
-        directory, options, settings, dataset, result, summary, accuracies, strong, baseline_fitness
+        directory,
+        options,
+        settings,
+        dataset,
+        result,
+        summary,
+        accuracies,
+        strong,
+        baseline_fitness,
+        frames,
     )
     return directory
 
@@ -221,10 +232,12 @@ def _present(
     accuracies: np.ndarray,
     strong: np.ndarray,
     strong_fitness: list[float],
+    frames: np.ndarray,
 ) -> None:
     """Figures, report and the closing lines on the terminal."""
     figures = directory / "figures"
     plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
+    plotting.evolution(figures / "evolution.png", dataset, frames, result.labels)
     curves = plotting.fitness_curves(
         read_lines(directory / "metrics.jsonl"), options.config.fitness, strong_fitness
     )
@@ -267,6 +280,11 @@ def _present(
             Figure(
                 "images",
                 "Real images (upper row) and synthetic ones, each stretched to its own range",
+            ),
+            Figure(
+                "evolution",
+                f"From generation 1 to {summary['num_generations']:,}, two pictures for every "
+                "doubling",
             ),
             Figure("fitness", "Fitness by generation", curves),
         ],
