@@ -245,6 +245,20 @@ def test_soft_labels_are_probabilities_and_evolve(data):
     np.testing.assert_allclose(ga.decode(config, 10, SHAPE, zeros, data).labels, 0.1)
 
 
+def test_the_images_on_the_way_are_kept_twice_a_doubling(data):
+    algorithm = build()
+    state = algorithm.init(jax.random.key(0), PARAMS, data)
+    results = []
+    for generation in range(6):
+        state, _ = algorithm.step(jax.random.key(generation), state, PARAMS, data)
+        results.append(algorithm.result(state, PARAMS, data).images)
+    frames = ga.history(CONFIG, 10, state, data)  # after 1, 2, 3, 5 and 6 generations
+    np.testing.assert_array_equal(frames, np.stack([results[i] for i in (0, 1, 2, 4, 5)]))
+    places = np.asarray(ga.frame_of(1.0 + jnp.arange(5000), 24))
+    assert np.all(np.diff(places) >= 0)
+    assert places.max() == 23
+
+
 @pytest.mark.parametrize(
     "strategy", ["SimpleGA", "DifferentialEvolution", "PSO", "Open_ES", "PGPE"]
 )

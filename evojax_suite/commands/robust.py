@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from evojax_suite import devices, distilled, networks, robust_scores
-from evojax_suite.baselines import random
+from evojax_suite.baselines import probe, random
 from evojax_suite.commands.options import percent
 from evojax_suite.commands.progress import console, progress
 from evojax_suite.commands.smaller_sets import fitted_to
@@ -20,15 +20,8 @@ from evojax_suite.distilled import LITERATURE
 from evojax_suite.loop import Report
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.robust_scores import Judged
-from evojax_suite.training import (
-    EngineConfig,
-    TrainingConfig,
-    batches_of,
-    evaluate,
-    fit_epochs,
-    start_fit,
-)
-from evojax_suite.types import Array, Dataset, PyTree
+from evojax_suite.training import EngineConfig, TrainingConfig, batches_of, evaluate
+from evojax_suite.types import Array, Dataset, PyTree, training_data
 
 FULL_EPOCHS = 200
 
@@ -90,32 +83,27 @@ def train_on_all(
     key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
 ) -> Full:
     """One network on the whole training set of `dataset`, judged on its test part."""
-    train = with_whole_training_set(dataset).train
-    images = jnp.asarray(normalize(train.images, dataset.mean, dataset.std))
-    labels = jax.nn.one_hot(train.labels, dataset.num_classes)
-    module = networks.create(network, dataset.num_classes, dataset.image_shape)
-    training, size = on_all(num_epochs), len(train)
+    training = on_all(num_epochs)
+    config = probe.Config(network=network, training=training, engine=engine)
+    algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
+    data = training_data(with_whole_training_set(dataset))
     key_init, key_fit = jax.random.split(key)
-    state = start_fit(key_init, module, training, dataset.image_shape)
-    num_steps = num_epochs * training.num_batches(size)
-    console.say(f"{network.network} on all {size:,} training images, {num_epochs} epochs")
+    state, step = algorithm.init(key_init, None, data), jax.jit(algorithm.step)
+    console.say(
+        f"{network.network} on all {len(data.labels):,} training images, {num_epochs} epochs"
+    )
     with progress("training on all", num_epochs) as show:
         for epoch in range(num_epochs):
             start = time.perf_counter()
-            key = jax.random.fold_in(key_fit, epoch)
-            own = module, training, num_steps, state, images, labels, size, 1
-            state, seen = fit_epochs(key, *own)
-            losses = np.asarray(seen.losses)
-            metrics = {
-                "loss": float(losses.mean()),
-                "accuracy": float(np.mean(seen.correct)),
-                "num_failed": int((~np.isfinite(losses)).sum()),
-            }
-            show(Report(epoch + 1, num_epochs, metrics, time.perf_counter() - start, [metrics]))
+            state, metrics = step(jax.random.fold_in(key_fit, epoch), state, None, data)
+            row = {name: value.item() for name, value in metrics._asdict().items()}
+            show(Report(epoch + 1, num_epochs, row, time.perf_counter() - start, [row]))
+    variables = state.fit.variables
+    module = networks.create(network, dataset.num_classes, dataset.image_shape)
     found = jax.jit(lambda variables, batches: evaluate(module, variables, batches))(
-        state.variables, batches_of(dataset, dataset.test, engine)
+        variables, batches_of(dataset, dataset.test, engine)
     )
-    return Full(state.variables, float(found.accuracy), training)
+    return Full(variables, float(found.accuracy), training)
 
 
 def _random_sets(key: Array, dataset: Dataset, size: int, number: int) -> tuple[Array, Array]:

@@ -3,8 +3,8 @@ r"""Ten images by evolution on kernel regression: what runs found, class means b
     for name in mnist fashion_mnist cifar10; do for seed in 0 1 2; do
       evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed \
         --name $name-$seed
-      evojax-suite ga-distillation --recipe recommended --dataset $name --seed $seed \
-        --name $name-2x2-$seed --factor 2 --start k_means --population-size 32 --generations 400
+      evojax-suite ga-distillation --recipe four_in_one --dataset $name --seed $seed \
+        --name $name-2x2-$seed
     done; done
     python experiments/ga_distillation/ten_images.py \
       runs/{mnist,fashion_mnist,cifar10}-{,2x2-}{0,1,2}
@@ -93,7 +93,9 @@ def main(options: Options) -> None:
     for run in options.runs:
         found = DistilledDataset.load(run / "distilled.npz")
         summary = json.loads((run / "summary.json").read_text())
+        levels = summary["options"].get("levels")
         name = found.dataset + (f", {found.factor} x {found.factor}" if found.factor > 1 else "")
+        name += f", {levels} levels" if levels else ""
         if name not in table:
             dataset = load(found.dataset, options.data_dir)
             rows[name] = dataset, found
