@@ -152,7 +152,8 @@ def credit_by_image(
         together = max(1, 2**19 // (num_candidates * num_real * num_classes))
         return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
 
-    return jax.lax.map(lambda found: in_company(*found), (company, between)).mean(0).T
+    found = jax.lax.map(lambda own: in_company(*own), (company, between))
+    return jnp.nanmean(found, 0).T  # of those whose features are finite
 
 
 def features_of(

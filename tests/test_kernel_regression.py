@@ -163,6 +163,14 @@ def test_credit_is_that_of_a_regression_with_one_image_exchanged(
                 losses.append(kernel_regression.class_losses(said, real_labels, temperature))
             expected = np.mean(losses, 0)[classes[image]]
             np.testing.assert_allclose(found[candidate, image], expected, rtol=2e-3, atol=1e-4)
+    failed, between = jax.tree.map(  # company whose features are not finite is left out
+        lambda leaf: jnp.concatenate([leaf, jnp.full_like(leaf[:1], jnp.nan)]),
+        (other_kernels, between),
+    )
+    again = kernel_regression.credit_by_image(
+        own_kernels, failed, between, jnp.asarray(classes), jnp.asarray(real_labels), config
+    )
+    np.testing.assert_allclose(again, found, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(

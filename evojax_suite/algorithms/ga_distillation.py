@@ -697,13 +697,18 @@ def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
     return params.replace(std_init=config.strategy_std)
 
 
-def history(config: Config, num_classes: int, state: State, data: Data) -> Array:
-    """Images (frames, n, H, W, C) of what the result was on the way, the last frame is `result`'s;
-    two frames for every doubling of the generations."""
+def history(
+    config: Config, num_classes: int, state: State, data: Data
+) -> tuple[np.ndarray, Individual]:
+    """What the result was on the way: after which generations (F,), twice for every doubling, and
+    the individuals, with a leading axis F; the last is the result."""
     height, width, channels = data.train_images.shape[1:]
-    kept = np.unique(frame_of(1.0 + jnp.arange(int(state.generation)), len(state.frames)))
+    generations = 1 + np.arange(int(state.generation))
+    frames = np.asarray(frame_of(jnp.asarray(generations, jnp.float32), len(state.frames)))
+    last = np.append(np.diff(frames) > 0, True)
     decoded = partial(decode, config, num_classes, (height, width, channels))
-    return jax.lax.map(lambda frame: decoded(frame, data).images, state.frames[kept])
+    individuals = jax.lax.map(lambda frame: decoded(frame, data), state.frames[frames[last]])
+    return generations[last], individuals
 
 
 def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:

@@ -112,8 +112,9 @@ def run(options: Options) -> Path:
         same_for_seeds=True,
     )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
-    frames = ga_distillation.history(config, dataset.num_classes, outcome.state, data)
-    frames = jax.device_get(frames)
+    generations_of, frames = jax.device_get(
+        ga_distillation.history(config, dataset.num_classes, outcome.state, data)
+    )
 
     baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
     if options.strong_random_repeats:
@@ -177,6 +178,12 @@ def run(options: Options) -> Path:
         test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
     )
     result.save(directory / "distilled.npz")
+    np.savez_compressed(
+        directory / "frames.npz",
+        generations=generations_of,
+        images=frames.images,
+        labels=frames.labels,
+    )
     test_score = ga_distillation.score_on_test(config, dataset, individual)
     generations = int(outcome.state.generation)
     summary = {
@@ -217,7 +224,7 @@ def run(options: Options) -> Path:
         accuracies,
         strong,
         baseline_fitness,
-        frames,
+        frames.images,
     )
     return directory
 
