@@ -1,0 +1,325 @@
+"""What ways to ten images reach after equal seconds of search.
+
+    python experiments/ga_distillation/equal_seconds.py --dataset mnist --seconds 10 30 100 300
+
+Seconds are those of the steps; compilation is not counted. All start anew for every seed. Ways:
+
+    evolution          as `--recipe recommended` does it
+    gradient           the same error of kernel regression from the same class means in the same
+                       cosines, by Adam on its gradient by the images, as KIP and FRePo descend it
+    own column         Adam where each image follows the gradient of its own class's column alone
+    with noise         the same at images to which evolution's noise is added, new in each step
+    gradient matching  DC as published (`baselines/gradient_matching.py`)
+    trained fitness    SNES on the cross-entropy of networks trained on each candidate by the
+                       paper's recipe, in the same cosines from the class means
+    strong random      the best of random real images by that fitness
+
+What the first four return is averaged over their steps alike. Networks of the paper's recipe judge
+what each has at every number of seconds, on the test part, or on validation images (`--judged-on
+validation`), which is where a step size is chosen. Rows are kept in equal_seconds.json beside this
+file and are not run again; a chart of each dataset is drawn from all of them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from evojax_suite import distilled, kernel_regression, load, networks
+from evojax_suite.algorithms import ga_distillation as ga
+from evojax_suite.baselines import gradient_matching
+from evojax_suite.charts import Chart, Series, save_png
+from evojax_suite.commands.options import percent
+from evojax_suite.commands.progress import console
+from evojax_suite.data.transforms import normalize
+from evojax_suite.results import Rows, spread
+from evojax_suite.types import Array, Dataset
+
+WAYS = (
+    "evolution",
+    "gradient",
+    "own column",
+    "with noise",
+    "gradient matching",
+    "trained fitness",
+    "strong random",
+)
+CITED = {
+    "mnist": {"gradient matching, cited": 91.7, "paper 002, cited": 91.23},
+    "fashion_mnist": {"gradient matching, cited": 70.5},
+    "cifar10": {"gradient matching, cited": 28.3},
+}
+OUTPUT = Path(__file__).with_name("equal_seconds.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is compared."""
+
+    dataset: str = "mnist"
+    ways: tuple[str, ...] = WAYS
+    step: float = 0.03
+    """Adam's of the ways with a gradient of the regression, in standard deviations of a
+    coefficient."""
+    seconds: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
+    """Of the search, each judged."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    num_networks: int = 5
+    """Networks that judge each result."""
+    judged_on: Literal["test", "validation"] = "test"
+    data_dir: Path | None = None
+    output: Path = OUTPUT
+    config: ga.Config = field(default_factory=lambda: ga.RECOMMENDED)
+
+    def __post_init__(self):
+        if unknown := sorted(set(self.ways) - set(WAYS)):
+            raise ValueError(f"ways must be of {', '.join(WAYS)}, got {unknown[0]!r}")
+        if not self.seconds or not min(self.seconds) > 0:
+            raise ValueError(f"seconds must be > 0, got {self.seconds}")
+        if self.config.images_per_class != 1 or self.config.factor != 1:
+            raise ValueError("config must have one image a class and one in an image")
+
+
+class Search(NamedTuple):
+    """A way on one dataset."""
+
+    state: Any
+    step: Callable[[Array, Any], Any]
+    """(key, state) to the next state."""
+    result: Callable[[Any], ga.Individual]
+
+
+def evolution(config: ga.Config, key: Array, dataset: Dataset) -> Search:
+    """Of `config`, whatever its fitness and strategy."""
+    algorithm = ga.build(config, dataset.num_classes, dataset.image_shape)
+    params, data = ga.Params(), ga.make_data(dataset)
+    state = jax.jit(algorithm.init)(key, params, data)
+    step = jax.jit(lambda key, state, data: algorithm.step(key, state, params, data)[0])
+    return Search(
+        state,
+        lambda key, state: step(key, state, data),
+        lambda state: algorithm.result(state, params, data),
+    )
+
+
+def trained(config: ga.Config) -> ga.Config:
+    """The same search for the fitness of trained networks; few candidates, for a few minutes."""
+    return replace(
+        config,
+        fitness="cross_entropy",
+        common_random_numbers=True,
+        strategy="SNES",
+        population_size=8,
+        networks_per_member=1,
+        fitness_subset_size=1000,
+    )
+
+
+def strong_random(config: ga.Config, key: Array, dataset: Dataset) -> Search:
+    """The best of random individuals; a step tries a population."""
+    del key
+    own = replace(ga.Config(), fitness="cross_entropy", population_size=8, network=config.network)
+    own = replace(own, training=config.training, engine=config.engine)
+    num_classes, shape, data = dataset.num_classes, dataset.image_shape, ga.make_data(dataset)
+
+    @jax.jit
+    def step(key, state, data):
+        key_individuals, key_score = jax.random.split(key)
+        tried = ga.random_individuals(key_individuals, own, num_classes, data, own.population_size)
+        scores = ga.score_population(key_score, own, num_classes, shape, tried, data).fitness
+        best = jnp.nanargmax(scores)
+        better = scores[best] > state[1]
+        return jax.tree.map(
+            lambda a, b: jnp.where(better, a, b), (tried[best], scores[best]), state
+        )
+
+    start = jnp.zeros(ga.num_dims(own, num_classes, shape)), jnp.float32(-jnp.inf)
+    return Search(
+        start,
+        lambda key, state: step(key, state, data),
+        lambda state: ga.decode(own, num_classes, shape, state[0], data),
+    )
+
+
+def matching(config: ga.Config, key: Array, dataset: Dataset) -> Search:
+    """Gradient matching as published, networks as wide as the judges."""
+    own = gradient_matching.Config(network=config.network, engine=config.engine)
+    algorithm = gradient_matching.build(own, dataset.num_classes, dataset.image_shape)
+    data = gradient_matching.make_data(dataset)
+    step = jax.jit(lambda key, state, data: algorithm.step(key, state, None, data)[0])
+    return Search(
+        jax.jit(algorithm.init)(key, None, data),
+        lambda key, state: step(key, state, data),
+        lambda state: ga.Individual(*algorithm.result(state, None, data)),
+    )
+
+
+def descent(config: ga.Config, dataset: Dataset, way: str, step_size: float) -> Search:
+    """The error of kernel regression by gradients of the images."""
+    num_classes, shape, data = dataset.num_classes, dataset.image_shape, ga.make_data(dataset)
+    kernel, engine = config.kernel, config.engine
+    network = networks.create(
+        replace(config.network, width=kernel.kernel_width), num_classes, shape
+    )
+    optimizer = optax.adam(step_size)
+    start = ga.class_means(config, num_classes, data)
+    averaging, noise = 8.0, config.strategy_std if way == "with noise" else 0.0
+
+    def losses(code: Array, key: Array, data: ga.Data) -> Array:
+        """Of each class's column, (num_classes,)."""
+        key_networks, key_images = jax.random.split(key)
+        variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *shape))))(
+            jax.random.split(key_networks, config.networks_per_member)
+        )
+        drawn = jax.random.randint(key_images, (kernel.kernel_images,), 0, len(data.train_images))
+        real = normalize(data.train_images[drawn], data.mean, data.std)
+        of_real = kernel_regression.features_of(network, variables, real, engine)
+        images, labels = ga.decode(config, num_classes, shape, code, data)
+        own = jax.vmap(lambda v: jnp.asarray(network.apply(v, images, features_only=True)))(
+            variables
+        )
+        own = jnp.moveaxis(own, 0, 1).reshape(len(images), -1)
+        own = jnp.concatenate([own, jnp.ones((len(images), 1))], -1)
+        gram = own @ own.T
+        penalty = kernel.ridge * jnp.trace(gram) / len(gram)
+        found = kernel_regression.predict(gram, labels - 1 / num_classes, of_real @ own.T, penalty)
+        return kernel_regression.class_losses(
+            found + 1 / num_classes, data.train_labels[drawn], kernel.temperature
+        )
+
+    @jax.jit
+    def step(key, state, data):
+        key_noise, key_losses = jax.random.split(key)
+        code, average, opt_state, count = state
+        at = code + noise * jax.random.normal(key_noise, code.shape)
+        _, pull_back = jax.vjp(lambda code: losses(code, key_losses, data), at)
+        if way == "gradient":
+            (gradient,) = pull_back(jnp.ones(num_classes))
+        else:  # with one image a class, image and column have the same number
+            (of_columns,) = jax.vmap(pull_back)(jnp.eye(num_classes))
+            each = of_columns.reshape(num_classes, num_classes, -1)
+            gradient = jnp.diagonal(each).T.reshape(-1)
+        updates, opt_state = optimizer.update(gradient, opt_state)
+        code = jnp.asarray(optax.apply_updates(code, updates))
+        average += (averaging + 1) / (averaging + count + 1) * (code - average)
+        return code, average, opt_state, count + 1
+
+    return Search(
+        (start, start, optimizer.init(start), jnp.int32(0)),
+        lambda key, state: step(key, state, data),
+        lambda state: ga.decode(config, num_classes, shape, state[1], data),
+    )
+
+
+def begin(options: Options, dataset: Dataset, way: str, seed: int) -> Search:
+    """A way from its start."""
+    key, config = jax.random.fold_in(jax.random.key(seed), 2**31), options.config
+    match way:
+        case "evolution":
+            return evolution(config, key, dataset)
+        case "trained fitness":
+            return evolution(trained(config), key, dataset)
+        case "strong random":
+            return strong_random(config, key, dataset)
+        case "gradient matching":
+            return matching(config, key, dataset)
+    return descent(config, dataset, way, options.step)
+
+
+def snapshots(
+    search: Search, seed: int, marks: tuple[float, ...]
+) -> list[tuple[float, int, ga.Individual]]:
+    """What a search has at each of `marks` seconds: seconds spent, steps, ten images."""
+    jax.block_until_ready(search.step(jax.random.key(0), search.state))  # compiles
+    state, spent, count, found = search.state, 0.0, 0, []
+    for mark in sorted(marks):
+        while spent < mark:
+            key = jax.random.fold_in(jax.random.key(seed), count)
+            start = time.perf_counter()
+            state = jax.block_until_ready(search.step(key, state))
+            spent += time.perf_counter() - start
+            count += 1
+        found.append((spent, count, search.result(state)))
+    return found
+
+
+def chart(rows: Rows, dataset: str) -> Chart:
+    """Accuracy on the test part by seconds, a line a way: mean and deviation over seeds."""
+    series = []
+    for way in WAYS:
+        own = [
+            row
+            for row in rows
+            if (row["dataset"], row["judged on"], row["way"]) == (dataset, "test", way)
+        ]
+        marks = sorted({row["mark"] for row in own})
+        at = [[row for row in own if row["mark"] == mark] for mark in marks]
+        means = [[100 * float(np.mean(row["accuracies"])) for row in group] for group in at]
+        middle = np.array([np.mean(group) for group in means])
+        apart = np.array([np.std(group) for group in means])
+        seconds = [np.mean([row["seconds"] for row in group]) for group in at]
+        if marks:
+            series.append(
+                Series(way, seconds, middle, middle - apart, middle + apart, "joined points")
+            )
+    levels = CITED.get(dataset, {})
+    return Chart("seconds of search", "test accuracy, %", series, log_x=True, levels=levels)
+
+
+def main(options: Options) -> None:
+    without = "dataset", "ways", "step", "seconds", "seeds", "judged_on", "data_dir", "output"
+    rows = Rows(options.output, options, *without)
+    dataset = load(options.dataset, options.data_dir)
+    if options.judged_on == "validation":
+        dataset = replace(dataset, test=dataset.validation)
+    for seed in options.seeds:
+        for way in options.ways:
+            step = options.step if way in WAYS[1:4] else None
+            about = {"dataset": options.dataset, "judged on": options.judged_on}
+            about |= {"way": way, "step": step, "seed": seed}
+            known = {row["mark"] for row in rows if about.items() <= row.items()}
+            if known >= set(options.seconds):
+                continue
+            search = begin(options, dataset, way, seed)
+            marks = tuple(mark for mark in options.seconds if mark not in known)
+            for mark, (seconds, steps, found) in zip(
+                sorted(marks), snapshots(search, seed, marks), strict=True
+            ):
+                accuracies = distilled.accuracies_on_test(
+                    jax.random.key(1000 + seed),
+                    found.images,
+                    found.labels,
+                    dataset,
+                    options.config.network,
+                    options.config.training,
+                    options.num_networks,
+                    options.config.engine,
+                )
+                row = about | {"mark": mark, "seconds": seconds, "steps": steps}
+                rows.add(row | {"accuracies": accuracies.tolist()})
+                console.say(f"{way}, seed {seed}, {seconds:.0f} s: {percent(accuracies)} %")
+    print("| dataset | judged on | way | step | seconds | steps | runs | accuracy, mean ± std |")
+    print("|---" * 8 + "|")
+    names = "dataset", "judged on", "way", "step", "mark"
+    for kind in dict.fromkeys(tuple(row[name] for name in names) for row in rows):
+        own = [row for row in rows if tuple(row[name] for name in names) == kind]
+        means = [100 * float(np.mean(row["accuracies"])) for row in own]
+        steps = round(np.mean([row["steps"] for row in own]))
+        shown = [*map(str, kind), str(steps), str(len(own)), spread(means, 2)]
+        print("| " + " | ".join(shown) + " |")
+    drawn = chart(rows, options.dataset)
+    if drawn.series:
+        save_png(options.output.with_name(f"equal_seconds_{options.dataset}.png"), [drawn])
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))
