@@ -12,8 +12,8 @@ $(VENV)/installed-%: pyproject.toml
 .PHONY: demo test bench gpu-check docs clean
 
 # What we would use, for images of 8x8.
-DEMO := --recipe recommended --generations 700 --depth 1 --num-epochs 60 --kernel-width 64 \
-	--networks-per-member 2 --company 4
+DEMO := --recipe recommended --population-size 64 --generations 700 --depth 1 --num-epochs 60 \
+	--kernel-width 64 --kernel-images 500 --networks-per-member 2 --company 4
 
 demo: $(VENV)/installed-user
 	rm -rf runs/demo

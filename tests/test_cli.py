@@ -57,7 +57,7 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     typed = ["--generations", "2", "--population-size", "6", *small]
     assert main([*begin, "--name", "typed", *typed]) == 0
     # Four smaller images in one: the file says so, and both judges train on each of them.
-    assert main([*begin, "--name", "smaller", *typed, "--factor", "2", "--start", "k_means"]) == 0
+    assert main([*begin, "--recipe", "four_in_one", "--name", "smaller", *typed]) == 0
     found = distilled.DistilledDataset.load(tmp_path / "smaller" / "distilled.npz")
     assert (found.factor, found.images.shape) == (2, (10, 8, 8, 1))
     output = tmp_path / "judged.json"

@@ -197,7 +197,7 @@ class Config:
 
 
 RECOMMENDED = Config(
-    population_size=64,
+    population_size=256,
     networks_per_member=4,
     strategy="BlockES",
     strategy_std=0.4,
@@ -205,10 +205,16 @@ RECOMMENDED = Config(
     encoding="cosines",
     start="class_means",
     best_of="mean",
-    kernel=KernelConfig(kernel_images=500),
+    kernel=KernelConfig(kernel_images=1000),
 )
 """What we would use: no network is trained while it searches."""
-FOUR_IN_ONE = replace(RECOMMENDED, population_size=32, factor=2, start="k_means")
+FOUR_IN_ONE = replace(
+    RECOMMENDED,
+    population_size=32,
+    factor=2,
+    start="k_means",
+    kernel=KernelConfig(kernel_images=500),
+)
 """The same for images of the same size that hold four smaller ones each."""
 
 
