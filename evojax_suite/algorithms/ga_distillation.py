@@ -580,15 +580,28 @@ def _score_by_kernel(
 
 
 def _judged(judge: Judge, individuals: Individual, images: Array, labels: Array) -> Array:
-    """(P,): what `judge`, called on the host, says of each individual."""
+    """(P,): what `judge` says of each individual. Not to be traced: with real images as arguments
+    `jax.pure_callback` stands still on a CPU."""
+    real = np.asarray(images), np.asarray(labels)
+    own = zip(np.asarray(individuals.images), np.asarray(individuals.labels), strict=True)
+    return jnp.asarray([judge(*one, *real) for one in own], jnp.float32)
 
-    def on_host(own: Individual, *real: Array) -> np.ndarray:
-        images, labels, real_images, real_labels = map(np.asarray, (*own, *real))
-        found = [judge(*one, real_images, real_labels) for one in zip(images, labels, strict=True)]
-        return np.asarray(found, np.float32)
 
-    shape = jax.ShapeDtypeStruct((len(individuals.images),), jnp.float32)
-    return jax.pure_callback(on_host, shape, individuals, images, labels)
+def over_members(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    init: Callable,
+    divided: Divided,
+    result: Callable,
+    finished: Callable,
+) -> Algorithm:
+    """The algorithm whose step evaluates members by `score_population`: scannable and divided over
+    devices, unless `fitness` is a function of images, which is called between two programs."""
+    if own_judge(config, num_classes, image_shape) is None:
+        return Algorithm(init, divided.step, result, finished, divided=divided)
+    step = divided._replace(keys=jax.jit(divided.keys), advance=jax.jit(divided.advance)).step
+    return Algorithm(jax.jit(init), step, result, finished, scannable=False)
 
 
 def _own(config: Config, num_arguments: int) -> Callable | None:
@@ -721,7 +734,6 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
     own_score(config, num_classes)
-    own_judge(config, num_classes, image_shape)
     strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
     population_based = strategies.is_population_based(strategy)
     for name, value in (("best_of", config.best_of), ("start", config.start)):
@@ -854,4 +866,4 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return state.generation - state.best_generation >= config.patience
 
     divided = Divided(config.population_size, keys, score, advance)
-    return Algorithm(init, divided.step, result, finished, divided=divided)
+    return over_members(config, num_classes, image_shape, init, divided, result, finished)

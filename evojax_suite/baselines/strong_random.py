@@ -18,6 +18,7 @@ from evojax_suite.algorithms.ga_distillation import (
     Individual,
     Params,
     decode,
+    over_members,
     random_individuals,
     rank_last,
     score_population,
@@ -94,4 +95,4 @@ def build(
         return jnp.bool_(False)
 
     divided = Divided(config.population_size, keys, score, advance)
-    return Algorithm(init, divided.step, result, finished, divided=divided)
+    return over_members(config, num_classes, image_shape, init, divided, result, finished)

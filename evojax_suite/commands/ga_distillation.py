@@ -109,7 +109,7 @@ def run(options: Options) -> Path:
         options.num_generations,
         directory,
         members_per_step=per_step,
-        same_for_seeds=True,
+        same_for_seeds=algorithm.scannable,
     )
     individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
     generations_of, frames = jax.device_get(
@@ -131,7 +131,7 @@ def run(options: Options) -> Path:
             options.strong_random_repeats,
             baseline_directory,
             members_per_step=per_step,
-            same_for_seeds=True,
+            same_for_seeds=algorithm.scannable,
         )
         baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
         lines = read_lines(baseline_directory / "metrics.jsonl")
