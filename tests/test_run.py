@@ -87,7 +87,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     for figure in ("fitness.png", "images.png"):
         assert (finished / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
-    assert page.count('<img src="data:image/png;base64,') == 1
+    assert page.count('<img src="data:image/png;base64,') == 2
     assert page.count('<div class="charts one">') == 1
     assert "--config" in page
     data = DistilledDataset.load(finished / "distilled.npz")
