@@ -12,8 +12,8 @@ images of different candidates combine into new datasets at the price of a small
 of a candidate is tried alone, in the company of the other images of a few candidates, and what is
 learnt of it holds no noise of what happened to the rest. The company is fitted once without image
 s; adding an image to a fitted regression is a step of Gaussian elimination (Rasmussen and Williams
-2006, A.3), so that thousands of combinations cost less than the
-features of a ConvNet-3 do (on images of 8 x 8 they cost more: make `company` smaller).
+2006, A.3), so that thousands of combinations cost less than the features of a ConvNet-3 do (on
+images of 8 x 8 they cost more: make `company` smaller).
 
 An image answers for the column of its class, not for the sum of all, and the company moves as well.
 The sum with the company held still is what a gradient would descend: it falls as fast, and trained
@@ -164,7 +164,7 @@ def features_of(
     batch_size = engine.resolved_evaluation_batch_size(images.shape[1:])
 
     def features(variables):
-        return extract_features(network, variables, images, len(images), batch_size)
+        return extract_features(network, variables, images, None, batch_size)
 
     found = jnp.moveaxis(jax.lax.map(features, variables), 0, 1).reshape(len(images), -1)
     return jnp.concatenate([found, jnp.ones((len(images), 1))], -1)

@@ -55,6 +55,11 @@ def stretched(dataset: Dataset, images: np.ndarray) -> np.ndarray:
     return (images - low) / np.maximum(high - low, 1e-6)
 
 
+def _spread_over(number: int, most: int) -> np.ndarray:
+    """Which of `number` images are shown, evenly, where there is room for `most`."""
+    return np.linspace(0, number - 1, min(number, most)).round().astype(int)
+
+
 def image_rows(
     path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_columns: int = 12
 ) -> None:
@@ -63,8 +68,8 @@ def image_rows(
     images: (n, H, W, C) normalised; each is stretched to its own range, since evolution leaves
     the range of real images. labels: (n, num_classes).
     """
-    count = min(len(images), max_columns)
-    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
+    chosen = _spread_over(len(images), max_columns)
+    count = len(chosen)
     classes = labels[chosen].argmax(-1)
     real = _real_beside(dataset, labels[chosen])
     synthetic = stretched(dataset, np.asarray(images)[chosen])
@@ -95,8 +100,7 @@ def evolution(
 ) -> None:
     """An animated PNG of synthetic images (frames, n, H, W, C), normalised, below real ones; each
     is stretched to its own range. labels: (n, num_classes)."""
-    chosen = np.linspace(0, frames.shape[1] - 1, min(frames.shape[1], max_columns))
-    chosen = chosen.round().astype(int)
+    chosen = _spread_over(frames.shape[1], max_columns)
     real = _real_beside(dataset, labels[chosen])
     size = (side, round(side * real.shape[1] / real.shape[2]))
 
@@ -137,10 +141,10 @@ def soft_label_images(
     images: (n, H, W, C) normalised; shown as they are, cut at black and white. labels:
     (n, num_classes).
     """
-    count = min(len(images), max_images)
+    chosen = _spread_over(len(images), max_images)
+    count = len(chosen)
     columns = min(count, 5)
     rows = -(-count // columns)
-    chosen = np.linspace(0, len(images) - 1, count).round().astype(int)
     pictures = _for_display(denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std))
     # One coordinate system for all: axes of their own would take seconds to draw.
     figure = Figure(figsize=(2.4 * columns, 1.2 * rows))

@@ -71,7 +71,7 @@ class DistillationProblem(_WithData):
         ga_distillation.check(self.config, dataset)
         self.num_classes, self.image_shape = dataset.num_classes, dataset.image_shape
         ga_distillation.own_score(self.config, self.num_classes)
-        if ga_distillation.own_judge(self.config, self.num_classes, self.image_shape) is not None:
+        if ga_distillation.own_judge(self.config) is not None:
             raise ValueError(
                 f"evosax traces a problem, and a function of images is not, got "
                 f"{self.config.fitness!r}"

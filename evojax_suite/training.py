@@ -311,12 +311,16 @@ def fit_epochs(
 
 @partial(jax.jit, static_argnames=("network", "batch_size"))
 def extract_features(
-    network: nn.Module, variables: PyTree, images: Array, num_images: int | Array, batch_size: int
+    network: nn.Module,
+    variables: PyTree,
+    images: Array,
+    num_images: int | Array | None,
+    batch_size: int,
 ) -> Array:
     """What the last layer of the network sees of the first `num_images` images of a buffer.
 
-    images: (N, H, W, C) normalised. Returns (N, F), zeros beyond `num_images` (traced). Raises
-    ValueError where the network does not give features.
+    images: (N, H, W, C) normalised. Returns (N, F), zeros beyond `num_images` (traced). None is all
+    images, and differentiable by them. Raises ValueError where the network does not give features.
     """
     if not hasattr(network, "bottleneck"):
         raise ValueError(f"features come from the ConvNet alone, got {type(network).__name__}")
@@ -332,8 +336,9 @@ def extract_features(
         return jax.lax.dynamic_update_slice_in_dim(features, features_of(images_of_batch), start, 0)
 
     size = jax.eval_shape(features_of, images[:1]).shape[-1]
-    features = jax.lax.fori_loop(0, -(-num_images // batch_size), body, jnp.zeros((capacity, size)))
-    return jnp.where(jnp.arange(capacity)[:, None] < num_images, features, 0)
+    number = capacity if num_images is None else num_images
+    features = jax.lax.fori_loop(0, -(-number // batch_size), body, jnp.zeros((capacity, size)))
+    return jnp.where(jnp.arange(capacity)[:, None] < number, features, 0)
 
 
 def judge_each(

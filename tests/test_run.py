@@ -84,7 +84,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
     assert [line["generation"] for line in metrics] == list(range(1, GENERATIONS + 1))
     assert summary["fitness_best"] == max(line["fitness_best"] for line in metrics)
-    for figure in ("fitness.png", "images.png"):
+    for figure in ("fitness.png", "images.png", "evolution.png"):
         assert (finished / "figures" / figure).read_bytes().startswith(b"\x89PNG")
     page = (finished / "report.html").read_text()
     assert page.count('<img src="data:image/png;base64,') == 2

@@ -873,6 +873,19 @@ def test_features_are_what_the_last_layer_sees():
         alone = network.apply(variables, images[index : index + 1], features_only=True)
         np.testing.assert_allclose(features[index], alone[0], atol=1e-6)
     np.testing.assert_array_equal(features[5:], 0)
+
+    def of_all(images):  # three batches of seven images: the last two overlap
+        return extract_features(network, variables, images, None, 3)
+
+    def directly(images):
+        return network.apply(variables, images, features_only=True)
+
+    np.testing.assert_allclose(of_all(images), directly(images), atol=1e-6)
+    by_batches, at_once = (
+        jax.grad(lambda images, function=function: (function(images) ** 2).sum())(images)
+        for function in (of_all, directly)
+    )
+    np.testing.assert_allclose(by_batches, at_once, atol=1e-4)
     hidden = nn.relu(
         features[:5] @ variables["params"]["bottleneck_layer"]["kernel"]
         + variables["params"]["bottleneck_layer"]["bias"]

@@ -501,7 +501,7 @@ def score_population(
         used = jax.random.permutation(key_subset, used)[: config.fitness_subset_size]
     parts = [used] if num_holdout == 0 else [used, holdout]
     some = population if members is None else population[members]
-    if (judge := own_judge(config, num_classes, image_shape)) is not None:
+    if (judge := own_judge(config)) is not None:
         individuals = jax.vmap(decoded)(some)
         found = [_judged(judge, individuals, images[part], labels[part]) for part in parts]
         unknown = jnp.full(len(some), jnp.nan)
@@ -588,58 +588,54 @@ def _judged(judge: Judge, individuals: Individual, images: Array, labels: Array)
 
 
 def over_members(
-    config: Config,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    init: Callable,
-    divided: Divided,
-    result: Callable,
-    finished: Callable,
+    config: Config, init: Callable, divided: Divided, result: Callable, finished: Callable
 ) -> Algorithm:
     """The algorithm whose step evaluates members by `score_population`: scannable and divided over
     devices, unless `fitness` is a function of images, which is called between two programs."""
-    if own_judge(config, num_classes, image_shape) is None:
+    if own_judge(config) is None:
         return Algorithm(init, divided.step, result, finished, divided=divided)
     step = divided._replace(keys=jax.jit(divided.keys), advance=jax.jit(divided.advance)).step
     return Algorithm(jax.jit(init), step, result, finished, scannable=False)
 
 
-def _own(config: Config, num_arguments: int) -> Callable | None:
-    """The function that `fitness` names, None where it is not of so many arguments. Raises
-    ValueError where there is none of that name."""
+def _own(config: Config) -> tuple[Callable | None, bool]:
+    """The function that `fitness` names, None where it names none of your own, and whether it takes
+    images. Raises ValueError where there is no such function."""
     if config.fitness in FITNESS:
-        return None
+        return None, False
     function = imported(config.fitness)
     try:
-        of_four = len(inspect.signature(function).parameters) == 4
+        return function, len(inspect.signature(function).parameters) == 4
     except (TypeError, ValueError):  # not callable, or one that does not tell
-        of_four = False
-    return function if of_four == (num_arguments == 4) else None
+        return function, False
 
 
-def own_judge(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Judge | None:
-    """The function of images that `fitness` names, None where it names none. Raises ValueError
-    where it does not give a number for black images."""
-    if (function := _own(config, 4)) is None:
-        return None
+def own_judge(config: Config) -> Judge | None:
+    """The function of images that `fitness` names, None where it names none."""
+    function, takes_images = _own(config)
+    return function if takes_images else None
+
+
+def check_judge(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> None:
+    """Raise ValueError where `own_judge` gives no number for black images."""
+    if (judge := own_judge(config)) is None:
+        return
     num_images = num_classes * config.tiles_per_class
     labels = np.arange(num_images) % num_classes
     images = np.zeros((num_images, *image_shape), np.float32)
     try:
-        float(function(images, np.eye(num_classes, dtype=np.float32)[labels], images, labels))
+        float(judge(images, np.eye(num_classes, dtype=np.float32)[labels], images, labels))
     except Exception as error:
         raise ValueError(
             f"{config.fitness!r} must give a number for images (n, H, W, C), labels (n, "
             f"num_classes), real images (m, H, W, C) and labels (m,): {first_line(error)}"
         ) from error
-    return function
 
 
 def score_on_test(config: Config, dataset: Dataset, individual: Individual) -> float | None:
     """What the function of images that `fitness` names says of an individual on the test part, None
     where it names none. Opens the test part."""
-    judge = own_judge(config, dataset.num_classes, dataset.image_shape)
-    if judge is None:
+    if (judge := own_judge(config)) is None:
         return None
     own = jnp.asarray(individual.images), jnp.asarray(individual.labels)
     images, labels = encodings.unpacked(*own, config.factor)
@@ -651,7 +647,8 @@ def own_score(config: Config, num_classes: int) -> Score | None:
     """The function of predictions that `fitness` names, None where it names none of your own.
     Raises ValueError where there is no such function, or it does not give a number for each of some
     predictions."""
-    if (function := _own(config, 2)) is None:
+    function, takes_images = _own(config)
+    if function is None or takes_images:
         return None
     logits = jax.ShapeDtypeStruct((2, num_classes), jnp.float32)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)
@@ -734,6 +731,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
     networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
     own_score(config, num_classes)
+    check_judge(config, num_classes, image_shape)
     strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
     population_based = strategies.is_population_based(strategy)
     for name, value in (("best_of", config.best_of), ("start", config.start)):
@@ -866,4 +864,4 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         return state.generation - state.best_generation >= config.patience
 
     divided = Divided(config.population_size, keys, score, advance)
-    return over_members(config, num_classes, image_shape, init, divided, result, finished)
+    return over_members(config, init, divided, result, finished)

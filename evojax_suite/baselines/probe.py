@@ -123,7 +123,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         del params
         images = normalize(data.images, data.mean, data.std)
         batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
-        features = extract_features(network, state.fit.variables, images, len(images), batch_size)
+        features = extract_features(network, state.fit.variables, images, None, batch_size)
         return Evidence(features, forgetting.score(state.history))
 
     def finished(state: State) -> Array:

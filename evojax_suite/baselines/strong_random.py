@@ -95,4 +95,4 @@ def build(
         return jnp.bool_(False)
 
     divided = Divided(config.population_size, keys, score, advance)
-    return over_members(config, num_classes, image_shape, init, divided, result, finished)
+    return over_members(config, init, divided, result, finished)

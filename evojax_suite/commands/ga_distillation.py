@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,7 +22,7 @@ from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
 from evojax_suite.report import Figure, Table
-from evojax_suite.results import open_run, read_lines, write_json
+from evojax_suite.results import open_run, read_lines, write_atomically, write_json
 from evojax_suite.types import Dataset
 
 
@@ -178,12 +179,11 @@ def run(options: Options) -> Path:
         test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
     )
     result.save(directory / "distilled.npz")
+    buffer = io.BytesIO()
     np.savez_compressed(
-        directory / "frames.npz",
-        generations=generations_of,
-        images=frames.images,
-        labels=frames.labels,
+        buffer, generations=generations_of, images=frames.images, labels=frames.labels
     )
+    write_atomically(directory / "frames.npz", buffer.getvalue())
     test_score = ga_distillation.score_on_test(config, dataset, individual)
     generations = int(outcome.state.generation)
     summary = {

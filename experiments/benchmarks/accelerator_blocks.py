@@ -741,7 +741,7 @@ class Search(NamedTuple):
 
 
 def search(options: Options, sizes: Sizes, name: str, factor: int) -> Search:
-    """Of ten images of a dataset, each of which holds factor x factor smaller ones."""
+    """Compiles the search for ten images that hold factor x factor smaller ones each."""
     assert options.data_dir is not None or options.rehearse
     file = (options.data_dir or Path()) / f"{name}.npz"
     dataset = load(str(file) if file.exists() else name, options.data_dir)

@@ -37,6 +37,7 @@ import tyro
 from evojax_suite import distilled, kernel_regression, load, networks
 from evojax_suite.algorithms import ga_distillation as ga
 from evojax_suite.baselines import gradient_matching
+from evojax_suite.baselines import strong_random as strong_random_selection
 from evojax_suite.charts import Chart, Series, save_png
 from evojax_suite.commands.options import percent
 from evojax_suite.commands.progress import console
@@ -71,7 +72,7 @@ class Options:
     """Adam's of the ways with a gradient of the regression, in standard deviations of a
     coefficient."""
     seconds: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
-    """Of the search, each judged."""
+    """What a search has after each of these seconds is judged."""
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     num_networks: int = 5
     """Networks that judge each result."""
@@ -99,7 +100,7 @@ class Search(NamedTuple):
 
 
 def evolution(config: ga.Config, key: Array, dataset: Dataset) -> Search:
-    """Of `config`, whatever its fitness and strategy."""
+    """The search that `config` says, whatever its fitness and strategy."""
     algorithm = ga.build(config, dataset.num_classes, dataset.image_shape)
     params, data = ga.Params(), ga.make_data(dataset)
     state = jax.jit(algorithm.init)(key, params, data)
@@ -126,27 +127,24 @@ def trained(config: ga.Config) -> ga.Config:
 
 def strong_random(config: ga.Config, key: Array, dataset: Dataset) -> Search:
     """The best of random individuals; a step tries a population."""
-    del key
     own = replace(ga.Config(), fitness="cross_entropy", population_size=8, network=config.network)
     own = replace(own, training=config.training, engine=config.engine)
-    num_classes, shape, data = dataset.num_classes, dataset.image_shape, ga.make_data(dataset)
+    algorithm = strong_random_selection.build(own, 1, dataset.num_classes, dataset.image_shape)
+    params, data = ga.Params(), ga.make_data(dataset)
+    start = algorithm.init(key, params, data)
 
     @jax.jit
     def step(key, state, data):
-        key_individuals, key_score = jax.random.split(key)
-        tried = ga.random_individuals(key_individuals, own, num_classes, data, own.population_size)
-        scores = ga.score_population(key_score, own, num_classes, shape, tried, data).fitness
-        best = jnp.nanargmax(scores)
-        better = scores[best] > state[1]
-        return jax.tree.map(
-            lambda a, b: jnp.where(better, a, b), (tried[best], scores[best]), state
-        )
+        best, fitness = state
+        new, metrics = algorithm.step(key, start, params, data)
+        better = metrics.fitness_best > fitness
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
+        return kept, jnp.maximum(metrics.fitness_best, fitness)
 
-    start = jnp.zeros(ga.num_dims(own, num_classes, shape)), jnp.float32(-jnp.inf)
     return Search(
-        start,
+        (start, jnp.float32(-jnp.inf)),
         lambda key, state: step(key, state, data),
-        lambda state: ga.decode(own, num_classes, shape, state[0], data),
+        lambda state: jax.tree.map(lambda leaf: leaf[0], algorithm.result(state[0], params, data)),
     )
 
 
@@ -166,35 +164,27 @@ def matching(config: ga.Config, key: Array, dataset: Dataset) -> Search:
 def descent(config: ga.Config, dataset: Dataset, way: str, step_size: float) -> Search:
     """The error of kernel regression by gradients of the images."""
     num_classes, shape, data = dataset.num_classes, dataset.image_shape, ga.make_data(dataset)
-    kernel, engine = config.kernel, config.engine
-    network = networks.create(
-        replace(config.network, width=kernel.kernel_width), num_classes, shape
-    )
+    narrow = replace(config.network, width=config.kernel.kernel_width)
+    network = networks.create(narrow, num_classes, shape)
     optimizer = optax.adam(step_size)
     start = ga.class_means(config, num_classes, data)
     averaging, noise = 8.0, config.strategy_std if way == "with noise" else 0.0
 
     def losses(code: Array, key: Array, data: ga.Data) -> Array:
-        """Of each class's column, (num_classes,)."""
-        key_networks, key_images = jax.random.split(key)
-        variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *shape))))(
-            jax.random.split(key_networks, config.networks_per_member)
-        )
-        drawn = jax.random.randint(key_images, (kernel.kernel_images,), 0, len(data.train_images))
-        real = normalize(data.train_images[drawn], data.mean, data.std)
-        of_real = kernel_regression.features_of(network, variables, real, engine)
-        images, labels = ga.decode(config, num_classes, shape, code, data)
-        own = jax.vmap(lambda v: jnp.asarray(network.apply(v, images, features_only=True)))(
-            variables
-        )
-        own = jnp.moveaxis(own, 0, 1).reshape(len(images), -1)
-        own = jnp.concatenate([own, jnp.ones((len(images), 1))], -1)
-        gram = own @ own.T
-        penalty = kernel.ridge * jnp.trace(gram) / len(gram)
-        found = kernel_regression.predict(gram, labels - 1 / num_classes, of_real @ own.T, penalty)
-        return kernel_regression.class_losses(
-            found + 1 / num_classes, data.train_labels[drawn], kernel.temperature
-        )
+        """The loss of each class's column, (num_classes,)."""
+        return kernel_regression.score_population(
+            key,
+            config.kernel,
+            network,
+            config.networks_per_member,
+            lambda code: ga.decode(config, num_classes, shape, code, data),
+            code[None],
+            jnp.arange(1),
+            data.train_images,
+            data.train_labels,
+            lambda images: normalize(images, data.mean, data.std),
+            config.engine,
+        ).losses[0]
 
     @jax.jit
     def step(key, state, data):
