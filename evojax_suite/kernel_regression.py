@@ -142,14 +142,27 @@ def credit_by_image(
             variance = own[image] + penalty - product("pi,ip->p", to_rest, projected)
             reach = to_real[image] - product("mi,ip->pm", company.real, projected)
             change = residual / jnp.maximum(variance, penalty)[:, None]
-            found = without + 1 / num_classes + reach[:, :, None] * change[:, None]
             label = classes[image]
             target = (real_labels == label).astype(jnp.float32)
-            if config.temperature > 0:
-                found = jax.nn.softmax(config.temperature * found)
-            return ((found[..., label] - target) ** 2).mean(1)
 
-        together = max(1, 2**19 // (num_candidates * num_real * num_classes))
+            if config.temperature == 0:
+                said = without[:, label] + 1 / num_classes + reach * change[:, label, None]
+                return ((said - target) ** 2).mean(1)
+
+            # One probability of the softmax, from differences to its class. Class after class, so
+            # that all stays in registers: an array (P, m, C) would be most of what credit costs.
+            without = config.temperature * (without - without[:, label, None])
+            change = config.temperature * (change - change[:, label, None])
+
+            def odds(column: Array, total: Array) -> Array:
+                return total + jnp.exp(without[:, column] + reach * change[:, column, None])
+
+            unroll = min(num_classes, 16)
+            total = jax.lax.fori_loop(0, num_classes, odds, jnp.zeros_like(reach), unroll=unroll)
+            return ((1 / total - target) ** 2).mean(1)
+
+        at_once = 2**19 if jax.default_backend() == "cpu" else 2**26
+        together = max(1, at_once // (num_candidates * num_real))
         return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
 
     found = jax.lax.map(lambda own: in_company(*own), (company, between))
@@ -228,7 +241,8 @@ def score_population(
         losses = class_losses(found, real_labels, config.temperature)
         return losses, (found.argmax(1) == real_labels).mean()
 
-    losses, accuracy = jax.lax.map(score, kernels)
+    at_once = max(1, 2**22 // kernels.real[0].size)
+    losses, accuracy = jax.lax.map(score, kernels, batch_size=at_once)
     credit = None
     if classes is not None:
         size = min(config.company, len(population))
