@@ -68,12 +68,19 @@ class KernelConfig:
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
 
 
+class Credit(NamedTuple):
+    """The losses of each image of a candidate in the company of other candidates' images."""
+
+    own: Array  # (P, n): of the column of the image's class
+    all: Array | None  # (P, n): the mean of all columns
+
+
 class KernelScores(NamedTuple):
     """What the regression says of each candidate."""
 
     losses: Array  # (P, num_classes): of each class's column, lower is better
     accuracy: Array  # (P,): of the class with the largest prediction
-    credit: Array | None  # (P, n): of each image in the company of others
+    credit: Credit | None
 
 
 def predict(kernel: Array, labels: Array, to_new: Array, penalty: Array) -> Array:
@@ -110,8 +117,9 @@ def credit_by_image(
     classes: Array,
     real_labels: Array,
     config: KernelConfig,
-) -> Array:
-    """The loss of each image's class, (P, n), where that image alone is the candidate's.
+    all_columns: bool = False,
+) -> Credit:
+    """The losses where one image alone is the candidate's; of all columns where they are wanted.
 
     The other images are those of `company`, R datasets of n images; losses are averaged over them.
     between: of the candidates' images with those of the company, (R, P, n, n). classes: (n,) of the
@@ -124,12 +132,12 @@ def credit_by_image(
     labels = jnp.moveaxis(candidates.labels, 1, 0)  # (n, P, C)
     product = partial(jnp.einsum, precision="highest")
 
-    def in_company(company: Kernels, between: Array) -> Array:
+    def in_company(company: Kernels, between: Array) -> Credit:
         penalty = config.ridge * jnp.trace(company.own) / num_images
         identity = jnp.eye(num_images)
         inverse = jax.scipy.linalg.solve(company.own + penalty * identity, identity, assume_a="pos")
 
-        def of_image(image: Array) -> Array:
+        def of_image(image: Array) -> Credit:
             # The inverse without the image's row and column, which become zero.
             column = inverse[:, image]
             rest = inverse - column[:, None] * column / column[image]
@@ -144,29 +152,44 @@ def credit_by_image(
             change = residual / jnp.maximum(variance, penalty)[:, None]
             label = classes[image]
             target = (real_labels == label).astype(jnp.float32)
-
             if config.temperature == 0:
-                said = without[:, label] + 1 / num_classes + reach * change[:, label, None]
-                return ((said - target) ** 2).mean(1)
+                said = without + 1 / num_classes + reach[:, :, None] * change[:, None]
+                errors = ((said - jax.nn.one_hot(real_labels, num_classes)) ** 2).mean(1)
+                return Credit(errors[:, label], errors.mean(1))
 
-            # One probability of the softmax, from differences to its class. Class after class, so
-            # that all stays in registers: an array (P, m, C) would be most of what credit costs.
+            # Odds against the image's class. Class after class, so that all stays in registers: an
+            # array (P, m, C) would be most of what credit costs.
             without = config.temperature * (without - without[:, label, None])
             change = config.temperature * (change - change[:, label, None])
 
-            def odds(column: Array, total: Array) -> Array:
-                return total + jnp.exp(without[:, column] + reach * change[:, column, None])
+            def odds(column: Array) -> Array:
+                against = without[:, column] + reach * change[:, column, None]
+                return jnp.exp(jnp.minimum(against, 80))  # more would overflow
 
-            unroll = min(num_classes, 16)
-            total = jax.lax.fori_loop(0, num_classes, odds, jnp.zeros_like(reach), unroll=unroll)
-            return ((1 / total - target) ** 2).mean(1)
+            def summed(terms: Callable[[Array], Array]) -> Array:
+                def add(column, total):
+                    return total + terms(column)
+
+                nothing, unroll = jnp.zeros_like(reach), min(num_classes, 16)
+                return jax.lax.fori_loop(0, num_classes, add, nothing, unroll=unroll)
+
+            total = summed(odds)
+            of_class = ((1 / total - target) ** 2).mean(1)
+            if not all_columns:
+                return Credit(of_class, None)
+
+            def error(column: Array) -> Array:
+                return (odds(column) / total - (real_labels == column)) ** 2
+
+            return Credit(of_class, summed(error).mean(1) / num_classes)
 
         at_once = 2**19 if jax.default_backend() == "cpu" else 2**26
         together = max(1, at_once // (num_candidates * num_real))
         return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
 
     found = jax.lax.map(lambda own: in_company(*own), (company, between))
-    return jnp.nanmean(found, 0).T  # of those whose features are finite
+    # Of those whose features are finite.
+    return jax.tree.map(lambda losses: jnp.nanmean(losses, 0).T, found)
 
 
 def features_of(
@@ -196,14 +219,16 @@ def score_population(
     normalize: Callable[[Array], Array],
     engine: EngineConfig,
     classes: Array | None = None,
+    all_columns: bool = False,
 ) -> KernelScores:
     """Score some `members`, distinct indices (M,), of candidates (P, D), each of which `decode`
-    turns into images (n, H, W, C) and labels (n, C), on real images (N, H, W, C), which `normalize`
-    makes what networks see, and their labels (N,).
+    turns into images (n, H, W, C) and what is regressed on them, labels (n, C), on real images
+    (N, H, W, C), which `normalize` makes what networks see, and their labels (N,).
 
     All candidates see the same `num_networks` fresh networks and the same real images. classes:
     (n,) of the images, for credit by image in the company of `config.company` candidates, which are
-    spread evenly over the population; without them there is none.
+    spread evenly over the population, of all columns where they are wanted; without `classes` there
+    is none.
     """
     image_shape = images.shape[1:]
     key_networks, key_images = jax.random.split(key)
@@ -253,5 +278,6 @@ def score_population(
         else:
             company_features, company = prepared(population[chosen])
         between = product("pif,rjf->rpij", features, company_features)
-        credit = credit_by_image(kernels, company, between, classes, real_labels, config)
+        sets = kernels, company, between
+        credit = credit_by_image(*sets, classes, real_labels, config, all_columns)
     return KernelScores(losses, accuracy, credit)

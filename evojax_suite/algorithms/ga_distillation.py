@@ -118,7 +118,7 @@ class Config:
     generation's best, since scores of generations with common random numbers do not compare, or
     the mean around which an algorithm searches."""
     evolve_labels: bool = False
-    """Let soft labels evolve along with the images."""
+    """Let soft labels evolve along with the images, one for each."""
     clip: Literal["unit", "image"] = "unit"
     """Bounds of children: 0..1 in the space of normalised images (the paper's), or the values that
     an image of 0..1 has there after normalisation."""
@@ -171,10 +171,6 @@ class Config:
                         f"{name} belongs to a fitness of trained networks, got "
                         f"{getattr(self, name)} with kernel_regression"
                     )
-        if self.evolve_labels and self.factor > 1 and self.strategy == "BlockES":
-            raise ValueError(
-                f"evolve_labels with BlockES takes images of one tile, got factor {self.factor}"
-            )
         if self.clip == "image" and self.encoding != "pixels":
             raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
@@ -353,6 +349,32 @@ def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]
     return num_images * (_encoding(config, image_shape).num_dims + num_labels)
 
 
+LABEL_STEP = 0.2
+"""What a step of one changes in a label that evolves by kernel regression: a fifth of what tells
+one class from another."""
+
+
+def images_and_targets(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    individual: Array,
+    data: Data,
+) -> tuple[Array, Array]:
+    """The images that a flat individual (D,) is, and for each (n, num_classes) numbers: what kernel
+    regression makes of it, 1 for the class and 0 for others where labels do not evolve."""
+    num_images = num_classes * config.images_per_class
+    encoding = _encoding(config, image_shape)
+    numbers = individual.reshape(num_images, -1)
+    images = encoding.decode(numbers[:, : encoding.num_dims], data.spread)
+    if config.levels is not None:
+        pixels = encodings.rounded(images * data.std + data.mean, config.levels)
+        images = (pixels - data.mean) / data.std
+    if not config.evolve_labels:
+        return images, _classes(config, num_classes)
+    return images, numbers[:, encoding.num_dims :] * _label_step(config)
+
+
 def decode(
     config: Config,
     num_classes: int,
@@ -362,22 +384,30 @@ def decode(
 ) -> Individual:
     """The synthetic dataset that a flat individual (D,) is.
 
-    Evolved labels are cut at 0 and scaled to sum 1; all zero they are uniform.
+    Labels that evolve are cut at 0 and scaled to sum 1, all zero they are uniform. By kernel
+    regression, whose predictions become probabilities by a softmax, so do they: a network that
+    fits such a label has the logits that the regression was given.
     """
-    num_images = num_classes * config.images_per_class
-    encoding = _encoding(config, image_shape)
-    numbers = individual.reshape(num_images, -1)
-    images = encoding.decode(numbers[:, : encoding.num_dims], data.spread)
-    if config.levels is not None:
-        pixels = encodings.rounded(images * data.std + data.mean, config.levels)
-        images = (pixels - data.mean) / data.std
+    own = config, num_classes, image_shape, individual, data
+    images, targets = images_and_targets(*own)
     if not config.evolve_labels:
-        classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
-        return Individual(images, jax.nn.one_hot(classes, num_classes))
-    labels = jnp.maximum(numbers[:, encoding.num_dims :], 0.0)
+        return Individual(images, targets)
+    if config.fitness == "kernel_regression":
+        return Individual(images, jax.nn.softmax(config.kernel.temperature * targets))
+    labels = jnp.maximum(targets, 0.0)
     total = labels.sum(-1, keepdims=True)
     labels = jnp.where(total > 0, labels / jnp.where(total > 0, total, 1.0), 1.0 / num_classes)
     return Individual(images, labels)
+
+
+def _classes(config: Config, num_classes: int) -> Array:
+    """(n, num_classes): 1 for the class of each image."""
+    classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
+    return jax.nn.one_hot(classes, num_classes)
+
+
+def _label_step(config: Config) -> float:
+    return LABEL_STEP if config.fitness == "kernel_regression" else 1.0
 
 
 def _encoded(config: Config, num_classes: int, images: Array, spread: Array) -> Array:
@@ -386,8 +416,8 @@ def _encoded(config: Config, num_classes: int, images: Array, spread: Array) -> 
     stored = encodings.packed(images, config.factor)
     codes = _encoding(config, images.shape[1:]).encode(stored, spread)
     if config.evolve_labels:
-        classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
-        codes = jnp.concatenate([codes, jax.nn.one_hot(classes, num_classes)], -1)
+        labels = _classes(config, num_classes) / _label_step(config)
+        codes = jnp.concatenate([codes, labels], -1)
     return codes.reshape(-1)
 
 
@@ -489,7 +519,13 @@ def score_population(
         narrow = replace(config.network, width=config.kernel.kernel_width)
         network = networks.create(narrow, num_classes, image_shape)
         some = jnp.arange(len(population)) if members is None else members
-        return _score_by_kernel(key, config, network, num_classes, decoded, population, some, data)
+
+        def regressed(member: Array) -> Individual:
+            one = images_and_targets(config, num_classes, image_shape, member, data)
+            return Individual(*encodings.unpacked(*one, config.factor))
+
+        own = num_classes, regressed, population, some, data
+        return _score_by_kernel(key, config, network, *own)
     key_networks, key_subset = jax.random.split(key)
     images = normalize(data.fitness_images, data.mean, data.std)
     labels = data.fitness_labels
@@ -549,20 +585,20 @@ def _score_by_kernel(
     config: Config,
     network: nn.Module,
     num_classes: int,
-    decoded: Callable[[Array], Individual],
+    regressed: Callable[[Array], Individual],
     population: Array,
     members: Array,
     data: Data,
 ) -> Scores:
     """Scores without training: what kernel regression on each individual says of training images.
-    network: that whose features are regressed on; decoded: what a flat individual is."""
+    network: that whose features are regressed on; regressed: what a flat individual is."""
     classes = jnp.repeat(jnp.arange(num_classes), config.tiles_per_class)
     scores = kernel_regression.score_population(
         key,
         config.kernel,
         network,
         config.networks_per_member,
-        decoded,
+        regressed,
         population,
         members,
         data.train_images,
@@ -570,12 +606,19 @@ def _score_by_kernel(
         lambda images: normalize(images, data.mean, data.std),
         config.engine,
         classes if config.strategy == "BlockES" else None,
+        config.evolve_labels,
     )
+    credit = None
+    if scores.credit is not None:
+        credit = scores.credit.own
+        if scores.credit.all is not None:  # of a label, which moves all columns
+            by_image = scores.credit.all.reshape(len(credit), -1, config.factor**2).mean(-1)
+            credit = jnp.concatenate([credit, by_image], 1)
     return Scores(
         fitness=-scores.losses.sum(1),
         accuracy=scores.accuracy,
         holdout=jnp.full(len(scores.accuracy), jnp.nan),
-        credit=scores.credit,
+        credit=credit,
     )
 
 
@@ -685,11 +728,22 @@ def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int],
     return bounds
 
 
+def _blocks(config: Config, num_classes: int, num_dims: int) -> np.ndarray:
+    """The column of credit of each number of a flat individual: of the tile that it is part of, or
+    after those of the image whose label it is part of."""
+    num_images, tiles = num_classes * config.images_per_class, config.factor**2
+    num_labels = num_classes if config.evolve_labels else 0
+    each = (num_dims // num_images - num_labels) // tiles
+    of_tiles = np.arange(num_images * tiles).repeat(each).reshape(num_images, -1)
+    of_labels = num_images * tiles + np.arange(num_images)[:, None].repeat(num_labels, 1)
+    return np.concatenate([of_tiles, of_labels], 1).reshape(-1)
+
+
 def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAlgorithm:
     """The evosax algorithm; ValueError where it does not take what `config` asks for."""
     options: dict[str, Any] = {}
     if config.strategy == "BlockES" and config.fitness == "kernel_regression":
-        options = {"num_blocks": num_classes * config.tiles_per_class}
+        options = {"blocks": _blocks(config, num_classes, num_dims)}
     if config.strategy == "LaplaceGA":
         options = {
             "survival_ratio": config.survival_ratio,

@@ -18,6 +18,7 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from evosax.algorithms.base import update_best_solution_and_fitness
 from evosax.algorithms.distribution_based.base import (
@@ -52,25 +53,27 @@ class State(BaseState):
 
 
 class BlockES(DistributionBasedAlgorithm):
-    """OpenAI-ES whose `tell` takes losses (P,), or (P, num_blocks) with credit by block."""
+    """OpenAI-ES whose `tell` takes losses (P,), or (P, B) with credit by block."""
 
     def __init__(
         self,
         population_size: int,
         solution,
-        num_blocks: int = 1,
+        blocks: int | np.ndarray = 1,
         metrics_fn: Callable = metrics_fn,
     ):
-        """`solution` is an example candidate, any pytree; its numbers in order are `num_blocks`
-        blocks of equal size."""
+        """`solution` is an example candidate, any pytree of D numbers. blocks: how many blocks of
+        equal size its numbers are in order, or the block of each, (D,) integers from 0 on."""
         super().__init__(population_size, solution, metrics_fn=metrics_fn)
         if population_size < 2 or population_size % 2:
             raise ValueError(f"population_size must be even and >= 2, got {population_size}")
-        if num_blocks < 1 or self.num_dims % num_blocks:
-            raise ValueError(
-                f"num_blocks must divide the {self.num_dims} dimensions, got {num_blocks}"
-            )
-        self.num_blocks = num_blocks
+        if isinstance(blocks, int):
+            if blocks < 1 or self.num_dims % blocks:
+                raise ValueError(f"blocks must divide the {self.num_dims} dimensions, got {blocks}")
+            blocks = np.arange(blocks).repeat(self.num_dims // blocks)
+        if blocks.shape != (self.num_dims,):
+            raise ValueError(f"blocks must be of {self.num_dims} dimensions, got {blocks.shape}")
+        self.block_of = blocks
         self.optimizer = optax.scale_by_adam()
 
     @property
@@ -104,7 +107,7 @@ class BlockES(DistributionBasedAlgorithm):
 
     @partial(jax.jit, static_argnames=("self",))
     def tell(self, key: Array, population, fitness: Array, state: State, params: Params):
-        """Moves the mean, given losses (P,) or (P, num_blocks), NaN where an evaluation failed."""
+        """Moves the mean, given losses (P,) or (P, B), NaN where an evaluation failed."""
         population = jax.vmap(self._ravel_solution)(population)
         losses = fitness.reshape(self.population_size, -1)
         total = losses.mean(1)
@@ -121,9 +124,9 @@ class BlockES(DistributionBasedAlgorithm):
         rank = centred_ranks(fitness)
         weight = rank[:pairs] - rank[pairs:]
         noise = (population[:pairs] - population[pairs:]) / (2 * params.std_init)
-        blocks = noise.reshape(pairs, fitness.shape[1], -1)
-        gradient = jnp.einsum("pb,pbd->bd", weight, blocks, precision="highest") / pairs
-        direction, opt_state = self.optimizer.update(gradient.reshape(-1), state.opt_state)
+        own = self.block_of if fitness.shape[1] > 1 else jnp.zeros(self.num_dims, int)
+        gradient = (weight[:, own] * noise).sum(0) / pairs
+        direction, opt_state = self.optimizer.update(gradient, state.opt_state)
         mean = state.mean - params.learning_rate * params.std_init * jnp.asarray(direction)
         share = (params.averaging + 1) / (params.averaging + state.generation_counter + 1)
         average = state.average + share * (mean - state.average)

@@ -14,9 +14,9 @@ is not begun, and what fails leaves its error:
     pytorch     members a second at full size, each way of pytorch_on_gpu.py
     systems     EComp's 70 runs, candidates of DE-NAS, a reduction of DEvS, an epoch of CEST
     distillation
-                ten images of MNIST, Fashion-MNIST and CIFAR-10 by kernel regression, one a class
-                and four in one, with a population of 256 and features of width 128
-                (OUT/<dataset>-<factor>.npz)
+                synthetic images of MNIST, Fashion-MNIST and CIFAR-10 by kernel regression on
+                features of width 128: `--searches` of one a class, four in one, with soft labels
+                (OUT/<search>.npz)
     paper       with the time that is left: ga-distillation on MNIST at the paper's setting. What it
                 leaves, OUT/paper-run.tar.000, ... in parts of 15 MB, goes in again by `--checkpoint
                 FOLDER` with these parts, so that several calls add up to the paper's run
@@ -71,6 +71,8 @@ class Options:
     """Folder with the parts of an earlier run of the paper's setting, to go on from."""
     blocks: tuple[str, ...] = ()
     """Some of them; all by default."""
+    searches: tuple[str, ...] = ()
+    """Some of those of `distillation` (SEARCHES in accelerator_blocks.py); all by default."""
     rehearse: bool = False
     """Tiny sizes."""
     expected: bool = False
@@ -85,6 +87,7 @@ def main(options: Options) -> None:
     settings += [f"--data-dir={options.data_dir}"] if options.data_dir else []
     settings += [f"--checkpoint={options.checkpoint}"] if options.checkpoint else []
     environment = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", **os.environ}  # PyTorch wants some
+    settings += ["--searches", *options.searches] if options.searches else []
     if options.rehearse:
         settings += ["--rehearse"]
         environment["XLA_FLAGS"] = "--xla_backend_optimization_level=0"  # compiles faster
@@ -92,7 +95,8 @@ def main(options: Options) -> None:
     for name in ["expected"] if options.expected else options.blocks or SHARES:
         start = time.time()
         left = end - start
-        deadline = start + min(left, SHARES.get(name, 1.0) * options.seconds)
+        share = SHARES.get(name, 1.0) if len(options.blocks) != 1 else 1.0
+        deadline = start + min(left, share * options.seconds)
         command = [sys.executable, str(BLOCKS), name, f"--deadline={deadline}", *settings]
         # A measurement that was begun may end; one that hangs may not take the rest.
         limit = max(10.0, min(left - 5, deadline - start + 60))

@@ -57,6 +57,7 @@ class Options:
     """Seconds since the epoch."""
     data_dir: Path | None = None
     checkpoint: Path | None = None
+    searches: tuple[str, ...] = ()
     rehearse: bool = False
 
 
@@ -725,11 +726,28 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
         )
 
 
-# --- ten images by kernel regression
+# --- a few images by kernel regression
+
+
+FOUR = {"factor": 2, "start": "k_means", "num_cosines": 10}
+TEN = {"images_per_class": 10, "start": "k_means", "kernel": {"company": 2}}
+SEARCHES: dict[str, tuple[str, dict[str, Any], float]] = {
+    "mnist": ("mnist", {}, 1),
+    "fashion_mnist": ("fashion_mnist", {}, 1),
+    "cifar10": ("cifar10", {}, 2),
+    "mnist-four": ("mnist", FOUR, 2),
+    "fashion_mnist-four": ("fashion_mnist", FOUR, 4),
+    "cifar10-four": ("cifar10", FOUR, 6),
+    "cifar10-soft": ("cifar10", {"evolve_labels": True}, 2),
+    "cifar10-four-soft": ("cifar10", FOUR | {"evolve_labels": True}, 6),
+    "cifar10-100": ("cifar10", TEN, 6),
+    "cifar10-100-soft": ("cifar10", TEN | {"evolve_labels": True}, 6),
+}
+"""By name: the dataset, what a search differs in from the others, and its share of the seconds."""
 
 
 class Search(NamedTuple):
-    """A search for ten images, compiled."""
+    """A search for a few images, compiled."""
 
     config: ga_distillation.Config
     dataset: Dataset
@@ -740,23 +758,28 @@ class Search(NamedTuple):
     data: ga_distillation.Data
 
 
-def search(options: Options, sizes: Sizes, name: str, factor: int) -> Search:
-    """Compiles the search for ten images that hold factor x factor smaller ones each."""
+def search(options: Options, sizes: Sizes, name: str) -> Search:
+    """Compiles the search `name` of SEARCHES."""
     assert options.data_dir is not None or options.rehearse
-    file = (options.data_dir or Path()) / f"{name}.npz"
-    dataset = load(str(file) if file.exists() else name, options.data_dir)
+    of, changes, _ = SEARCHES[name]
+    of = "digits" if options.rehearse else of
+    file = (options.data_dir or Path()) / f"{of}.npz"
+    dataset = load(str(file) if file.exists() else of, options.data_dir)
     width = min(128, 4 * sizes.width)
     depth = 1 if options.rehearse else 3
+    kernel = {"kernel_width": width, "kernel_images": sizes.kernel_images}
+    kernel |= changes.get("kernel", {})
     config = replace(
         ga_distillation.RECOMMENDED,
-        population_size=sizes.kernel_population,
-        networks_per_member=1,
-        kernel=ga_distillation.KernelConfig(kernel_width=width, kernel_images=sizes.kernel_images),
-        network=NetworkConfig(width=width, compute_dtype="bfloat16", depth=depth),
-        training=TrainingConfig(num_epochs=sizes.steps),
+        **{
+            "population_size": sizes.kernel_population,
+            "networks_per_member": 1,
+            "network": NetworkConfig(width=width, compute_dtype="bfloat16", depth=depth),
+            "training": TrainingConfig(num_epochs=sizes.steps),
+            **changes,
+            "kernel": ga_distillation.KernelConfig(**kernel),
+        },
     )
-    if factor > 1:
-        config = replace(config, factor=factor, start="k_means", num_cosines=10)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
 
@@ -778,7 +801,7 @@ def search(options: Options, sizes: Sizes, name: str, factor: int) -> Search:
 
 
 def searched(found: Search, seconds: float) -> tuple[ga_distillation.Individual, dict[str, Any]]:
-    """The ten images after some seconds, and how it went."""
+    """The images after some seconds, and how it went."""
     state, curve, start = found.state, [], time.perf_counter()
     while not curve or time.perf_counter() - start < seconds:
         state, metrics = found.some(state, jax.random.key(1 + len(curve)), found.data)
@@ -797,56 +820,51 @@ def searched(found: Search, seconds: float) -> tuple[ga_distillation.Individual,
 
 
 def judged(found: Search, individual: ga_distillation.Individual, judges: int) -> dict[str, Any]:
-    """Test accuracy of networks trained on the ten images by the paper's recipe."""
+    """Accuracy of networks trained on the images by the paper's recipe."""
     images, labels = encodings.unpacked(*individual, found.config.factor)
-    accuracies = distilled.accuracies_on_test(
-        jax.random.key(2),
-        images,
-        labels,
-        found.dataset,
-        replace(found.config.network, compute_dtype="float32"),
-        found.config.training,
-        judges,
-        found.config.engine,
-    )
-    return {
-        "test images": len(found.dataset.test),
-        "test accuracy": [float(accuracies.mean()), float(accuracies.std())],
-    }
+    row = {}
+    for name, part in (("validation", found.dataset.validation), ("test", found.dataset.test)):
+        accuracies = distilled.accuracies_on_test(
+            jax.random.key(2),
+            images,
+            labels,
+            replace(found.dataset, test=part),
+            replace(found.config.network, compute_dtype="float32"),
+            found.config.training,
+            judges,
+            found.config.engine,
+        )
+        row[f"{name} images"] = len(part)
+        row[f"{name} accuracy"] = [float(accuracies.mean()), float(accuracies.std())]
+    return row
 
 
 def distillation(results: Results, options: Options, sizes: Sizes) -> None:
-    """Ten images of each dataset, one a class and four in one. Programs are compiled together, as
-    are the judges'; searches run one after the other. What is found is kept as
-    OUT/<dataset>-<factor>.npz."""
-    names = ["digits"] if options.rehearse else ["mnist", "fashion_mnist", "cifar10"]
-    plans = [(name, factor) for factor in (1, 2) for name in names]
-    individuals = {}
+    """Searches one after the other; the next ones and the judges of the last ones compile beside
+    them. What is found is kept as OUT/<search>.npz."""
+    names = [*(options.searches or SEARCHES)]
+    if unknown := sorted(set(names) - set(SEARCHES)):
+        raise SystemExit(f"searches must be of {', '.join(SEARCHES)}, got {unknown[0]!r}")
+    for_judges = 0 if options.rehearse else 3 * sizes.compile_seconds
+    with ThreadPoolExecutor(2) as threads, ThreadPoolExecutor(2) as others:
+        compiled = {name: threads.submit(search, options, sizes, name) for name in names}
+        judges = {}
+        for place, name in enumerate(names):
+            found = compiled[name].result()
+            shares = sum(SEARCHES[later][2] for later in names[place:])
+            left = max(1.0, results.seconds_left - for_judges)
+            seconds = 0.2 if options.rehearse else left * SEARCHES[name][2] / shares
 
-    def run(plan: tuple[str, int], found: Search, seconds: float) -> dict[str, Any]:
-        individual, row = searched(found, seconds)
-        individuals[plan] = individual
-        images, classes = np.asarray(individual.images), np.asarray(individual.labels).argmax(1)
-        np.savez(options.output / f"{plan[0]}-{plan[1]}.npz", images=images, labels=classes)
-        return row
+            def run(name=name, found=found, seconds=seconds) -> dict[str, Any]:
+                individual, row = searched(found, seconds)
+                images, labels = map(np.asarray, individual)
+                np.savez(options.output / f"{name}.npz", images=images, labels=labels)
+                judges[name] = others.submit(judged, found, individual, sizes.judges)
+                return row
 
-    with ThreadPoolExecutor(len(plans)) as threads:
-        programs = list(threads.map(lambda plan: search(options, sizes, *plan), plans))
-        shares = [factor**2 * (2 if name == "cifar10" else 1) for name, factor in plans]
-        one = max(1.0, results.seconds_left - 3 * sizes.compile_seconds) / sum(shares)
-        for plan, found, share in zip(plans, programs, shares, strict=True):
-            seconds = 0.2 if options.rehearse else one * share
-            results.measure(
-                f"ten images of {plan[0]}, {plan[1]}x{plan[1]} in one",
-                -math.inf,
-                lambda own=(plan, found, seconds): run(*own),
-            )
-        judges = [
-            threads.submit(judged, found, individuals[plan], sizes.judges)
-            for plan, found in zip(plans, programs, strict=True)
-        ]
-        for (name, factor), judge in zip(plans, judges, strict=True):
-            results.measure(f"judges of {name}, {factor}x{factor} in one", -math.inf, judge.result)
+            results.measure(name, -math.inf, run)
+        for name, judge in judges.items():
+            results.measure(f"judges of {name}", -math.inf, judge.result)
 
 
 # --- the paper's run
