@@ -192,6 +192,47 @@ def credit_by_image(
     return jax.tree.map(lambda losses: jnp.nanmean(losses, 0).T, found)
 
 
+def solve_labels(
+    key: Array,
+    config: KernelConfig,
+    network: nn.Module,
+    num_networks: int,
+    images: Array,
+    tiles: int,
+    real_images: Array,
+    targets: Array,
+    normalize: Callable[[Array], Array],
+    engine: EngineConfig,
+) -> Array:
+    """The labels (n / tiles, C) of synthetic images from which the regression predicts `targets`
+    (N, C) of real images with the least squared error, over `num_networks` fresh networks (Nguyen
+    et al. 2021, label solve).
+
+    images: (n, H, W, C), of which each `tiles` in order share a label. real_images: (N, H, W, C),
+    which `normalize` makes what networks see; `config.kernel_images` of them, drawn anew for each
+    network, are predicted.
+    """
+    number = min(config.kernel_images, len(real_images))
+
+    def equations(key: Array) -> tuple[Array, Array]:
+        key_network, key_images = jax.random.split(key)
+        variables = network.init(key_network, images[:1])
+        variables = jax.tree.map(lambda leaf: leaf[None], variables)
+        drawn = jax.random.choice(key_images, len(real_images), (number,), replace=False)
+        own = features_of(network, variables, images, engine)
+        real = features_of(network, variables, normalize(real_images[drawn]), engine)
+        product = partial(jnp.matmul, precision="highest")
+        kernel = product(own, own.T)
+        penalty = config.ridge * jnp.trace(kernel) / len(images)
+        # Predictions are linear in labels: real @ own.T @ inverse @ labels.
+        inverse = jnp.linalg.inv(kernel + penalty * jnp.eye(len(images)))
+        reach = product(product(real, own.T), inverse).reshape(number, -1, tiles).sum(2)
+        return product(reach.T, reach), product(reach.T, targets[drawn])
+
+    squares, products = jax.lax.map(equations, jax.random.split(key, num_networks))
+    return jnp.linalg.solve(squares.sum(0), products.sum(0))
+
+
 def features_of(
     network: nn.Module, variables: PyTree, images: Array, engine: EngineConfig
 ) -> Array:

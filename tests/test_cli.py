@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -24,6 +25,7 @@ from evojax_suite.commands import (
     ga_distillation,
 )
 from evojax_suite.commands.config_file import arguments_of, known, named_in
+from evojax_suite.networks import NetworkConfig
 
 COMMANDS = (ga_distillation, devs, coreset, cest, ecomp, de_nas)
 TINY = [
@@ -74,6 +76,18 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
         1,
     )
     assert accuracy == pytest.approx(float(expected[0]))
+    # A search begins where another ended, and what it finds is labelled anew.
+    more = ["--recipe", "four_in_one", *typed, "--strategy-std", "1e-6"]
+    more += ["--start-from", str(tmp_path / "smaller" / "distilled.npz")]
+    assert main([*begin, *more, "--name", "solved", "--labels", "solved"]) == 0
+    solved = distilled.DistilledDataset.load(tmp_path / "solved" / "distilled.npz")
+    np.testing.assert_allclose(solved.images, found.images, atol=1e-3)
+    assert 0 < np.abs(solved.labels - found.labels).max() < 1
+    more = ["--labels", "teacher", "--teacher-epochs", "1"]
+    assert main([*begin, *typed, *more, "--name", "taught"]) == 0
+    taught = distilled.DistilledDataset.load(tmp_path / "taught" / "distilled.npz")
+    np.testing.assert_allclose(taught.labels.sum(1), 1, rtol=1e-5)
+    assert taught.labels.max() < 0.99
     settings = json.loads((tmp_path / "typed" / "config.json").read_text())
     config = settings["config"]
     assert settings["recipe"] == "recommended"
@@ -93,6 +107,42 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
         for output in ("metrics.jsonl", "distilled.npz"):
             expected = (tmp_path / "typed" / output).read_bytes()
             assert (tmp_path / name / output).read_bytes() == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--start", "given"], "start given needs --start-from, got none"),
+        (["--labels", "solved"], "labels solved needs --fitness kernel_regression"),
+        (["--teacher-epochs", "3"], "teacher_epochs needs --labels teacher, got 3"),
+        (["--label-temperature", "2"], "label_temperature needs --labels teacher, got 2"),
+        (["--start-from", "none.npz"], "none.npz: no such file"),
+        (["--start-from", "few.npz"], "few.npz: 2 images of class '0', allowed: 1 of each"),
+        (["--start-from", "wide.npz"], "images (28, 28, 1) of 10 classes, allowed: (8, 8, 1)"),
+    ],
+)
+def test_starts_and_labels_that_do_not_go_are_one_line(
+    arguments, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    labels = np.array([0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    np.savez("few.npz", images=np.zeros((11, 8, 8, 1), np.uint8), labels=labels)
+    wide = distilled.DistilledDataset(
+        images=np.zeros((10, 28, 28, 1)),
+        labels=np.eye(10),
+        dataset="mnist",
+        class_names=tuple("0123456789"),
+        mean=(0.5,),
+        std=(0.5,),
+        network=NetworkConfig(),
+        training=distilled.LITERATURE,
+        seed=0,
+    )
+    wide.save(Path("wide.npz"))
+    begin = ["ga-distillation", "--strategy", "SNES", "--strategy-std", "0.1"]
+    assert main([*begin, *arguments]) == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said in last
 
 
 def test_an_unknown_recipe_is_one_line(capsys):

@@ -175,6 +175,35 @@ def test_credit_is_that_of_a_regression_with_one_image_exchanged(
     np.testing.assert_allclose(again.own, found.own, rtol=1e-4, atol=1e-6)
 
 
+def test_solved_labels_are_those_of_least_squares():
+    """Of all networks' predictions stacked; two images in order share a label."""
+    random, shape = np.random.default_rng(2), (8, 8, 1)
+    config, engine = KernelConfig(kernel_images=50, ridge=0.1), EngineConfig()
+    network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
+    images = jnp.asarray(random.normal(size=(6, *shape)), jnp.float32)
+    real = jnp.asarray(random.normal(size=(60, *shape)), jnp.float32)
+    targets = jnp.asarray(random.normal(size=(60, 3)), jnp.float32)
+    own = network, 3, images, 2, real, targets, lambda images: 2 * images, engine
+    found = kernel_regression.solve_labels(jax.random.key(0), config, *own)
+    reaches, drawn = [], []
+    for key in jax.random.split(jax.random.key(0), 3):
+        key_network, key_images = jax.random.split(key)
+        variables = jax.tree.map(lambda v: v[None], network.init(key_network, images[:1]))
+        drawn.append(jax.random.choice(key_images, 60, (50,), replace=False))
+        few, many = (
+            np.asarray(kernel_regression.features_of(network, variables, some, engine), float)
+            for some in (images, 2 * real[drawn[-1]])
+        )
+        penalty = 0.1 * (few**2).sum() / 6
+        regressions = [  # what each image alone, labelled 1, predicts
+            Ridge(alpha=penalty, fit_intercept=False).fit(few, label).predict(many)
+            for label in np.eye(6)
+        ]
+        reaches.append(np.stack(regressions, 1).reshape(50, 3, 2).sum(2))
+    expected = np.linalg.lstsq(np.concatenate(reaches), targets[np.concatenate(drawn)])[0]
+    np.testing.assert_allclose(found, expected, rtol=2e-3, atol=2e-3)
+
+
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
@@ -403,6 +432,28 @@ def test_class_means_are_those_of_numpy(digits):
         expected = images[digits.train.labels == label].mean(0)
         np.testing.assert_allclose(found[label, 0], expected, atol=1e-4)
         np.testing.assert_allclose(found[label, 1], expected, atol=1e-4)
+
+
+def test_labels_that_evolve_are_logits_of_their_own_credit(digits):
+    """Those of the class to begin with; a block of numbers each, after those of the tiles."""
+    config = dataclasses.replace(CONFIG, evolve_labels=True, factor=2, num_cosines=3)
+    data, shape = ga_distillation.make_data(digits), digits.image_shape
+    codes = ga_distillation.class_means(config, 10, data)
+    labels = ga_distillation.decode(config, 10, shape, codes, data).labels
+    np.testing.assert_allclose(labels, jax.nn.softmax(10.0 * jnp.eye(10)), rtol=1e-4)
+    changed = codes.reshape(10, -1).at[:, -10:].add(1.0)  # of all classes alike
+    again = ga_distillation.decode(config, 10, shape, changed.reshape(-1), data).labels
+    np.testing.assert_allclose(again, labels, rtol=1e-3)
+    population = jnp.stack([codes, codes, codes])
+    population = population.at[1].add(jnp.zeros((10, 46)).at[3, -7].set(9.0).reshape(-1))
+    scores = ga_distillation.score_population(
+        jax.random.key(0), config, 10, shape, population, data
+    )
+    assert scores.credit.shape == (3, 50)
+    changed = np.flatnonzero(scores.credit[1] != scores.credit[0])
+    # A label of image 3 moves the columns of its four tiles and its own, and no other's.
+    assert set(changed) == {12, 13, 14, 15, 43}
+    assert scores.credit[1, 43] > scores.credit[0, 43]
 
 
 def test_evolution_improves_on_the_class_means(digits):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,16 +15,18 @@ import tyro
 
 from evojax_suite import devices, distilled, plotting, report
 from evojax_suite.algorithms import ga_distillation
-from evojax_suite.baselines import strong_random
+from evojax_suite.algorithms.ga_distillation import Individual
+from evojax_suite.baselines import probe, strong_random
+from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.config_file import argument
 from evojax_suite.commands.options import JudgedRunOptions, differing, duration, percent
 from evojax_suite.commands.progress import console
-from evojax_suite.data import load
+from evojax_suite.data import DataError, load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_atomically, write_json
-from evojax_suite.types import Dataset
+from evojax_suite.types import Dataset, training_data
 
 
 def _recipe(config: ga_distillation.Config, num_generations: int) -> list[str]:
@@ -51,6 +54,16 @@ class Options(JudgedRunOptions):
     the same with four smaller images in each one, which networks see enlarged."""
     num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000
     """Generations, the evaluation of the initial individuals being the first."""
+    start_from: Path | None = None
+    """Begin at the images of this .npz, of any run or of your own, as many of each class as are
+    searched for."""
+    labels: Literal["own", "solved", "teacher"] = "own"
+    """Labels of what is found: its own; solved: those from which kernel regression predicts the
+    training images best; teacher: what a network trained on the whole training set says of them."""
+    label_temperature: float = 1.0
+    """Divides the teacher's logits; above 1 its labels are softer."""
+    teacher_epochs: int = 20
+    """Epochs of the teacher, without augmentation."""
     strong_random_repeats: int = 5
     """Repeats of the strong random baseline; 0 leaves it out."""
     config: tyro.conf.OmitArgPrefixes[ga_distillation.Config] = field(
@@ -66,15 +79,30 @@ class Options(JudgedRunOptions):
             ("num_generations", 1),
             ("num_networks", 1),
             ("strong_random_repeats", 0),
+            ("teacher_epochs", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        smaller_sets.check_labels(self.labels, self.label_temperature)
+        if self.labels != "teacher" and self.teacher_epochs != Options.teacher_epochs:
+            raise ValueError(f"teacher_epochs needs --labels teacher, got {self.teacher_epochs}")
+        if self.labels == "solved" and (
+            self.config.fitness != "kernel_regression" or self.config.kernel.temperature == 0
+        ):
+            raise ValueError(
+                "labels solved needs --fitness kernel_regression with a temperature > 0, got "
+                f"{self.config.fitness} and {self.config.kernel.temperature}"
+            )
+        if self.config.start == "given" and self.start_from is None:
+            raise ValueError("start given needs --start-from, got none")
 
 
 def run(options: Options) -> Path:
     """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
     with one line to show."""
     options.params.check()
+    if options.start_from is not None:
+        options = replace(options, config=replace(options.config, start="given"))
     config = options.config
     if options.plan is not None:  # as many members as are in flight, on each device; all are alike
         alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
@@ -82,14 +110,16 @@ def run(options: Options) -> Path:
         config = replace(config, population_size=min(config.population_size, alike))
     dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
     ga_distillation.check(config, dataset)
+    given = options.start_from and images_to_start_from(options.start_from, config, dataset)
     algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
     directory = options.directory("ga_distillation", dataset)
     settings = options.settings()
     open_run(directory, settings, options.resume, may_grow="num_generations")
     beyond = differing(config, ga_distillation.Config())
     beyond |= differing(options.params, ga_distillation.Params())
-    if options.num_generations != Options.num_generations:
-        beyond["num_generations"] = options.num_generations
+    for name in ("num_generations", "start_from", "labels", "label_temperature", "teacher_epochs"):
+        if getattr(options, name) != getattr(Options, name):
+            beyond[name] = getattr(options, name)
     console.say(
         f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} fitness, "
         f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
@@ -97,7 +127,7 @@ def run(options: Options) -> Path:
     shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
     console.say(f"settings that differ from the paper's: {shown}")
 
-    data = ga_distillation.make_data(dataset)
+    data = ga_distillation.make_data(dataset, given)
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
     per_step = config.population_size * config.networks_per_member
 
@@ -141,6 +171,13 @@ def run(options: Options) -> Path:
         ]
         baseline_failed = baseline_outcome.num_failed
 
+    relabel = _relabelling(options, dataset, data, directory)
+    individual = jax.device_get(relabel(individual))
+    if baseline_individuals is not None:
+        baseline_individuals = [
+            relabel(jax.tree.map(lambda leaf, i=i: leaf[i], baseline_individuals))
+            for i in range(options.strong_random_repeats)
+        ]
     options.end_dry_run()
 
     # Selection is over: only here is the test part opened.
@@ -159,9 +196,11 @@ def run(options: Options) -> Path:
     accuracies = judge(key_test, individual)
     strong = np.array(
         [
-            judge(key, jax.tree.map(lambda leaf, i=i: leaf[i], baseline_individuals))
-            for i, key in enumerate(
-                jax.random.split(jax.random.fold_in(key_test, 1), options.strong_random_repeats)
+            judge(key, one)
+            for one, key in zip(
+                baseline_individuals or [],
+                jax.random.split(jax.random.fold_in(key_test, 1), options.strong_random_repeats),
+                strict=True,
             )
         ]
     )
@@ -227,6 +266,81 @@ def run(options: Options) -> Path:
         frames.images,
     )
     return directory
+
+
+def images_to_start_from(
+    path: Path, config: ga_distillation.Config, dataset: Dataset
+) -> np.ndarray:
+    """The images of a file (n, H, W, C), normalised as `dataset` is, class by class. Raises
+    DataError where they are not as many of each class as `config` searches for."""
+    found = DistilledDataset.load(path, dataset)
+    if found.factor != config.factor:  # else they stay as they are stored
+        found = found.unpacked()
+    needed = config.images_per_class * (config.factor**2 if found.factor == 1 else 1)
+    classes = found.labels.argmax(1)
+    counts = np.bincount(classes, minlength=dataset.num_classes)
+    if found.images.shape[1:] != dataset.image_shape or len(counts) != dataset.num_classes:
+        raise DataError(
+            f"{path}: images {found.images.shape[1:]} of {len(counts)} classes, allowed: "
+            f"{dataset.image_shape} of {dataset.num_classes}"
+        )
+    if (counts != needed).any():
+        wrong = int((counts != needed).argmax())
+        raise DataError(
+            f"{path}: {counts[wrong]} images of class {dataset.class_names[wrong]!r}, "
+            f"allowed: {needed} of each"
+        )
+    images = found.images[classes.argsort(kind="stable")]
+    pixels = images * np.array(found.std, np.float32) + np.array(found.mean, np.float32)
+    images = (pixels - np.array(dataset.mean)) / np.array(dataset.std)
+    packed = encodings.packed(jnp.asarray(images, jnp.float32), config.factor // found.factor)
+    return np.asarray(packed)
+
+
+def _relabelling(
+    options: Options, dataset: Dataset, data: ga_distillation.Data, directory: Path
+) -> Callable[[Individual], Individual]:
+    """What gives individuals the labels that `options` asks for; a teacher is trained here."""
+    config, num_classes = options.config, dataset.num_classes
+    key = jax.random.fold_in(jax.random.key(options.seed), 1)
+    if options.labels == "own":
+        return lambda individual: individual
+    if options.labels == "solved":
+
+        def solved(individual: Individual) -> Individual:
+            labels = ga_distillation.solved_labels(key, config, num_classes, individual, data)
+            return individual._replace(labels=np.asarray(labels))
+
+        return solved
+    own = replace(config.training, batch_size=256)
+    epochs = options.teacher_epochs
+    teacher = smaller_sets.probe_config(config.network, own, config.engine, epochs)
+    trained = options.drive(
+        "teacher",
+        probe.build(teacher, num_classes, dataset.image_shape),
+        key,
+        None,
+        training_data(dataset),
+        epochs,
+        directory / "teacher",
+    )
+    console.say(f"labels: {smaller_sets.teacher_in_words(teacher, options.label_temperature)}")
+
+    def taught(individual: Individual) -> Individual:
+        images, _ = encodings.unpacked(
+            jnp.asarray(individual.images), jnp.asarray(individual.labels), config.factor
+        )
+        labels = probe.probabilities(
+            teacher,
+            trained.state.fit.variables,
+            np.asarray(images),
+            num_classes,
+            options.label_temperature,
+        )
+        by_image = labels.reshape(len(individual.images), -1, num_classes).mean(1)
+        return individual._replace(labels=by_image)
+
+    return taught
 
 
 def _present(
