@@ -100,5 +100,6 @@ def test_what_does_not_fit_is_not_begun_and_what_fails_is_told(tmp_path):
     done = rehearse(tmp_path, "--blocks", "papers")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "blocks must be of agreement, engine, pytorch, systems, distillation, paper, got 'papers'"
+        "blocks must be of agreement, engine, pytorch, systems, distillation, transfer, paper, "
+        "got 'papers'"
     )

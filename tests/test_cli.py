@@ -83,11 +83,15 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     solved = distilled.DistilledDataset.load(tmp_path / "solved" / "distilled.npz")
     np.testing.assert_allclose(solved.images, found.images, atol=1e-3)
     assert 0 < np.abs(solved.labels - found.labels).max() < 1
-    more = ["--labels", "teacher", "--teacher-epochs", "1"]
+    more = ["--labels", "teacher", "--teacher-epochs", "1", "--choose-from", "2"]
     assert main([*begin, *typed, *more, "--name", "taught"]) == 0
     taught = distilled.DistilledDataset.load(tmp_path / "taught" / "distilled.npz")
     np.testing.assert_allclose(taught.labels.sum(1), 1, rtol=1e-5)
     assert taught.labels.max() < 0.99
+    frames = np.load(tmp_path / "taught" / "frames.npz")
+    summary = json.loads((tmp_path / "taught" / "summary.json").read_text())
+    place = frames["generations"].tolist().index(summary["generation"])
+    np.testing.assert_array_equal(taught.images, frames["images"][place])
     settings = json.loads((tmp_path / "typed" / "config.json").read_text())
     config = settings["config"]
     assert settings["recipe"] == "recommended"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,7 @@ from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_atomically, write_json
-from evojax_suite.types import Dataset, training_data
+from evojax_suite.types import Dataset, Split, training_data
 
 
 def _recipe(config: ga_distillation.Config, num_generations: int) -> list[str]:
@@ -57,6 +58,9 @@ class Options(JudgedRunOptions):
     start_from: Path | None = None
     """Begin at the images of this .npz, of any run or of your own, as many of each class as are
     searched for."""
+    choose_from: int = 1
+    """Networks trained on each of the last results of the search, so many of which are kept, two
+    for every doubling of the generations, are judged on the validation part: the best stays."""
     labels: Literal["own", "solved", "teacher"] = "own"
     """Labels of what is found: its own; solved: those from which kernel regression predicts the
     training images best; teacher: what a network trained on the whole training set says of them."""
@@ -80,6 +84,7 @@ class Options(JudgedRunOptions):
             ("num_networks", 1),
             ("strong_random_repeats", 0),
             ("teacher_epochs", 1),
+            ("choose_from", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
@@ -117,7 +122,8 @@ def run(options: Options) -> Path:
     open_run(directory, settings, options.resume, may_grow="num_generations")
     beyond = differing(config, ga_distillation.Config())
     beyond |= differing(options.params, ga_distillation.Params())
-    for name in ("num_generations", "start_from", "labels", "label_temperature", "teacher_epochs"):
+    own = "num_generations", "start_from", "choose_from", "labels"
+    for name in (*own, "label_temperature", "teacher_epochs"):
         if getattr(options, name) != getattr(Options, name):
             beyond[name] = getattr(options, name)
     console.say(
@@ -146,6 +152,29 @@ def run(options: Options) -> Path:
     generations_of, frames = jax.device_get(
         ga_distillation.history(config, dataset.num_classes, outcome.state, data)
     )
+
+    def judged_on(part: Split, key: jax.Array, one: Individual) -> np.ndarray:
+        return distilled.accuracies_on_test(
+            key,
+            *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
+            replace(dataset, test=part),
+            config.network,
+            config.training,
+            options.num_networks,
+            config.engine,
+            options.devices,
+        )
+
+    on_the_way = [Individual(*found) for found in zip(frames.images, frames.labels, strict=True)][
+        -options.choose_from :
+    ]
+    numbers, chosen = generations_of[-len(on_the_way) :], -1
+    if len(on_the_way) > 1 and options.plan is None:
+        found = [judged_on(dataset.validation, key_test, one) for one in on_the_way]
+        for number, accuracies in zip(numbers, found, strict=True):
+            console.say(f"generation {number:,}: {percent(accuracies)} % of the validation part")
+        chosen = int(np.argmax([np.nan_to_num(accuracies.mean(), nan=-1) for accuracies in found]))
+        individual = on_the_way[chosen]
 
     baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
     if options.strong_random_repeats:
@@ -181,18 +210,7 @@ def run(options: Options) -> Path:
     options.end_dry_run()
 
     # Selection is over: only here is the test part opened.
-    def judge(key, one):
-        return distilled.accuracies_on_test(
-            key,
-            *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
-            dataset,
-            config.network,
-            config.training,
-            options.num_networks,
-            config.engine,
-            options.devices,
-        )
-
+    judge = partial(judged_on, dataset.test)
     accuracies = judge(key_test, individual)
     strong = np.array(
         [
@@ -233,6 +251,7 @@ def run(options: Options) -> Path:
         "num_networks": options.num_networks,
         "fitness_best": float(outcome.state.best_score),
         "best_generation": int(outcome.state.best_generation),
+        "generation": int(numbers[chosen]),
         "num_generations": generations,
         "seconds": outcome.seconds,
         "compile_seconds": outcome.compile_seconds,

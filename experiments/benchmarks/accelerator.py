@@ -17,6 +17,8 @@ is not begun, and what fails leaves its error:
                 synthetic images of MNIST, Fashion-MNIST and CIFAR-10 by kernel regression on
                 features of width 128: `--searches` of one a class, four in one, with soft labels
                 (OUT/<search>.npz)
+    transfer    the sets of experiments/ga_distillation/sets judged by networks that they were not
+                made for (OUT/table.json)
     paper       with the time that is left: ga-distillation on MNIST at the paper's setting. What it
                 leaves, OUT/paper-run.tar.000, ... in parts of 15 MB, goes in again by `--checkpoint
                 FOLDER` with these parts, so that several calls add up to the paper's run
@@ -52,6 +54,7 @@ SHARES = {
     "pytorch": 0.2,
     "systems": 0.25,
     "distillation": 0.3,
+    "transfer": 0.4,
     "paper": 1,
 }
 """The blocks, and the most of the seconds that each may take."""

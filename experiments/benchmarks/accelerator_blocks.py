@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import signal
+import sys
 import tarfile
 import tempfile
 import time
@@ -713,7 +715,6 @@ def epochs_of_cest(sizes: Sizes) -> dict[str, Any]:
 def systems(results: Results, options: Options, sizes: Sizes) -> None:
     compile_seconds = sizes.compile_seconds
     results.measure("CEST, epochs", compile_seconds, lambda: epochs_of_cest(sizes))
-    results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
     results.measure("DEvS, a reduction", compile_seconds, lambda: reduction(sizes))
     for name, keys_each, at_once in (
         (f"EComp, {7 * sizes.ecomp_runs} runs together", sizes.ecomp_runs, 7 * sizes.ecomp_runs),
@@ -724,6 +725,8 @@ def systems(results: Results, options: Options, sizes: Sizes) -> None:
             2 * compile_seconds,
             lambda own=(sizes, keys_each, at_once): runs_of_ecomp(*own),
         )
+    # Last: a program for each architecture took more than a minute to compile on an H100.
+    results.measure("DE-NAS, candidates", compile_seconds, lambda: candidates(sizes))
 
 
 # --- a few images by kernel regression
@@ -867,6 +870,46 @@ def distillation(results: Results, options: Options, sizes: Sizes) -> None:
             results.measure(f"judges of {name}", -math.inf, judge.result)
 
 
+# --- the sets that were found, judged by other networks
+
+
+def transfer(results: Results, options: Options, sizes: Sizes) -> None:
+    sys.path.append(str(HERE.parent / "ga_distillation"))
+    import transfer
+
+    files = sorted((HERE.parent / "ga_distillation/sets").glob("*.npz"))
+    shapes = {distilled.DistilledDataset.load(file).unpacked().images.shape: file for file in files}
+    few = {"widths": (sizes.width,), "networks": ("MLP",), "num_epochs": sizes.steps}
+    changes = {"num_networks": sizes.judges, "data_dir": options.data_dir}
+    changes |= few if options.rehearse else {}
+    wanted = transfer.Options(tuple(files), output=options.output / "table.json", **changes)
+
+    def compiled() -> dict[str, Any]:
+        """Programs are those of a shape and a network, whatever the set."""
+        firsts = transfer.judged_sets(replace(wanted, sets=tuple(shapes.values())))
+        cells = [
+            (data, dataset, *cell[1:])
+            for _, dataset, data in firsts
+            for cell in transfer.columns(wanted, data)
+        ]
+        with ThreadPoolExecutor(4) as threads:
+            judging = [threads.submit(one, *cell) for cell in cells]
+        return {"programs": len([judge.result() for judge in judging])}
+
+    def one(data, dataset, network, training) -> None:
+        key = jax.random.key(wanted.seed)
+        own = data.images, data.labels, dataset, network, training, wanted.num_networks
+        with contextlib.suppress(ValueError):  # a network that images are too small for
+            distilled.accuracies_on_test(key, *own)
+
+    def judged() -> dict[str, Any]:
+        transfer.main(wanted)
+        return {"sets": len(files), "networks": wanted.num_networks}
+
+    results.measure("programs of the transfer table", 4 * sizes.compile_seconds, compiled)
+    results.measure("the transfer table", -math.inf, judged)
+
+
 # --- the paper's run
 
 
@@ -926,6 +969,7 @@ MEASURE: dict[str, Callable[[Results, Options, Sizes], None]] = {
     "pytorch": pytorch,
     "systems": systems,
     "distillation": distillation,
+    "transfer": transfer,
     "paper": paper,
 }
 

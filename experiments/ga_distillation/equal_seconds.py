@@ -2,7 +2,9 @@
 
     python experiments/ga_distillation/equal_seconds.py --dataset mnist --seconds 10 30 100 300
 
-Seconds are those of the steps; compilation is not counted. All start anew for every seed. Ways:
+Seconds are those of the steps; compilation is not counted. Populations are divided over devices,
+the cores of a CPU, as commands do; a gradient's program uses all cores. All start anew for every
+seed. Ways:
 
     evolution          as `--recipe recommended` does it
     gradient           the same error of kernel regression from the same class means in the same
@@ -34,7 +36,7 @@ import numpy as np
 import optax
 import tyro
 
-from evojax_suite import distilled, kernel_regression, load, networks
+from evojax_suite import devices, distilled, kernel_regression, load, networks
 from evojax_suite.algorithms import ga_distillation as ga
 from evojax_suite.baselines import gradient_matching
 from evojax_suite.baselines import strong_random as strong_random_selection
@@ -43,7 +45,7 @@ from evojax_suite.commands.options import percent
 from evojax_suite.commands.progress import console
 from evojax_suite.data.transforms import normalize
 from evojax_suite.results import Rows, spread
-from evojax_suite.types import Array, Dataset
+from evojax_suite.types import Algorithm, Array, Dataset
 
 WAYS = (
     "evolution",
@@ -99,15 +101,20 @@ class Search(NamedTuple):
     result: Callable[[Any], ga.Individual]
 
 
+def over_all_devices(algorithm: Algorithm) -> Callable[..., Any]:
+    """Its step, compiled."""
+    algorithm = devices.over_devices(algorithm, devices.take("auto"))
+    return jax.jit(algorithm.step) if algorithm.scannable else algorithm.step
+
+
 def evolution(config: ga.Config, key: Array, dataset: Dataset) -> Search:
     """The search that `config` says, whatever its fitness and strategy."""
     algorithm = ga.build(config, dataset.num_classes, dataset.image_shape)
     params, data = ga.Params(), ga.make_data(dataset)
-    state = jax.jit(algorithm.init)(key, params, data)
-    step = jax.jit(lambda key, state, data: algorithm.step(key, state, params, data)[0])
+    step = over_all_devices(algorithm)
     return Search(
-        state,
-        lambda key, state: step(key, state, data),
+        jax.jit(algorithm.init)(key, params, data),
+        lambda key, state: step(key, state, params, data)[0],
         lambda state: algorithm.result(state, params, data),
     )
 
@@ -132,18 +139,15 @@ def strong_random(config: ga.Config, key: Array, dataset: Dataset) -> Search:
     algorithm = strong_random_selection.build(own, 1, dataset.num_classes, dataset.image_shape)
     params, data = ga.Params(), ga.make_data(dataset)
     start = algorithm.init(key, params, data)
+    draw = over_all_devices(algorithm)
 
-    @jax.jit
-    def step(key, state, data):
-        best, fitness = state
-        new, metrics = algorithm.step(key, start, params, data)
-        better = metrics.fitness_best > fitness
-        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), new, best)
-        return kept, jnp.maximum(metrics.fitness_best, fitness)
+    def step(key, state):
+        new, metrics = draw(key, start, params, data)
+        return (new, metrics.fitness_best) if metrics.fitness_best > state[1] else state
 
     return Search(
         (start, jnp.float32(-jnp.inf)),
-        lambda key, state: step(key, state, data),
+        step,
         lambda state: jax.tree.map(lambda leaf: leaf[0], algorithm.result(state[0], params, data)),
     )
 
@@ -293,6 +297,7 @@ def main(options: Options) -> None:
                     options.config.training,
                     options.num_networks,
                     options.config.engine,
+                    "auto",
                 )
                 row = about | {"mark": mark, "seconds": seconds, "steps": steps}
                 rows.add(row | {"accuracies": accuracies.tolist()})
