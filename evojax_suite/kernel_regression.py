@@ -155,7 +155,7 @@ def credit_by_image(
             if config.temperature == 0:
                 said = without + 1 / num_classes + reach[:, :, None] * change[:, None]
                 errors = ((said - jax.nn.one_hot(real_labels, num_classes)) ** 2).mean(1)
-                return Credit(errors[:, label], errors.mean(1))
+                return Credit(errors[:, label], errors.mean(1) if all_columns else None)
 
             # Odds against the image's class. Class after class, so that all stays in registers: an
             # array (P, m, C) would be most of what credit costs.

@@ -537,6 +537,10 @@ def test_strong_random_is_scored_in_the_same_way(digits):
         ({"strategy": "LaplaceGA"}, "best_of mean needs an algorithm that searches around a mean"),
         ({"holdout_ratio": 0.1, "best_of": "run"}, "holdout_ratio belongs to a fitness of trained"),
         ({"fitness_subset_size": 10}, "fitness_subset_size belongs to a fitness of trained"),
+        (
+            {"evolve_labels": True, "kernel": KernelConfig(temperature=0.0)},
+            "evolve_labels by kernel_regression needs a temperature > 0, got 0.0",
+        ),
         ({"factor": 3}, "factor must be >= 1 and divide 8 x 8, got 3"),
         ({"network": NetworkConfig(network="MLP")}, "features of the ConvNet alone, got MLP"),
         ({"num_cosines": 0}, "num_cosines must be >= 1, got 0"),

@@ -119,7 +119,8 @@ class Config:
     generation's best, since scores of generations with common random numbers do not compare, or
     the mean around which an algorithm searches."""
     evolve_labels: bool = False
-    """Let soft labels evolve along with the images, one for each."""
+    """Let soft labels evolve along with the images, one for each; by kernel regression they evolve
+    as logits."""
     clip: Literal["unit", "image"] = "unit"
     """Bounds of children: 0..1 in the space of normalised images (the paper's), or the values that
     an image of 0..1 has there after normalisation."""
@@ -172,6 +173,11 @@ class Config:
                         f"{name} belongs to a fitness of trained networks, got "
                         f"{getattr(self, name)} with kernel_regression"
                     )
+            if self.evolve_labels and self.kernel.temperature == 0:
+                raise ValueError(
+                    f"evolve_labels by kernel_regression needs a temperature > 0, got "
+                    f"{self.kernel.temperature}"
+                )
         if self.clip == "image" and self.encoding != "pixels":
             raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
@@ -743,15 +749,18 @@ def rank_last(fitness: Array) -> Array:
 
 def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data):
     """Lower and upper bound of children: scalars, or one a dimension."""
-    if config.clip == "unit":
+    step = _label_step(config)
+    if config.clip == "unit" and not (config.evolve_labels and step != 1):
         return 0.0, 1.0
     num_images = num_classes * config.images_per_class
     bounds = []
     for value in (0.0, 1.0):
-        pixels = jnp.broadcast_to((value - data.mean) / data.std, (num_images, *image_shape))
-        numbers = pixels.reshape(num_images, -1)
+        bound = (value - data.mean) / data.std if config.clip == "image" else value
+        size = _encoding(config, image_shape).num_dims
+        numbers = jnp.broadcast_to(bound, (num_images, size // image_shape[-1], image_shape[-1]))
+        numbers = numbers.reshape(num_images, -1)
         if config.evolve_labels:
-            labels = jnp.full((num_images, num_classes), value)
+            labels = jnp.full((num_images, num_classes), value / step)
             numbers = jnp.concatenate([numbers, labels], -1)
         bounds.append(numbers.reshape(-1))
     return bounds
