@@ -307,7 +307,10 @@ def score_population(
         losses = class_losses(found, real_labels, config.temperature)
         return losses, (found.argmax(1) == real_labels).mean()
 
-    at_once = max(1, 2**22 // kernels.real[0].size)
+    # On a CPU one after the other: a batch of solves waits for threads that wait for it, and the
+    # whole program stands still.
+    on_cpu = jax.default_backend() == "cpu"
+    at_once = None if on_cpu else max(1, 2**22 // kernels.real[0].size)
     losses, accuracy = jax.lax.map(score, kernels, batch_size=at_once)
     credit = None
     if classes is not None:

@@ -32,7 +32,7 @@ def rows_of(path: Path) -> dict[str, dict]:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("results")
-    blocks = "agreement", "engine", "systems", "distillation", "paper"
+    blocks = "agreement", "engine", "systems", "distillation", "transfer", "paper"
     done = rehearse(output, "--blocks", *blocks, "--searches", *SEARCHED)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return output
@@ -77,6 +77,13 @@ def test_images_are_found_and_judged(results):
         with np.load(results / f"{name}.npz") as found:
             assert found["images"].shape == (10, 8, 8, 1)
             assert found["labels"].argmax(1).tolist() == list(range(10))
+
+
+def test_what_was_found_is_judged_by_other_networks(results):
+    assert rows_of(results / "transfer.json")["the transfer table"]["sets"] == len(SEARCHED)
+    cells = json.loads((results / "table.json").read_text())["rows"]
+    assert {cell["column"] for cell in cells} == {"ConvNet-8, own recipe", "MLP"}
+    assert all(0 < cell["accuracies"][0] < 1 for cell in cells)
 
 
 def test_the_papers_run_goes_on_where_it_was(results, tmp_path):

@@ -114,3 +114,16 @@ def test_wrong_options_are_refused(transfer, tmp_path):
         transfer.Options(sets=(tmp_path,), num_networks=0)
     with pytest.raises(ValueError, match="at least one folder or file, got none"):
         transfer.Options(sets=())
+
+
+@pytest.mark.parametrize(
+    "file", sorted((FOLDER / "sets").glob("*.npz")), ids=lambda file: file.stem
+)
+def test_the_sets_that_are_kept_are_ten_images_with_a_recipe(file):
+    found = DistilledDataset.load(file)
+    assert found.images.shape[0] == 10
+    np.testing.assert_array_equal(found.labels, np.eye(10))
+    assert (found.factor == 2) == ("four" in file.stem)
+    assert (found.network.width, found.training.num_epochs) == (128, 300)
+    if "one_bit" in file.stem:
+        assert len(np.unique(found.images.round(3))) == 2

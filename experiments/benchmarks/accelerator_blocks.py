@@ -822,6 +822,23 @@ def searched(found: Search, seconds: float) -> tuple[ga_distillation.Individual,
     }
 
 
+def save(found: Search, individual: ga_distillation.Individual, name: str, path: Path) -> None:
+    """The images with their recipe, as `evaluate` takes them."""
+    dataset, config = found.dataset, found.config
+    distilled.DistilledDataset(
+        images=np.asarray(individual.images),
+        labels=np.asarray(individual.labels),
+        dataset=name,
+        class_names=dataset.class_names,
+        mean=dataset.mean,
+        std=dataset.std,
+        network=replace(config.network, compute_dtype="float32"),
+        training=config.training,
+        seed=0,
+        factor=config.factor,
+    ).save(path)
+
+
 def judged(found: Search, individual: ga_distillation.Individual, judges: int) -> dict[str, Any]:
     """Accuracy of networks trained on the images by the paper's recipe."""
     images, labels = encodings.unpacked(*individual, found.config.factor)
@@ -860,8 +877,8 @@ def distillation(results: Results, options: Options, sizes: Sizes) -> None:
 
             def run(name=name, found=found, seconds=seconds) -> dict[str, Any]:
                 individual, row = searched(found, seconds)
-                images, labels = map(np.asarray, individual)
-                np.savez(options.output / f"{name}.npz", images=images, labels=labels)
+                of = "digits" if options.rehearse else SEARCHES[name][0]
+                save(found, individual, of, options.output / f"{name}.npz")
                 judges[name] = others.submit(judged, found, individual, sizes.judges)
                 return row
 
@@ -877,7 +894,8 @@ def transfer(results: Results, options: Options, sizes: Sizes) -> None:
     sys.path.append(str(HERE.parent / "ga_distillation"))
     import transfer
 
-    files = sorted((HERE.parent / "ga_distillation/sets").glob("*.npz"))
+    sets = HERE.parent / "ga_distillation/sets"
+    files = sorted((options.output if options.rehearse else sets).glob("*.npz"))
     shapes = {distilled.DistilledDataset.load(file).unpacked().images.shape: file for file in files}
     few = {"widths": (sizes.width,), "networks": ("MLP",), "num_epochs": sizes.steps}
     changes = {"num_networks": sizes.judges, "data_dir": options.data_dir}
