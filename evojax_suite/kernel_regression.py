@@ -188,7 +188,7 @@ def credit_by_image(
         return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
 
     found = jax.lax.map(lambda own: in_company(*own), (company, between))
-    # Of those whose features are finite.
+    # A company whose features are not finite is left out of the mean.
     return jax.tree.map(lambda losses: jnp.nanmean(losses, 0).T, found)
 
 

@@ -176,7 +176,7 @@ def test_credit_is_that_of_a_regression_with_one_image_exchanged(
 
 
 def test_solved_labels_are_those_of_least_squares():
-    """Of all networks' predictions stacked; two images in order share a label."""
+    """The predictions of all networks are stacked; two images in order share a label."""
     random, shape = np.random.default_rng(2), (8, 8, 1)
     config, engine = KernelConfig(kernel_images=50, ridge=0.1), EngineConfig()
     network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)

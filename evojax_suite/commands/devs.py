@@ -40,17 +40,13 @@ class Options(JudgedRunOptions):
     probability of each class (Qin et al. 2024)."""
     label_temperature: float = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
-    teacher_epochs: int = 20
+    teacher_epochs: int = smaller_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
     config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
 
     def __post_init__(self):
         super().__post_init__()
-        smaller_sets.check_labels(self.labels, self.label_temperature)
-        if self.teacher_epochs < 1:
-            raise ValueError(f"teacher_epochs must be >= 1, got {self.teacher_epochs}")
-        if self.labels != "teacher" and self.teacher_epochs != Options.teacher_epochs:
-            raise ValueError(f"teacher_epochs needs --labels teacher, got {self.teacher_epochs}")
+        smaller_sets.check_labels(self.labels, self.label_temperature, self.teacher_epochs)
 
 
 def run(options: Options) -> Path:

@@ -66,7 +66,7 @@ class Options(JudgedRunOptions):
     training images best; teacher: what a network trained on the whole training set says of them."""
     label_temperature: float = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
-    teacher_epochs: int = 20
+    teacher_epochs: int = smaller_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
     strong_random_repeats: int = 5
     """Repeats of the strong random baseline; 0 leaves it out."""
@@ -83,14 +83,11 @@ class Options(JudgedRunOptions):
             ("num_generations", 1),
             ("num_networks", 1),
             ("strong_random_repeats", 0),
-            ("teacher_epochs", 1),
             ("choose_from", 1),
         ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        smaller_sets.check_labels(self.labels, self.label_temperature)
-        if self.labels != "teacher" and self.teacher_epochs != Options.teacher_epochs:
-            raise ValueError(f"teacher_epochs needs --labels teacher, got {self.teacher_epochs}")
+        smaller_sets.check_labels(self.labels, self.label_temperature, self.teacher_epochs)
         if self.labels == "solved" and (
             self.config.fitness != "kernel_regression" or self.config.kernel.temperature == 0
         ):
