@@ -3,6 +3,7 @@ EVOJAX_SUITE_DATA names a folder with the real datasets."""
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from packaging.version import Version
@@ -64,6 +66,24 @@ def _compiled_programs_are_dropped():
     import jax
 
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def import_script():
+    """Imports a script below experiments/, beside which it finds its neighbours as it does when it
+    is run; the next module of tests does not see it."""
+    experiments = Path(__file__).parents[1] / "experiments"
+
+    def script(name: str):
+        path = experiments / name
+        patch.syspath_prepend(path.parent)
+        return importlib.import_module(path.stem)
+
+    with pytest.MonkeyPatch.context() as patch:
+        yield script
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(experiments)):
+            del sys.modules[name]
 
 
 @pytest.fixture

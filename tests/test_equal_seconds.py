@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -15,22 +12,9 @@ from evojax_suite.kernel_regression import KernelConfig
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import TrainingConfig
 
-FILE = Path(__file__).parents[1] / "experiments/ga_distillation/equal_seconds.py"
 
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("equal_seconds", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["equal_seconds"] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("equal_seconds")
-
-
-def test_every_way_is_judged_after_its_seconds_and_only_once(script, tmp_path, capsys):
+def test_every_way_is_judged_after_its_seconds_and_only_once(import_script, tmp_path, capsys):
+    script = import_script("ga_distillation/equal_seconds.py")
     config = replace(
         ga_distillation.RECOMMENDED,
         population_size=8,
@@ -64,6 +48,7 @@ def test_every_way_is_judged_after_its_seconds_and_only_once(script, tmp_path, c
     assert capsys.readouterr().out == table[table.index("| dataset") :]
 
 
-def test_a_way_that_is_none(script):
+def test_a_way_that_is_none(import_script):
+    script = import_script("ga_distillation/equal_seconds.py")
     with pytest.raises(ValueError, match=r"ways must be of .*, got 'annealing'"):
         script.Options(ways=("annealing",))

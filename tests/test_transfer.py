@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,20 +11,12 @@ import pytest
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.distilled import DistilledDataset
 
-FOLDER = Path(__file__).parents[1] / "experiments/ga_distillation"
+SETS = Path(__file__).parents[1] / "experiments/ga_distillation/sets"
 
 
-@pytest.fixture
-def transfer(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)
-    spec = importlib.util.spec_from_file_location("transfer", FOLDER / "transfer.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "transfer", module)
-    spec.loader.exec_module(module)
-    yield module
-    sys.modules.pop("ten_images")
+@pytest.fixture(scope="module")
+def transfer(import_script):
+    return import_script("ga_distillation/transfer.py")
 
 
 @pytest.fixture
@@ -116,9 +106,7 @@ def test_wrong_options_are_refused(transfer, tmp_path):
         transfer.Options(sets=())
 
 
-@pytest.mark.parametrize(
-    "file", sorted((FOLDER / "sets").glob("*.npz")), ids=lambda file: file.stem
-)
+@pytest.mark.parametrize("file", sorted(SETS.glob("*.npz")), ids=lambda file: file.stem)
 def test_the_sets_that_are_kept_are_ten_images_with_a_recipe(file):
     found = DistilledDataset.load(file)
     assert found.images.shape[0] == 10

@@ -83,6 +83,7 @@ class Sizes(NamedTuple):
     candidates: int = 2
     candidate_epochs: int = 10
     candidate_filters: int = 256
+    candidate_layers: int = 15
     cest_width: int = 256
     devs_epochs: int = 20
     devs_least_steps: int = 200
@@ -112,6 +113,7 @@ TINY = Sizes(
     candidates=1,
     candidate_epochs=1,
     candidate_filters=12,
+    candidate_layers=7,
     cest_width=4,
     devs_epochs=1,
     devs_least_steps=0,
@@ -672,7 +674,11 @@ def stepped(algorithm, params, data, most: int) -> dict[str, Any]:
 def candidates(sizes: Sizes) -> dict[str, Any]:
     dataset = of_noise(sizes.images_of_others, sizes.images_of_others // 10, (32, 32, 3))
     training = replace(de_nas.Config().training, num_epochs=sizes.candidate_epochs)
-    space = replace(de_nas.Config().space, max_filters=sizes.candidate_filters)
+    space = replace(
+        de_nas.Config().space,
+        max_filters=sizes.candidate_filters,
+        max_length=sizes.candidate_layers,
+    )
     config = de_nas.Config(programs="separate", training=training, space=space)
     algorithm = de_nas.build(config, 10, (32, 32, 3), 1)
     found = stepped(algorithm, de_nas.Params(), de_nas.make_data(config, dataset), sizes.candidates)
@@ -955,7 +961,7 @@ def paper(results: Results, options: Options, sizes: Sizes) -> None:
         dataset = load(name, options.data_dir)
         algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
         params, data = ga_distillation.Params(), ga_distillation.make_data(dataset)
-        seconds = 5.0 if options.rehearse else results.seconds_left - 30
+        seconds = 60.0 if options.rehearse else results.seconds_left - 30
         signal.setitimer(signal.ITIMER_REAL, max(1.0, seconds))
         signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         steps = 3 if options.rehearse else 1000

@@ -1,0 +1,141 @@
+"""Small sets with hard labels and with those of a teacher, all judged alike.
+
+    python experiments/ga_distillation/labels.py runs/a-hundred --sizes 100 --width 64
+
+Real images chosen at random, by herding and by k-center, and the images of runs or files. One
+network, trained on the whole training set, gives herding and k-center their features and all images
+the teacher's labels, the probabilities of the classes. Networks of the same width judge a set on
+the test part by the literature's recipe. Rows are kept in labels.json beside this file and are not
+run again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from evojax_suite import devices, distilled, load
+from evojax_suite.baselines import herding, k_center, probe, random
+from evojax_suite.commands.options import percent
+from evojax_suite.commands.progress import console
+from evojax_suite.commands.smaller_sets import probe_config
+from evojax_suite.data import normalize, with_whole_training_set
+from evojax_suite.distilled import LITERATURE, DistilledDataset
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.results import Rows
+from evojax_suite.training import EngineConfig
+from evojax_suite.types import Dataset, PyTree, training_data
+
+OUTPUT = Path(__file__).with_name("labels.json")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is labelled and judged."""
+
+    sets: Annotated[tuple[Path, ...], tyro.conf.Positional] = ()
+    """Folders of finished runs, or files of distilled sets."""
+    dataset: str = "cifar10"
+    sizes: tuple[int, ...] = (100, 500)
+    """Of the sets of real images."""
+    width: int = 128
+    """Of the teacher and of the judges, ConvNets."""
+    teacher_epochs: tuple[int, ...] = (8,)
+    """A teacher after each of these epochs; the last one gives the features."""
+    num_networks: int = 3
+    """Judges of each set."""
+    seed: int = 0
+    data_dir: Path | None = None
+    output: Path = OUTPUT
+
+    def __post_init__(self):
+        if not self.teacher_epochs or min(self.teacher_epochs) < 1:
+            raise ValueError(f"teacher_epochs must be >= 1, got {self.teacher_epochs}")
+
+
+def trained(
+    key: jax.Array, config: probe.Config, epochs: tuple[int, ...], dataset: Dataset
+) -> tuple[dict[int, PyTree], np.ndarray]:
+    """The network's variables after each of `epochs`, and the features of the training images that
+    the last of them gives."""
+    algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
+    data, step, found = training_data(dataset), jax.jit(algorithm.step), {}
+    state = jax.jit(algorithm.init)(key, None, data)
+    for epoch in range(1, max(epochs) + 1):
+        state, metrics = step(jax.random.fold_in(key, epoch), state, None, data)
+        console.say(f"training on all, epoch {epoch}: loss {float(metrics.loss):.3f}")
+        if epoch in epochs:
+            found[epoch] = state.fit.variables
+    return found, algorithm.result(state, None, data).features
+
+
+def sets(
+    options: Options, dataset: Dataset, features: np.ndarray
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, normalised images and hard labels of each set."""
+    num_classes, classes = dataset.num_classes, jnp.asarray(dataset.train.labels)
+    for size in options.sizes:
+        key = jax.random.fold_in(jax.random.key(options.seed), size)
+        for name, chosen in (
+            ("random", random.select(key, classes, size, num_classes)),
+            ("herding", herding.select(key, features, classes, size, num_classes)),
+            ("k-center", k_center.select(key, features, classes, size, num_classes)),
+        ):
+            indices = np.asarray(chosen)
+            images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
+            yield f"{name}, {size}", images, dataset.train.labels[indices]
+    for path in options.sets:
+        data = DistilledDataset.load(path / "distilled.npz" if path.is_dir() else path, dataset)
+        yield path.stem, data.unpacked().images, data.unpacked().labels.argmax(1)
+
+
+def main(options: Options) -> None:
+    rows = Rows(options.output, options, "sets", "sizes", "teacher_epochs", "data_dir", "output")
+    dataset = with_whole_training_set(load(options.dataset, options.data_dir))
+    network, engine = NetworkConfig(width=options.width), EngineConfig()
+    config = probe_config(network, LITERATURE, engine, max(options.teacher_epochs))
+    key = jax.random.key(options.seed)
+    teachers, features = trained(key, config, options.teacher_epochs, dataset)
+    for name, images, classes in sets(options, dataset, features):
+        labels = {"hard": np.eye(dataset.num_classes, dtype=np.float32)[classes]}
+        for epoch, variables in teachers.items():
+            given = probe.probabilities(config, variables, images, dataset.num_classes)
+            labels[f"teacher of {epoch} epochs"] = given
+        for title, own in labels.items():
+            about = {"dataset": options.dataset, "set": name, "labels": title}
+            if any(about.items() <= row.items() for row in rows):
+                continue
+            start = time.perf_counter()
+            accuracies = distilled.accuracies_on_test(
+                jax.random.fold_in(key, len(images)),
+                images,
+                own,
+                dataset,
+                network,
+                LITERATURE,
+                options.num_networks,
+                engine,
+                "auto",
+            )
+            seconds = time.perf_counter() - start
+            rows.add(about | {"accuracies": accuracies.tolist(), "seconds": seconds})
+            console.say(f"{name}, {title}: {percent(accuracies)} % ({seconds:.0f} s)")
+    columns = list(dict.fromkeys(row["labels"] for row in rows))
+    print("| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|", sep="\n")
+    for name in dict.fromkeys(row["set"] for row in rows):
+        own = {row["labels"]: row["accuracies"] for row in rows if row["set"] == name}
+        cells = [percent(np.array(own[title])) if title in own else "not run" for title in columns]
+        print("| " + " | ".join([name, *cells]) + " |")
+
+
+if __name__ == "__main__":
+    devices.take("auto")  # before anything of JAX runs
+    main(tyro.cli(Options))
