@@ -36,7 +36,7 @@ def results(import_script, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("results")
     script = import_script("benchmarks/accelerator.py")
     blocks = import_script("benchmarks/accelerator_blocks.py")
-    for name in ("agreement", "engine", "systems", "distillation", "transfer"):
+    for name in ("agreement", "engine", "systems", "distillation", "transfer", "labels"):
         deadline = time.time() + 300
         blocks.main(blocks.Options(name, output, deadline, searches=SEARCHED, rehearse=True))
         assert not script.faults(output / f"{name}.json")
@@ -91,6 +91,16 @@ def test_what_was_found_is_judged_by_other_networks(results):
     assert all(0 < cell["accuracies"][0] < 1 for cell in cells)
 
 
+def test_the_same_images_are_judged_with_the_labels_of_each_teacher(results):
+    rows = json.loads((results / "by-labels.json").read_text())["rows"]
+    names = "random, 20", "herding, 20", "k-center, 20"
+    labels = "hard", "teacher of 1 epochs", "teacher of 2 epochs"
+    assert [(row["set"], row["labels"]) for row in rows] == [
+        (name, label) for name in names for label in labels
+    ]
+    assert all(0 < row["accuracies"][0] < 1 for row in rows)
+
+
 def test_the_papers_run_goes_on_where_it_was(tmp_path):
     before, after = tmp_path / "before", tmp_path / "after"
     for output, more in ((before, ()), (after, ("--checkpoint", str(before)))):
@@ -110,6 +120,6 @@ def test_what_does_not_fit_is_not_begun_and_what_fails_is_told(tmp_path):
     done = rehearse(tmp_path, "--blocks", "papers")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "blocks must be of agreement, engine, pytorch, systems, distillation, transfer, paper, "
-        "got 'papers'"
+        "blocks must be of agreement, engine, pytorch, systems, distillation, transfer, labels, "
+        "paper, got 'papers'"
     )

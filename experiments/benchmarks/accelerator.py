@@ -19,6 +19,8 @@ is not begun, and what fails leaves its error:
                 (OUT/<search>.npz)
     transfer    the sets of experiments/ga_distillation/sets judged by networks that they were not
                 made for (OUT/table.json)
+    labels      hard labels and a teacher's for 100 and 500 images of CIFAR-10: real ones, and what
+                searches named cifar10-100 and cifar10-500 have left in OUT (OUT/by-labels.json)
     paper       with the time that is left: ga-distillation on MNIST at the paper's setting. What it
                 leaves, OUT/paper-run.tar.000, ... in parts of 15 MB, goes in again by `--checkpoint
                 FOLDER` with these parts, so that several calls add up to the paper's run
@@ -55,6 +57,7 @@ SHARES = {
     "systems": 0.25,
     "distillation": 0.3,
     "transfer": 0.4,
+    "labels": 0.4,
     "paper": 1,
 }
 """The blocks, and the most of the seconds that each may take."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,7 +32,7 @@ from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import Rows
 from evojax_suite.training import EngineConfig
-from evojax_suite.types import Dataset, PyTree, training_data
+from evojax_suite.types import Array, Dataset, PyTree, training_data
 
 OUTPUT = Path(__file__).with_name("labels.json")
 
@@ -50,6 +50,8 @@ class Options:
     """Of the teacher and of the judges, ConvNets."""
     teacher_epochs: tuple[int, ...] = (8,)
     """A teacher after each of these epochs; the last one gives the features."""
+    num_epochs: int = LITERATURE.num_epochs
+    """In which the judges train."""
     num_networks: int = 3
     """Judges of each set."""
     seed: int = 0
@@ -63,7 +65,7 @@ class Options:
 
 def trained(
     key: jax.Array, config: probe.Config, epochs: tuple[int, ...], dataset: Dataset
-) -> tuple[dict[int, PyTree], np.ndarray]:
+) -> tuple[dict[int, PyTree], Array]:
     """The network's variables after each of `epochs`, and the features of the training images that
     the last of them gives."""
     algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
@@ -78,7 +80,7 @@ def trained(
 
 
 def sets(
-    options: Options, dataset: Dataset, features: np.ndarray
+    options: Options, dataset: Dataset, features: Array
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """Name, normalised images and hard labels of each set."""
     num_classes, classes = dataset.num_classes, jnp.asarray(dataset.train.labels)
@@ -103,6 +105,7 @@ def main(options: Options) -> None:
     network, engine = NetworkConfig(width=options.width), EngineConfig()
     config = probe_config(network, LITERATURE, engine, max(options.teacher_epochs))
     key = jax.random.key(options.seed)
+    recipe = replace(LITERATURE, num_epochs=options.num_epochs)
     teachers, features = trained(key, config, options.teacher_epochs, dataset)
     for name, images, classes in sets(options, dataset, features):
         labels = {"hard": np.eye(dataset.num_classes, dtype=np.float32)[classes]}
@@ -120,7 +123,7 @@ def main(options: Options) -> None:
                 own,
                 dataset,
                 network,
-                LITERATURE,
+                recipe,
                 options.num_networks,
                 engine,
                 "auto",
