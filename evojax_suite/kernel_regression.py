@@ -16,9 +16,10 @@ s; adding an image to a fitted regression is a step of Gaussian elimination (Ras
 images of 8 x 8 they cost more: make `company` smaller).
 
 An image answers for the column of its class, not for the sum of all, and the company moves as well.
-The sum with the company held still is what a gradient would descend: it falls as fast, and trained
-networks lose eight points of a hundred by it, as images lean on what the solve makes of the others
-(experiments/ga_distillation, "What decides").
+Ranked by the sum, with the company held still, images lower the error as fast, and trained networks
+lose eight points of a hundred by it, as images lean on what the solve makes of the others
+(experiments/ga_distillation, "What decides"). A gradient of the sum, by which all images move at
+once, does not lose them and is faster ("For equal seconds" there).
 
 The error is that of a classifier, not of a regression: predictions f (num_classes,) of an image
 become probabilities softmax(temperature * f), and the loss of class c is the mean of

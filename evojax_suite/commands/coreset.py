@@ -143,7 +143,7 @@ def run(options: Options) -> Path:
     }
     sets: list[SmallSet] = []
     data = training_data(dataset)
-    trained, evidence, probe_seconds, teacher_seconds = None, None, 0.0, 0.0
+    trained, evidence, probe_seconds, teacher = None, None, 0.0, None
     informed = set(options.method) & {"herding", "k_center", "forgetting"}
     if informed or options.labels == "teacher":
         algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
@@ -156,7 +156,9 @@ def run(options: Options) -> Path:
             "probe",
         )
         if options.labels == "teacher":
-            teacher_seconds = probe_seconds
+            teacher = smaller_sets.Teacher(
+                config, trained.fit.variables, options.label_temperature, probe_seconds, 0
+            )
         if informed:
             evidence = jax.device_get(algorithm.result(trained, None, data))
 
@@ -179,7 +181,6 @@ def run(options: Options) -> Path:
             )
             made = jax.device_get(algorithm.result(state, None, condensation_data))
             gradients = features["gradient_matching"]
-            seconds += teacher_seconds
             sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
 
     options.end_dry_run()
@@ -203,18 +204,16 @@ def run(options: Options) -> Path:
                     raise AssertionError(method)
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start
-            seconds += probe_seconds if method in informed else teacher_seconds
+            if method in informed and not teacher:  # else it is the teacher, and counted with it
+                seconds += probe_seconds
             sets.append(smaller_sets.chosen(method, dataset, indices, seconds, features[method]))
-    labels: str = options.labels
-    if trained and options.labels == "teacher":
-        temperature = options.label_temperature
-        labels = smaller_sets.teacher_in_words(config, temperature)
-        sets = smaller_sets.taught(sets, config, trained.fit.variables, temperature)
+    if teacher:
+        sets = smaller_sets.taught(sets, teacher)
 
     numbers = [
         ["balanced", str(options.balanced)],
         ["network on all images", f"{probe_seconds:.1f} s" if trained else "not needed"],
-        ["labels", labels],
+        ["labels", teacher.in_words() if teacher else "hard"],
         ["failed losses", str(num_failed)],
     ]
     smaller_sets.finish(

@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 from evojax_suite.algorithms import devs
-from evojax_suite.baselines import probe, random
+from evojax_suite.baselines import random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import JudgedRunOptions, differing
 from evojax_suite.commands.progress import console
@@ -82,28 +82,24 @@ def run(options: Options) -> Path:
     num_steps = devs.num_steps(config, len(dataset.train))
     outcome = options.drive("reducing", algorithm, key_run, None, data, num_steps, directory)
     seconds, num_failed = outcome.seconds + outcome.compile_seconds, outcome.num_failed
-    trained, labels, teacher_seconds = None, "own", 0.0
-    epochs, temperature = options.teacher_epochs, options.label_temperature
-    teacher = smaller_sets.probe_config(config.network, config.training, config.engine, epochs)
+    teacher = None
     if options.labels == "teacher":
-        trained = options.drive(
-            "teacher",
-            probe.build(teacher, dataset.num_classes, dataset.image_shape),
+        teacher = smaller_sets.train_teacher(
+            options,
             key_teacher,
-            None,
-            data,
-            epochs,
-            directory / "teacher",
+            dataset,
+            smaller_sets.probe_config(
+                config.network, config.training, config.engine, options.teacher_epochs
+            ),
+            options.label_temperature,
+            directory,
         )
-        labels = smaller_sets.teacher_in_words(teacher, temperature)
-        teacher_seconds = trained.seconds + trained.compile_seconds
-        num_failed += trained.num_failed
+        num_failed += teacher.num_failed
     options.end_dry_run()
     reached = jax.device_get(algorithm.result(outcome.state, None, data))
     features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
-    taken = seconds + teacher_seconds
     sets = [
-        SmallSet("DEvS", one.images, one.labels, taken, features, label_source="own")
+        SmallSet("DEvS", one.images, one.labels, seconds, features, label_source="own")
         for one in reached
     ]
     np.savez_compressed(
@@ -119,17 +115,17 @@ def run(options: Options) -> Path:
             start = time.perf_counter()
             key = jax.random.fold_in(key_random, size)
             indices = np.asarray(random.select(key, data.labels, size, dataset.num_classes))
-            taken = time.perf_counter() - start + teacher_seconds
+            taken = time.perf_counter() - start
             sets.append(smaller_sets.chosen("random", dataset, indices, taken, "none"))
-    if trained:
-        sets = smaller_sets.taught(sets, teacher, trained.state.fit.variables, temperature)
+    if teacher:
+        sets = smaller_sets.taught(sets, teacher)
     stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
     numbers = [
         ["sizes", " > ".join(str(size) for size in sizes)],
         *([f"time in {name}", f"{value:.1f} s"] for name, value in stages.items()),
         ["time in all", f"{seconds:.1f} s"],
-        ["teacher", f"{teacher_seconds:.1f} s" if trained else "not needed"],
-        ["labels", labels],
+        ["teacher", f"{teacher.seconds:.1f} s" if teacher else "not needed"],
+        ["labels", teacher.in_words() if teacher else "own"],
         ["failed losses", str(num_failed)],
         ["unlike the defaults", shown],
     ]
@@ -149,7 +145,7 @@ def run(options: Options) -> Path:
             "num_training_images": len(dataset.train),
             "sizes": sizes,
             "seconds": seconds,
-            "teacher_seconds": teacher_seconds,
+            "teacher_seconds": teacher.seconds if teacher else 0.0,
             "stage_seconds": stages,
             "num_networks": options.num_networks,
             "num_failed": num_failed,

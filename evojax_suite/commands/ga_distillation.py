@@ -17,7 +17,7 @@ import tyro
 from evojax_suite import devices, distilled, plotting, report
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.algorithms.ga_distillation import Individual
-from evojax_suite.baselines import probe, strong_random
+from evojax_suite.baselines import strong_random
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.config_file import argument
 from evojax_suite.commands.options import JudgedRunOptions, differing, duration, percent
@@ -27,7 +27,7 @@ from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import open_run, read_lines, write_atomically, write_json
-from evojax_suite.types import Dataset, Split, training_data
+from evojax_suite.types import Dataset, Split
 
 
 def _recipe(config: ga_distillation.Config, num_generations: int) -> list[str]:
@@ -329,30 +329,21 @@ def _relabelling(
 
         return solved
     own = replace(config.training, batch_size=256)
-    epochs = options.teacher_epochs
-    teacher = smaller_sets.probe_config(config.network, own, config.engine, epochs)
-    trained = options.drive(
-        "teacher",
-        probe.build(teacher, num_classes, dataset.image_shape),
+    teacher = smaller_sets.train_teacher(
+        options,
         key,
-        None,
-        training_data(dataset),
-        epochs,
-        directory / "teacher",
+        dataset,
+        smaller_sets.probe_config(config.network, own, config.engine, options.teacher_epochs),
+        options.label_temperature,
+        directory,
     )
-    console.say(f"labels: {smaller_sets.teacher_in_words(teacher, options.label_temperature)}")
+    console.say(f"labels: {teacher.in_words()}")
 
     def taught(individual: Individual) -> Individual:
         images, _ = encodings.unpacked(
             jnp.asarray(individual.images), jnp.asarray(individual.labels), config.factor
         )
-        labels = probe.probabilities(
-            teacher,
-            trained.state.fit.variables,
-            np.asarray(images),
-            num_classes,
-            options.label_temperature,
-        )
+        labels = teacher.labels(np.asarray(images), num_classes)
         by_image = labels.reshape(len(individual.images), -1, num_classes).mean(1)
         return individual._replace(labels=by_image)
 

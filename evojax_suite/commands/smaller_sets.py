@@ -1,11 +1,12 @@
-"""What `devs` and `coreset` share: label sets by a teacher, judge them, keep and show them."""
+"""What `devs` and `coreset` share: label sets by a teacher, as `ga-distillation` does too, judge
+them, keep and show them."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.report import Figure, Table
 from evojax_suite.results import write_json
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Dataset, PyTree
+from evojax_suite.types import Dataset, PyTree, training_data
 
 
 @dataclass(frozen=True)
@@ -97,27 +98,63 @@ def probe_config(
     return probe.Config(network=network, training=training, engine=engine)
 
 
-def taught(
-    sets: list[SmallSet], config: probe.Config, variables: PyTree, temperature: float
-) -> list[SmallSet]:
-    """`sets` with the class probabilities of the network that a probe of `config` has trained, as
-    `probe.probabilities` has them."""
+class Teacher(NamedTuple):
+    """A network trained on the whole training set, which labels other images."""
+
+    config: probe.Config
+    variables: PyTree
+    temperature: float
+    """Divides its logits."""
+    seconds: float
+    """That its training took, compilation included."""
+    num_failed: int
+    """Losses of its training that were not finite."""
+
+    def labels(self, images: np.ndarray, num_classes: int) -> np.ndarray:
+        """The probabilities (n, num_classes) that it gives images (n, H, W, C), normalised."""
+        return probe.probabilities(
+            self.config, self.variables, images, num_classes, self.temperature
+        )
+
+    def in_words(self) -> str:
+        """Says how it was trained, for tables."""
+        return (
+            f"teacher of {self.config.training.num_epochs} epochs, augmentation "
+            f"{distilled.augmentation_of(self.config.training)}, temperature {self.temperature:g}"
+        )
+
+
+def train_teacher(
+    options: JudgedRunOptions,
+    key: jax.Array,
+    dataset: Dataset,
+    config: probe.Config,
+    temperature: float,
+    directory: Path,
+) -> Teacher:
+    """Train one on the training part of `dataset`, with its checkpoints below `directory`."""
+    outcome = options.drive(
+        "teacher",
+        probe.build(config, dataset.num_classes, dataset.image_shape),
+        key,
+        None,
+        training_data(dataset),
+        config.training.num_epochs,
+        directory / "teacher",
+    )
+    seconds = outcome.seconds + outcome.compile_seconds
+    return Teacher(config, outcome.state.fit.variables, temperature, seconds, outcome.num_failed)
+
+
+def taught(sets: list[SmallSet], teacher: Teacher) -> list[SmallSet]:
+    """`sets` with the labels of `teacher`, the seconds of its training counted in."""
     found = []
     for small in sets:
         start = time.perf_counter()
-        num_classes = small.labels.shape[1]
-        labels = probe.probabilities(config, variables, small.images, num_classes, temperature)
-        seconds = small.seconds + time.perf_counter() - start
+        labels = teacher.labels(small.images, small.labels.shape[1])
+        seconds = small.seconds + teacher.seconds + time.perf_counter() - start
         found.append(replace(small, labels=labels, label_source="teacher", seconds=seconds))
     return found
-
-
-def teacher_in_words(config: probe.Config, temperature: float) -> str:
-    """Says how the teacher was trained, for tables."""
-    return (
-        f"teacher of {config.training.num_epochs} epochs, augmentation "
-        f"{distilled.augmentation_of(config.training)}, temperature {temperature:g}"
-    )
 
 
 def finish(

@@ -57,7 +57,7 @@ WAYS = (
     "strong random",
 )
 CITED = {
-    "mnist": {"gradient matching, cited": 91.7, "paper 002, cited": 91.23},
+    "mnist": {"gradient matching, cited": 91.7, "genetic algorithm (Sato et al.), cited": 91.23},
     "fashion_mnist": {"gradient matching, cited": 70.5},
     "cifar10": {"gradient matching, cited": 28.3},
 }
