@@ -1,4 +1,4 @@
-"""What `test_devices.py` runs in a process with four devices: each population on up to 4.
+"""What `test_devices.py` runs in a process with eight devices: each population on up to 8.
 
 Writes, for every algorithm and number of devices, what was found of its members and the metrics and
 state after a whole step, and what a run notes that goes on over other devices, as one .npz.
@@ -14,7 +14,7 @@ import numpy as np
 
 from evojax_suite import devices, loop
 
-devices.take(4)  # before evosax is imported
+devices.take(8)  # before evosax is imported
 
 from evojax_suite.algorithms import cest, ga_distillation, predator_prey  # noqa: E402
 from evojax_suite.baselines import strong_random  # noqa: E402
@@ -28,7 +28,7 @@ DIGITS = load("digits")
 SHAPE = DIGITS.image_shape
 NETWORK = NetworkConfig(width=4, depth=1)
 GENETIC = ga_distillation.Config(
-    population_size=6,  # over 4 devices some have fewer members
+    population_size=6,  # over 4 and 8 devices some have fewer members
     networks_per_member=2,
     network=NETWORK,
     training=TrainingConfig(num_epochs=2),
@@ -72,7 +72,7 @@ def main(output: str) -> None:
         keep(found, f"accuracies_on_test/{number}", judged)
     for name, algorithm, params, data in cases():
         state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
-        for number in (1, 2, 4) if name == "ga_distillation" else (1, 4):
+        for number in (1, 2, 4, 8) if name == "ga_distillation" else (1, 4):
             if number in (1, 4):
                 many = devices.over_devices(algorithm, number)
                 assert many.scannable == (number == 1)

@@ -34,6 +34,7 @@ def over_devices(tmp_path_factory):
     [
         ("ga_distillation", 2),
         ("ga_distillation", 4),
+        ("ga_distillation", 8),
         ("kernel_regression", 4),
         ("predator_prey", 4),
         ("strong_random", 4),

@@ -106,9 +106,9 @@ class Teacher(NamedTuple):
     temperature: float
     """Divides its logits."""
     seconds: float
-    """That its training took, compilation included."""
+    """The time that its training took, compilation included."""
     num_failed: int
-    """Losses of its training that were not finite."""
+    """The number of losses of its training that were not finite."""
 
     def labels(self, images: np.ndarray, num_classes: int) -> np.ndarray:
         """The probabilities (n, num_classes) that it gives images (n, H, W, C), normalised."""

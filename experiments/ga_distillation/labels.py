@@ -45,13 +45,13 @@ class Options:
     """Folders of finished runs, or files of distilled sets."""
     dataset: str = "cifar10"
     sizes: tuple[int, ...] = (100, 500)
-    """Of the sets of real images."""
+    """The sizes of the sets of real images."""
     width: int = 128
-    """Of the teacher and of the judges, ConvNets."""
+    """The width of the ConvNets that teach and judge."""
     teacher_epochs: tuple[int, ...] = (8,)
     """A teacher after each of these epochs; the last one gives the features."""
     num_epochs: int = LITERATURE.num_epochs
-    """In which the judges train."""
+    """The epochs for which a judge trains."""
     num_networks: int = 3
     """Judges of each set."""
     seed: int = 0
