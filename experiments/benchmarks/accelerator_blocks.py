@@ -121,7 +121,7 @@ TINY = Sizes(
     kernel_images=40,
     kernel_steps=2,
     judges=1,
-    checked={"bfloat16": ("ga_distillation",)},
+    checked={"bfloat16": ("ga_distillation", "gradient_matching")},
     compile_seconds=1.0,
 )
 
