@@ -11,7 +11,12 @@ import numpy as np
 import pytest
 
 from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation, predator_prey
-from evojax_suite.baselines import gradient_matching, probe, strong_random
+from evojax_suite.baselines import (
+    gradient_matching,
+    kernel_inducing_points,
+    probe,
+    strong_random,
+)
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
@@ -114,6 +119,11 @@ VARIANTS = {
     "gradient_matching": gradient_matching.Config(
         images_per_class=1, real_batch_size=8, network=SMALL.network
     ),
+    "kernel_inducing_points": kernel_inducing_points.Config(
+        images_per_class=2,
+        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20),
+        network=SMALL.network,
+    ),
 }
 
 
@@ -149,9 +159,10 @@ def case(request) -> Case:
         case "predator_prey":
             data, params = cest.make_data(VARIANTS["cest"], digits), predator_prey.Params()
             algorithm = predator_prey.build(config, 10, shape)
-        case "gradient_matching":
-            data = gradient_matching.make_data(digits)
-            algorithm = gradient_matching.build(config, 10, shape)
+        case "gradient_matching" | "kernel_inducing_points":
+            by_gradient = gradient_matching, kernel_inducing_points
+            module = by_gradient[request.param == "kernel_inducing_points"]
+            data, algorithm = module.make_data(digits), module.build(config, 10, shape)
         case _:
             data, params = ga_distillation.make_data(digits), ga_distillation.Params()
             shares_keys = config.common_random_numbers
@@ -160,7 +171,9 @@ def case(request) -> Case:
             else:
                 algorithm = ga_distillation.build(config, 10, shape)
     name = "fitness_images" if hasattr(data, "fitness_images") else "images"
-    if getattr(config, "fitness", None) == "kernel_regression":
+    if hasattr(config, "kernel") and getattr(config, "fitness", "kernel_regression") == (
+        "kernel_regression"
+    ):
         name = "train_images"
     other = data.replace(**{name: 255 - getattr(data, name)})
     return Case(algorithm, params, data, other, shares_keys)

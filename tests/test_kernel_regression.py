@@ -317,6 +317,32 @@ def test_images_of_one_bit_are_black_and_white():
     np.testing.assert_allclose(np.unique(pixels.round(5)), [0, 1])
 
 
+def test_what_is_found_has_the_contrast_of_real_images(digits):
+    """Where the regression is blind to contrast, what evolves has any."""
+    data, shape = ga_distillation.make_data(digits), digits.image_shape
+    pixels = digits.train.images / np.float32(255 if digits.train.images.max() > 1 else 1)
+    real = (pixels - np.array(digits.mean)) / np.array(digits.std)
+    np.testing.assert_allclose(data.contrast, real.std(), rtol=0.05)
+    code = ga_distillation.class_means(CONFIG, 10, data)
+    found = ga_distillation.decode(CONFIG, 10, shape, code, data).images
+    np.testing.assert_allclose(found.std(), data.contrast, rtol=1e-5)
+    again = ga_distillation.decode(CONFIG, 10, shape, 7 * code, data).images
+    np.testing.assert_allclose(again, found, atol=1e-4)
+    scores = ga_distillation.score_population(
+        jax.random.key(0), CONFIG, 10, shape, jnp.stack([code, 7 * code]), data
+    )
+    np.testing.assert_allclose(scores.fitness[0], scores.fitness[1], rtol=1e-3)
+    for seeing in (
+        dataclasses.replace(
+            CONFIG, network=dataclasses.replace(CONFIG.network, normalization="none")
+        ),
+        dataclasses.replace(CONFIG, fitness="cross_entropy"),
+    ):
+        plain, _ = ga_distillation.images_and_targets(seeing, 10, shape, code, data)
+        as_is = ga_distillation.decode(seeing, 10, shape, code, data).images
+        np.testing.assert_array_equal(as_is, plain)
+
+
 def test_images_that_do_not_divide_are_refused():
     with pytest.raises(ValueError, match="factor must be >= 1 and divide 8 x 10, got 4"):
         encodings.create("pixels", (8, 10, 1), 14, 4)

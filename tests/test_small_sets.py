@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import jax
 import numpy as np
@@ -13,6 +14,7 @@ from evojax_suite import NetworkConfig, TrainingConfig, load, networks
 from evojax_suite.baselines import probe
 from evojax_suite.checkpoint import Checkpoints
 from evojax_suite.cli import main
+from evojax_suite.commands import coreset
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.types import training_data
@@ -33,6 +35,7 @@ TEACHER = [
 CONDENSATION = [
     "--condensation-iterations", "2", "--dc.real-batch-size", "8", "--dc.network.width", "4",
     "--dc.network.depth", "1", "--dc.outer-loops", "2", "--dc.inner-loops", "1",
+    "--kernel-iterations", "2", "--kip.network.depth", "1", "--kip.kernel.kernel-width", "4",
 ]  # fmt: skip
 DETERMINISTIC = ("DEvS-30.npz", "DEvS-10.npz", "random-10.npz", "metrics.jsonl")
 
@@ -97,7 +100,7 @@ def test_killed_and_resumed_it_ends_with_the_same_bytes(reduced, run_until_kille
 
 
 def test_coreset_runs_every_method(tmp_path, capsys):
-    methods = ["random", "herding", "k_center", "forgetting", "gradient_matching"]
+    methods = list(get_args(coreset.Method))
     arguments = [
         *CORESET, "--runs-dir", str(tmp_path), "--method", *methods, "--num-samples", "20", "10",
         *CONDENSATION,

@@ -257,6 +257,7 @@ class Data:
     mean: Array  # (C,)
     std: Array  # (C,)
     spread: Array  # (H, W, C): of cosine coefficients (`encodings`)
+    contrast: Array  # (): the standard deviation of normalised training images
     given: Array | None = None  # (n, H, W, C), normalised, class by class: where to start
 
 
@@ -319,6 +320,7 @@ def make_data(dataset: Dataset, given: np.ndarray | None = None) -> Data:
         mean=jnp.asarray(dataset.mean, jnp.float32),
         std=jnp.asarray(dataset.std, jnp.float32),
         spread=jnp.asarray(encodings.cosine_spread(some)),
+        contrast=jnp.asarray(some.std(), jnp.float32),
         given=None if given is None else jnp.asarray(given),
     )
 
@@ -394,12 +396,22 @@ def decode(
 ) -> Individual:
     """The synthetic dataset that a flat individual (D,) is.
 
+    Features of a network that normalises its first layer do not see contrast, and a search by
+    kernel regression on them leaves any. So these images get that of real ones, which other
+    networks need.
+
     Labels that evolve are cut at 0 and scaled to sum 1, all zero they are uniform. By kernel
     regression, whose predictions become probabilities by a softmax, so do they: a network that
     fits such a label has the logits that the regression was given.
     """
     own = config, num_classes, image_shape, individual, data
     images, targets = images_and_targets(*own)
+    if (
+        config.fitness == "kernel_regression"
+        and config.network.normalization != "none"
+        and config.levels is None
+    ):
+        images *= data.contrast / jnp.maximum(images.std(), 1e-6)
     if not config.evolve_labels:
         return Individual(images, targets)
     if config.fitness == "kernel_regression":

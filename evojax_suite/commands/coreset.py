@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
 import tyro
 
 from evojax_suite.algorithms.devs import NETWORK, RECIPE
-from evojax_suite.baselines import forgetting, gradient_matching, herding, k_center, probe, random
+from evojax_suite.baselines import (
+    forgetting,
+    gradient_matching,
+    herding,
+    k_center,
+    kernel_inducing_points,
+    probe,
+    random,
+)
 from evojax_suite.commands import smaller_sets
 from evojax_suite.commands.options import JudgedRunOptions
 from evojax_suite.commands.progress import console
@@ -23,14 +32,18 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares
 from evojax_suite.results import open_run
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Dataset, training_data
+from evojax_suite.types import Algorithm, Dataset, training_data
 
-Method = Literal["random", "herding", "k_center", "forgetting", "gradient_matching"]
+Method = Literal[
+    "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
+]
+CONDENSING = "gradient_matching", "kernel_inducing_points"
+"""Methods that make images, equally many of each class, by gradients; the others choose some."""
 
 
 @dataclass(frozen=True)
 class Options(JudgedRunOptions):
-    """Choose a small set by random, herding, k-center, forgetting or gradient matching (DC).
+    """Choose a small set by random, herding, k-center or forgetting, or make one by gradients.
 
     One network, trained on the whole training set, serves herding, k-center (its features),
     forgetting (its history) and, with `--labels teacher`, the labels of all sets. They are judged
@@ -39,11 +52,11 @@ class Options(JudgedRunOptions):
     """
 
     method: tuple[Method, ...] = ("random", "herding", "k_center", "forgetting")
-    """One or more methods."""
+    """One or more methods; gradient_matching (DC) and kernel_inducing_points (KIP) make images."""
     num_samples: tuple[int, ...] = (500, 100, 10)
     """Sizes of the sets; forgetting, herding and k-center share one training for all."""
     balanced: bool = True
-    """Choose equally many images of each class; gradient matching always does."""
+    """Choose equally many images of each class; images that are made always are."""
     num_images: int | None = None
     """Use a fixed, stratified part of the training set; None is the whole."""
     labels: Literal["hard", "teacher"] = "hard"
@@ -60,6 +73,11 @@ class Options(JudgedRunOptions):
     condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
         default_factory=gradient_matching.Config
     )
+    kernel_iterations: int = 1000
+    """Iterations of kernel inducing points."""
+    kernel_points: Annotated[kernel_inducing_points.Config, tyro.conf.arg(name="kip")] = field(
+        default_factory=kernel_inducing_points.Config
+    )
     network: tyro.conf.OmitArgPrefixes[NetworkConfig] = NETWORK
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = RECIPE
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
@@ -73,7 +91,7 @@ class Options(JudgedRunOptions):
         if self.network.network != "ConvNet":
             raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
         smaller_sets.check_labels(self.labels, self.label_temperature)
-        for name in ("probe_epochs", "condensation_iterations"):
+        for name in ("probe_epochs", "condensation_iterations", "kernel_iterations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
@@ -81,11 +99,12 @@ class Options(JudgedRunOptions):
 def _check(options: Options, dataset: Dataset) -> None:
     for size in options.num_samples:
         check_shares(dataset.train.labels, size, dataset.num_classes, options.balanced)
-        if "gradient_matching" in options.method and size % dataset.num_classes:
-            raise ValueError(
-                f"gradient_matching makes equally many images of each of the "
-                f"{dataset.num_classes} classes, got num_samples {size}"
-            )
+        for method in CONDENSING:
+            if method in options.method and size % dataset.num_classes:
+                raise ValueError(
+                    f"{method} makes equally many images of each of the {dataset.num_classes} "
+                    f"classes, got num_samples {size}"
+                )
 
 
 def run(options: Options) -> Path:
@@ -107,8 +126,6 @@ def run(options: Options) -> Path:
         jax.random.key(options.seed), 4
     )
     num_failed = 0
-
-    condensed = options.num_samples if "gradient_matching" in options.method else ()
 
     def drive(title, algorithm, key, data, num_steps, where):
         nonlocal num_failed
@@ -140,6 +157,7 @@ def run(options: Options) -> Path:
         "k_center": f"flat maps of a {probed}",
         "forgetting": f"history of a {probed}",
         "gradient_matching": "gradients of new networks",
+        "kernel_inducing_points": "features of new networks",
     }
     sets: list[SmallSet] = []
     data = training_data(dataset)
@@ -162,30 +180,26 @@ def run(options: Options) -> Path:
         if informed:
             evidence = jax.device_get(algorithm.result(trained, None, data))
 
-    if condensed:
-        condensation_data = gradient_matching.make_data(dataset)
-        for size in condensed:
-            condensation = replace(
-                options.condensation, images_per_class=size // dataset.num_classes
-            )
-            algorithm = gradient_matching.build(
-                condensation, dataset.num_classes, dataset.image_shape
-            )
+    for method in CONDENSING:
+        if method not in options.method:
+            continue
+        data_of_method, build, iterations = _condensing(options, dataset, method)
+        for size in options.num_samples:
+            algorithm = build(size // dataset.num_classes)
             state, seconds = drive(
-                f"gradient matching, {size} images",
+                f"{method.replace('_', ' ')}, {size} images",
                 algorithm,
                 jax.random.fold_in(key_condense, size),
-                condensation_data,
-                options.condensation_iterations,
-                f"gradient_matching-{size}",
+                data_of_method,
+                iterations,
+                f"{method}-{size}",
             )
-            made = jax.device_get(algorithm.result(state, None, condensation_data))
-            gradients = features["gradient_matching"]
-            sets.append(SmallSet("gradient_matching", made.images, made.labels, seconds, gradients))
+            made = jax.device_get(algorithm.result(state, None, data_of_method))
+            sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
 
     options.end_dry_run()
     for method in options.method:
-        if method == "gradient_matching":
+        if method in CONDENSING:
             continue
         for size in options.num_samples:
             start = time.perf_counter()
@@ -239,6 +253,23 @@ def run(options: Options) -> Path:
         numbers,
     )
     return directory
+
+
+def _condensing(
+    options: Options, dataset: Dataset, method: str
+) -> tuple[Any, Callable[[int], Algorithm], int]:
+    """The data of a method that makes images, its algorithm for so many of each class, and its
+    iterations."""
+    own: Any = gradient_matching, options.condensation, options.condensation_iterations
+    if method == "kernel_inducing_points":
+        own = kernel_inducing_points, options.kernel_points, options.kernel_iterations
+    module, config, iterations = own
+
+    def build(images_per_class: int) -> Algorithm:
+        sized = replace(config, images_per_class=images_per_class)
+        return module.build(sized, dataset.num_classes, dataset.image_shape)
+
+    return module.make_data(dataset), build, iterations
 
 
 def number_of(method: Method) -> int:

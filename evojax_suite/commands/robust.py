@@ -79,18 +79,14 @@ class Scored(NamedTuple):
         }
 
 
-def train_on_all(
-    key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
-) -> Full:
-    """One network on the whole training set of `dataset`, judged on its test part."""
-    training = on_all(num_epochs)
-    config = probe.Config(network=network, training=training, engine=engine)
+def fit_on_all(key: Array, config: probe.Config, dataset: Dataset) -> probe.State:
+    """A network trained on the training part of `dataset`, with its progress shown."""
     algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
-    data = training_data(with_whole_training_set(dataset))
+    data, num_epochs = training_data(dataset), config.training.num_epochs
     key_init, key_fit = jax.random.split(key)
     state, step = algorithm.init(key_init, None, data), jax.jit(algorithm.step)
     console.say(
-        f"{network.network} on all {len(data.labels):,} training images, {num_epochs} epochs"
+        f"{config.network.network} on all {len(data.labels):,} training images, {num_epochs} epochs"
     )
     with progress("training on all", num_epochs) as show:
         for epoch in range(num_epochs):
@@ -98,7 +94,16 @@ def train_on_all(
             state, metrics = step(jax.random.fold_in(key_fit, epoch), state, None, data)
             row = {name: value.item() for name, value in metrics._asdict().items()}
             show(Report(epoch + 1, num_epochs, row, time.perf_counter() - start, [row]))
-    variables = state.fit.variables
+    return state
+
+
+def train_on_all(
+    key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
+) -> Full:
+    """One network on the whole training set of `dataset`, judged on its test part."""
+    training = on_all(num_epochs)
+    config = probe.Config(network=network, training=training, engine=engine)
+    variables = fit_on_all(key, config, with_whole_training_set(dataset)).fit.variables
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     found = jax.jit(lambda variables, batches: evaluate(module, variables, batches))(
         variables, batches_of(dataset, dataset.test, engine)

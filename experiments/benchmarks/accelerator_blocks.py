@@ -950,7 +950,7 @@ def labels(results: Results, options: Options, sizes: Sizes) -> None:
     file = (options.data_dir or Path()) / "cifar10.npz"
     changes: dict[str, Any] = {"dataset": str(file) if file.exists() else "cifar10"}
     if options.rehearse:
-        few = {"dataset": "digits", "sizes": (20,), "teacher_epochs": (1, 2)}
+        few = {"dataset": "digits", "sizes": (20,), "teacher_epochs": 2}
         changes = few | {"width": sizes.width, "num_networks": sizes.judges, "num_epochs": 100}
     sets = sorted(options.output.glob("cifar10-[15]00.npz"))
     wanted = labels.Options(

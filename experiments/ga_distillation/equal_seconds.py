@@ -8,15 +8,13 @@ seed. Ways:
 
     evolution          as `--recipe recommended` does it
     gradient           the same error of kernel regression from the same class means in the same
-                       cosines, by Adam on its gradient by the images, as KIP and FRePo descend it
-    own column         Adam where each image follows the gradient of its own class's column alone
-    with noise         the same at images to which evolution's noise is added, new in each step
+                       cosines, by Adam on its gradient (`baselines/kernel_inducing_points.py`)
     gradient matching  DC as published (`baselines/gradient_matching.py`)
     trained fitness    SNES on the cross-entropy of networks trained on each candidate by the
                        paper's recipe, in the same cosines from the class means
     strong random      the best of random real images by that fitness
 
-What the first four return is averaged over their steps alike. Networks of the paper's recipe judge
+What the first two return is averaged over their steps alike. Networks of the paper's recipe judge
 what each has at every number of seconds, on the test part, or on validation images (`--judged-on
 validation`), which is where a step size is chosen. Rows are kept in equal_seconds.json beside this
 file and are not run again; a chart of each dataset is drawn from all of them.
@@ -33,25 +31,21 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import tyro
 
-from evojax_suite import devices, distilled, kernel_regression, load, networks
+from evojax_suite import devices, distilled, load
 from evojax_suite.algorithms import ga_distillation as ga
-from evojax_suite.baselines import gradient_matching
+from evojax_suite.baselines import gradient_matching, kernel_inducing_points
 from evojax_suite.baselines import strong_random as strong_random_selection
 from evojax_suite.charts import Chart, Series, save_png
 from evojax_suite.commands.options import percent
 from evojax_suite.commands.progress import console
-from evojax_suite.data.transforms import normalize
 from evojax_suite.results import Rows, spread
 from evojax_suite.types import Algorithm, Array, Dataset
 
 WAYS = (
     "evolution",
     "gradient",
-    "own column",
-    "with noise",
     "gradient matching",
     "trained fitness",
     "strong random",
@@ -71,7 +65,7 @@ class Options:
     dataset: str = "mnist"
     ways: tuple[str, ...] = WAYS
     step: float = 0.03
-    """Adam's of the ways with a gradient of the regression, in standard deviations of a
+    """Adam's of the way with a gradient of the regression, in standard deviations of a
     coefficient."""
     seconds: tuple[float, ...] = (10.0, 30.0, 100.0, 300.0)
     """What a search has after each of these seconds is judged."""
@@ -152,65 +146,15 @@ def strong_random(config: ga.Config, key: Array, dataset: Dataset) -> Search:
     )
 
 
-def matching(config: ga.Config, key: Array, dataset: Dataset) -> Search:
-    """Gradient matching as published, networks as wide as the judges."""
-    own = gradient_matching.Config(network=config.network, engine=config.engine)
-    algorithm = gradient_matching.build(own, dataset.num_classes, dataset.image_shape)
-    data = gradient_matching.make_data(dataset)
+def by_gradient(module: Any, config: Any, key: Array, dataset: Dataset) -> Search:
+    """A baseline that makes images by gradients: `module` with its own `config`."""
+    algorithm = module.build(config, dataset.num_classes, dataset.image_shape)
+    data = module.make_data(dataset)
     step = jax.jit(lambda key, state, data: algorithm.step(key, state, None, data)[0])
     return Search(
         jax.jit(algorithm.init)(key, None, data),
         lambda key, state: step(key, state, data),
         lambda state: ga.Individual(*algorithm.result(state, None, data)),
-    )
-
-
-def descent(config: ga.Config, dataset: Dataset, way: str, step_size: float) -> Search:
-    """The error of kernel regression by gradients of the images."""
-    num_classes, shape, data = dataset.num_classes, dataset.image_shape, ga.make_data(dataset)
-    narrow = replace(config.network, width=config.kernel.kernel_width)
-    network = networks.create(narrow, num_classes, shape)
-    optimizer = optax.adam(step_size)
-    start = ga.class_means(config, num_classes, data)
-    averaging, noise = 8.0, config.strategy_std if way == "with noise" else 0.0
-
-    def losses(code: Array, key: Array, data: ga.Data) -> Array:
-        """The loss of each class's column, (num_classes,)."""
-        return kernel_regression.score_population(
-            key,
-            config.kernel,
-            network,
-            config.networks_per_member,
-            lambda code: ga.decode(config, num_classes, shape, code, data),
-            code[None],
-            jnp.arange(1),
-            data.train_images,
-            data.train_labels,
-            lambda images: normalize(images, data.mean, data.std),
-            config.engine,
-        ).losses[0]
-
-    @jax.jit
-    def step(key, state, data):
-        key_noise, key_losses = jax.random.split(key)
-        code, average, opt_state, count = state
-        at = code + noise * jax.random.normal(key_noise, code.shape)
-        _, pull_back = jax.vjp(lambda code: losses(code, key_losses, data), at)
-        if way == "gradient":
-            (gradient,) = pull_back(jnp.ones(num_classes))
-        else:  # with one image a class, image and column have the same number
-            (of_columns,) = jax.vmap(pull_back)(jnp.eye(num_classes))
-            each = of_columns.reshape(num_classes, num_classes, -1)
-            gradient = jnp.diagonal(each).T.reshape(-1)
-        updates, opt_state = optimizer.update(gradient, opt_state)
-        code = jnp.asarray(optax.apply_updates(code, updates))
-        average += (averaging + 1) / (averaging + count + 1) * (code - average)
-        return code, average, opt_state, count + 1
-
-    return Search(
-        (start, start, optimizer.init(start), jnp.int32(0)),
-        lambda key, state: step(key, state, data),
-        lambda state: ga.decode(config, num_classes, shape, state[1], data),
     )
 
 
@@ -225,8 +169,19 @@ def begin(options: Options, dataset: Dataset, way: str, seed: int) -> Search:
         case "strong random":
             return strong_random(config, key, dataset)
         case "gradient matching":
-            return matching(config, key, dataset)
-    return descent(config, dataset, way, options.step)
+            own = gradient_matching.Config(network=config.network, engine=config.engine)
+            return by_gradient(gradient_matching, own, key, dataset)
+    own = kernel_inducing_points.Config(
+        learning_rate=options.step,
+        num_networks=config.networks_per_member,
+        encoding=config.encoding,
+        num_cosines=config.num_cosines,
+        start="class_means",
+        kernel=config.kernel,
+        network=config.network,
+        engine=config.engine,
+    )
+    return by_gradient(kernel_inducing_points, own, key, dataset)
 
 
 def snapshots(
@@ -277,7 +232,7 @@ def main(options: Options) -> None:
         dataset = replace(dataset, test=dataset.validation)
     for seed in options.seeds:
         for way in options.ways:
-            step = options.step if way in WAYS[1:4] else None
+            step = options.step if way == "gradient" else None
             about = {"dataset": options.dataset, "judged on": options.judged_on}
             about |= {"way": way, "step": step, "seed": seed}
             known = {row["mark"] for row in rows if about.items() <= row.items()}

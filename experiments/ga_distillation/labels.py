@@ -1,12 +1,12 @@
 """Small sets with hard labels and with those of a teacher, all judged alike.
 
-    python experiments/ga_distillation/labels.py runs/a-hundred --sizes 100 --width 64
+    python experiments/ga_distillation/labels.py runs/a-hundred runs/devs/DEvS-100.npz --width 64
 
-Real images chosen at random, by herding and by k-center, and the images of runs or files. One
-network, trained on the whole training set, gives herding and k-center their features and all images
-the teacher's labels, the probabilities of the classes. Networks of the same width judge a set on
-the test part by the literature's recipe. Rows are kept in labels.json beside this file and are not
-run again.
+Real images chosen at random, by herding and by k-center, and the images of runs or files, which may
+have soft labels of their own. One network, trained on the whole training set, gives herding and
+k-center their features and all images the teacher's labels, the probabilities of the classes.
+Networks of the same width judge a set on the test part by the literature's recipe. Rows are kept in
+labels.json beside this file and are not run again.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from evojax_suite import devices, distilled, load
 from evojax_suite.baselines import herding, k_center, probe, random
 from evojax_suite.commands.options import percent
 from evojax_suite.commands.progress import console
+from evojax_suite.commands.robust import fit_on_all
 from evojax_suite.commands.smaller_sets import probe_config
 from evojax_suite.data import normalize, with_whole_training_set
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.results import Rows
 from evojax_suite.training import EngineConfig
-from evojax_suite.types import Array, Dataset, PyTree, training_data
+from evojax_suite.types import Array, Dataset, training_data
 
 OUTPUT = Path(__file__).with_name("labels.json")
 
@@ -48,8 +49,8 @@ class Options:
     """The sizes of the sets of real images."""
     width: int = 128
     """The width of the ConvNets that teach and judge."""
-    teacher_epochs: tuple[int, ...] = (8,)
-    """A teacher after each of these epochs; the last one gives the features."""
+    teacher_epochs: int = 8
+    """Epochs of the network on the whole training set."""
     num_epochs: int = LITERATURE.num_epochs
     """The epochs for which a judge trains."""
     num_networks: int = 3
@@ -58,31 +59,11 @@ class Options:
     data_dir: Path | None = None
     output: Path = OUTPUT
 
-    def __post_init__(self):
-        if not self.teacher_epochs or min(self.teacher_epochs) < 1:
-            raise ValueError(f"teacher_epochs must be >= 1, got {self.teacher_epochs}")
-
-
-def trained(
-    key: jax.Array, config: probe.Config, epochs: tuple[int, ...], dataset: Dataset
-) -> tuple[dict[int, PyTree], Array]:
-    """The network's variables after each of `epochs`, and the features of the training images that
-    the last of them gives."""
-    algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
-    data, step, found = training_data(dataset), jax.jit(algorithm.step), {}
-    state = jax.jit(algorithm.init)(key, None, data)
-    for epoch in range(1, max(epochs) + 1):
-        state, metrics = step(jax.random.fold_in(key, epoch), state, None, data)
-        console.say(f"training on all, epoch {epoch}: loss {float(metrics.loss):.3f}")
-        if epoch in epochs:
-            found[epoch] = state.fit.variables
-    return found, algorithm.result(state, None, data).features
-
 
 def sets(
     options: Options, dataset: Dataset, features: Array
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Name, normalised images and hard labels of each set."""
+    """Name, normalised images and labels of each set, hard or its own."""
     num_classes, classes = dataset.num_classes, jnp.asarray(dataset.train.labels)
     for size in options.sizes:
         key = jax.random.fold_in(jax.random.key(options.seed), size)
@@ -93,26 +74,36 @@ def sets(
         ):
             indices = np.asarray(chosen)
             images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
-            yield f"{name}, {size}", images, dataset.train.labels[indices]
+            yield f"{name}, {size}", images, hard(dataset.train.labels[indices], num_classes)
     for path in options.sets:
-        data = DistilledDataset.load(path / "distilled.npz" if path.is_dir() else path, dataset)
-        yield path.stem, data.unpacked().images, data.unpacked().labels.argmax(1)
+        file = path / "distilled.npz" if path.is_dir() else path
+        data = DistilledDataset.load(file, dataset).unpacked()
+        yield path.stem, data.images, data.labels
+
+
+def hard(classes: np.ndarray, num_classes: int) -> np.ndarray:
+    """All weight on the class."""
+    return np.eye(num_classes, dtype=np.float32)[classes]
 
 
 def main(options: Options) -> None:
-    rows = Rows(options.output, options, "sets", "sizes", "teacher_epochs", "data_dir", "output")
+    rows = Rows(options.output, options, "sets", "sizes", "data_dir", "output")
     dataset = with_whole_training_set(load(options.dataset, options.data_dir))
     network, engine = NetworkConfig(width=options.width), EngineConfig()
-    config = probe_config(network, LITERATURE, engine, max(options.teacher_epochs))
-    key = jax.random.key(options.seed)
+    config = probe_config(network, LITERATURE, engine, options.teacher_epochs)
+    key, num_classes = jax.random.key(options.seed), dataset.num_classes
     recipe = replace(LITERATURE, num_epochs=options.num_epochs)
-    teachers, features = trained(key, config, options.teacher_epochs, dataset)
-    for name, images, classes in sets(options, dataset, features):
-        labels = {"hard": np.eye(dataset.num_classes, dtype=np.float32)[classes]}
-        for epoch, variables in teachers.items():
-            given = probe.probabilities(config, variables, images, dataset.num_classes)
-            labels[f"teacher of {epoch} epochs"] = given
-        for title, own in labels.items():
+    trained = fit_on_all(key, config, dataset)
+    algorithm = probe.build(config, num_classes, dataset.image_shape)
+    features = algorithm.result(trained, None, training_data(dataset)).features
+    for name, images, own in sets(options, dataset, features):
+        labels = {"hard": hard(own.argmax(1), num_classes)}
+        if not np.array_equal(own, labels["hard"]):
+            labels["its own"] = own
+        labels["a teacher's"] = probe.probabilities(
+            config, trained.fit.variables, images, num_classes
+        )
+        for title, given in labels.items():
             about = {"dataset": options.dataset, "set": name, "labels": title}
             if any(about.items() <= row.items() for row in rows):
                 continue
@@ -120,7 +111,7 @@ def main(options: Options) -> None:
             accuracies = distilled.accuracies_on_test(
                 jax.random.fold_in(key, len(images)),
                 images,
-                own,
+                given,
                 dataset,
                 network,
                 recipe,
