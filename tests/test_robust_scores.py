@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -132,6 +133,13 @@ def test_hard_labels_need_no_network_on_the_whole_set(tmp_path, trained, capsys)
     for row in ("real set, hard labels: 98.00 %", "random images, augmentation shift_pixels 1: "):
         assert row in said.out
     assert "training on all" not in said.err
+
+
+def test_images_that_hold_four_each_are_compared_with_as_many_as_are_stored(tmp_path, trained):
+    data = saved(tmp_path / "a.npz", np.eye(10))
+    dataclasses.replace(data, factor=2).save(tmp_path / "a.npz")
+    judge(tmp_path / "a.npz", tmp_path / "a.json", "--full-accuracy", "0.98")
+    assert [images.shape[-4] for images, _, _ in trained] == [40, 10, 40, 10]
 
 
 def test_soft_labels_are_compared_with_those_of_a_teacher(tmp_path, trained, capsys):

@@ -123,7 +123,7 @@ def run(options: Options) -> None:
             distilled.with_network(network, name), dataset.num_classes, dataset.image_shape
         )
     if options.robust_scores:
-        robust.check(dataset, len(data.images))
+        robust.check(dataset, stored)
     output = options.output  # refused now as well
     if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
         raise OSError(f"output must be a file that can be written, got {output}")
@@ -148,6 +148,7 @@ def run(options: Options) -> None:
             scored = robust.judge(
                 key,
                 *shared,
+                num_random=stored,
                 full_accuracy=options.full_accuracy,
                 full_epochs=options.full_epochs or robust.FULL_EPOCHS,
                 engine=options.engine,

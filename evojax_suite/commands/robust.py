@@ -148,13 +148,15 @@ def judge(
     network: NetworkConfig,
     training: TrainingConfig,
     num_networks: int,
+    num_random: int,
     full_accuracy: float | None,
     full_epochs: int,
     engine: EngineConfig,
     num_devices: devices.Devices,
 ) -> Scored:
     """Train what the scores compare: `num_networks` networks on the set (n, H, W, C), as many each
-    on random images of its own, on the test part of `dataset`, and one on the whole training set.
+    on `num_random` random images of its own, on the test part of `dataset`, and one on the whole
+    training set.
 
     As in DD-Ranking random images are equally many of each class (a class with too few gives all)
     and, where the labels are soft, have those of a teacher, the network of the whole training set;
@@ -171,7 +173,7 @@ def judge(
     if soft or full_accuracy is None:
         full = train_on_all(key_full, dataset, network, full_epochs, engine)
         full_accuracy = full.accuracy if full_accuracy is None else full_accuracy
-    real_images, classes = _random_sets(key_random, dataset, len(images), num_networks)
+    real_images, classes = _random_sets(key_random, dataset, num_random, num_networks)
     real_labels = jax.nn.one_hot(classes, dataset.num_classes)
     if soft and full is not None:
         teacher = networks.create(network, dataset.num_classes, dataset.image_shape)
