@@ -15,11 +15,12 @@ s; adding an image to a fitted regression is a step of Gaussian elimination (Ras
 2006, A.3), so that thousands of combinations cost less than the features of a ConvNet-3 do (on
 images of 8 x 8 they cost more: make `company` smaller).
 
-An image answers for the column of its class, not for the sum of all, and the company moves as well.
-Ranked by the sum, with the company held still, images lower the error as fast, and trained networks
-lose eight points of a hundred by it, as images lean on what the solve makes of the others
-(experiments/ga_distillation, "What decides"). A gradient of the sum, by which all images move at
-once, does not lose them and is faster ("For equal seconds" there).
+With one image a class, an image answers for the column of its class, not for the sum of all, and
+the company moves as well. Ranked by the sum, with the company held still, images lower the error as
+fast, and trained networks lose eight points of a hundred by it, as images lean on what the solve
+makes of the others (experiments/ga_distillation, "What decides"). With ten images a class the sum
+is the better judge (`columns`). A gradient of the sum, by which all images move at once, is faster
+than either ("For equal seconds" there).
 
 The error is that of a classifier, not of a regression: predictions f (num_classes,) of an image
 become probabilities softmax(temperature * f), and the loss of class c is the mean of
@@ -32,7 +33,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -57,6 +58,8 @@ class KernelConfig:
     """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax."""
     company: int = 8
     """Candidates in whose company each image is tried alone, where a strategy takes credit."""
+    columns: Literal["own", "all"] = "own"
+    """Whose loss that is: of the column of the image's class, or the mean of all."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))

@@ -554,6 +554,7 @@ COMMANDS = [
     case("coreset --dataset {sets}/good.npz", "num_samples must be in 1..31, got 500"),
     case("coreset --method gradient_matching --num-samples 15", "10 classes, got num_samples 15"),
     case("coreset --method kernel_inducing_points --num-samples 15", "classes, got num_samples 15"),
+    case("ga-distillation --columns some", "some", "own", "all"),
     case("coreset --kernel-iterations 0", "kernel_iterations must be >= 1, got 0"),
     case("coreset --kip.learning-rate 0", "learning_rate must be > 0, got 0"),
     case("coreset --probe-epochs 0", "probe_epochs must be >= 1, got 0"),

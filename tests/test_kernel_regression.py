@@ -480,6 +480,13 @@ def test_labels_that_evolve_are_logits_of_their_own_credit(digits):
     # A label of image 3 moves the columns of its four tiles and its own, and no other's.
     assert set(changed) == {12, 13, 14, 15, 43}
     assert scores.credit[1, 43] > scores.credit[0, 43]
+    by_all = dataclasses.replace(config, kernel=dataclasses.replace(config.kernel, columns="all"))
+    of_all = ga_distillation.score_population(
+        jax.random.key(0), by_all, 10, shape, population, data
+    ).credit
+    tiles = of_all[:, :40].reshape(3, 10, 4).mean(-1)
+    np.testing.assert_allclose(tiles, scores.credit[:, 40:], rtol=1e-5)
+    assert (of_all[:, :40] != scores.credit[:, :40]).any()
 
 
 def test_evolution_improves_on_the_class_means(digits):

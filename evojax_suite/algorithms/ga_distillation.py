@@ -628,13 +628,13 @@ def _score_by_kernel(
         lambda images: normalize(images, data.mean, data.std),
         config.engine,
         classes if config.strategy == "BlockES" else None,
-        config.evolve_labels,
+        config.evolve_labels or config.kernel.columns == "all",
     )
     credit = None
     if scores.credit is not None:
-        credit = scores.credit.own
-        if scores.credit.all is not None:  # of a label, which moves all columns
-            by_image = scores.credit.all.reshape(len(credit), -1, config.factor**2).mean(-1)
+        credit, of_all = getattr(scores.credit, config.kernel.columns), scores.credit.all
+        if config.evolve_labels and of_all is not None:  # a label moves all columns
+            by_image = of_all.reshape(len(of_all), -1, config.factor**2).mean(-1)
             credit = jnp.concatenate([credit, by_image], 1)
     return Scores(
         fitness=-scores.losses.sum(1),
