@@ -74,7 +74,7 @@ def is_valid(genome: Genome, space: Space, image_shape) -> bool:
     )
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(space=spaces(), image_shape=shapes, seed=st.integers(0, 2**31))
 def test_every_genome_that_is_made_is_valid(space, image_shape, seed):
     space = replace(space, max_features=10**6)

@@ -744,7 +744,7 @@ TEN = {
     "start": "k_means",
     "num_cosines": 10,
     "strategy_std": 0.2,
-    "kernel": {"company": 2, "ridge": 0.3, "temperature": 5.0},
+    "kernel": {"company": 2, "ridge": 0.3, "temperature": 5.0, "columns": "all"},
 }
 SEARCHES: dict[str, tuple[str, dict[str, Any], float]] = {
     "mnist": ("mnist", {}, 1),
