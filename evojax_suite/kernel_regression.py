@@ -31,7 +31,7 @@ temperature 0, spends most of its effort on images that are classified right alr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -43,33 +43,67 @@ from evojax_suite.data.errors import check_types
 from evojax_suite.training import EngineConfig, extract_features, map_members
 from evojax_suite.types import Array, PyTree
 
+Columns = Literal["own", "all"]
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What the functions below go by; the fields are those of `KernelConfig`."""
+
+    kernel_images: int = 1000
+    ridge: float = 1e-3
+    temperature: float = 10.0
+    company: int = 8
+    columns: Columns = "own"
+
+
+_SUITED = {
+    1: Regression(),
+    10: Regression(ridge=0.3, temperature=5.0, company=2, columns="all"),
+    50: Regression(ridge=1.0, temperature=5.0, company=1, columns="all"),
+}
+"""By images of each class that networks see."""
+
 
 @dataclass(frozen=True)
 class KernelConfig:
-    """Sizes and scalars of the regression."""
+    """Sizes and scalars of the regression. None is what suits the number of images of each class
+    that networks see: that of 1, 10 or 50, the nearest at or below it."""
 
     kernel_width: int = 32
     """Filters of the networks whose features are regressed on; all else is as in `network`."""
     kernel_images: int = 1000
     """Real images, drawn anew in each generation, that are predicted."""
-    ridge: float = 1e-3
-    """Ridge, relative to the mean squared norm of the candidate's features."""
-    temperature: float = 10.0
-    """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax."""
-    company: int = 8
-    """Candidates in whose company each image is tried alone, where a strategy takes credit."""
-    columns: Literal["own", "all"] = "own"
-    """Whose loss that is: of the column of the image's class, or the mean of all."""
+    ridge: float | None = None
+    """Ridge, relative to the mean squared norm of the candidate's features; None is 1e-3, 0.3, 1
+    for 1, 10, 50 images of each class."""
+    temperature: float | None = None
+    """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax; None is
+    10, 5, 5."""
+    company: int | None = None
+    """Candidates in whose company each image is tried alone, where a strategy takes credit; None is
+    8, 2, 1."""
+    columns: Columns | None = None
+    """Whose loss that is: own, of the column of the image's class, or the mean of all; None is own,
+    all, all."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))
         for name in ("kernel_width", "kernel_images", "company"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not 0 < self.ridge < float("inf"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be >= 1, got {value}")
+        if self.ridge is not None and not 0 < self.ridge < float("inf"):
             raise ValueError(f"ridge must be > 0, got {self.ridge}")
-        if not 0 <= self.temperature < float("inf"):
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
             raise ValueError(f"temperature must be >= 0, got {self.temperature}")
+
+    def regression(self, images_per_class: int) -> Regression:
+        """All values, for so many images of each class that networks see, >= 1."""
+        suited = _SUITED[max(known for known in _SUITED if known <= images_per_class)]
+        names = "kernel_images", "ridge", "temperature", "company", "columns"
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        return replace(suited, **given)
 
 
 class Credit(NamedTuple):
@@ -120,7 +154,7 @@ def credit_by_image(
     between: Array,
     classes: Array,
     real_labels: Array,
-    config: KernelConfig,
+    config: Regression,
     all_columns: bool = False,
 ) -> Credit:
     """The losses where one image alone is the candidate's; of all columns where they are wanted.
@@ -198,7 +232,7 @@ def credit_by_image(
 
 def solve_labels(
     key: Array,
-    config: KernelConfig,
+    config: Regression,
     network: nn.Module,
     num_networks: int,
     images: Array,
@@ -253,7 +287,7 @@ def features_of(
 
 def score_population(
     key: Array,
-    config: KernelConfig,
+    config: Regression,
     network: nn.Module,
     num_networks: int,
     decode: Callable[[Array], Any],

@@ -46,7 +46,7 @@ def test_the_gradient_is_that_of_finite_differences(data):
     def loss(code):
         scores = kernel_regression.score_population(
             key,
-            CONFIG.kernel,
+            search.regression,
             network,
             CONFIG.num_networks,
             lambda code: ga_distillation.Individual(

@@ -19,7 +19,7 @@ from evojax_suite import kernel_regression, networks, strategies
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.baselines import strong_random
 from evojax_suite.data import load
-from evojax_suite.kernel_regression import KernelConfig
+from evojax_suite.kernel_regression import KernelConfig, Regression
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
 from evojax_suite.strategies.block_es import centred_ranks
@@ -56,7 +56,7 @@ def test_candidates_are_scored_as_one_by_one():
     random = np.random.default_rng(1)
     shape, config = (
         (8, 8, 1),
-        KernelConfig(kernel_images=20, ridge=0.01, temperature=4.0, company=3),
+        Regression(kernel_images=20, ridge=0.01, temperature=4.0, company=3),
     )
     network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
     images, labels = random.normal(size=(40, *shape)).astype(np.float32), np.arange(40) % 3
@@ -129,7 +129,7 @@ def test_credit_is_that_of_a_regression_with_one_image_exchanged(
 ):
     """With labels of any kind, against a solve of each combination."""
     random = np.random.default_rng(seed)
-    config = KernelConfig(ridge=0.01, temperature=temperature)
+    config = Regression(ridge=0.01, temperature=temperature)
     num_images, num_real, classes = 3 * per_class, 20, jnp.arange(3).repeat(per_class)
     real, real_labels = random.normal(size=(num_real, 30)), random.integers(0, 3, num_real)
     real_labels = jnp.asarray(real_labels)
@@ -178,7 +178,7 @@ def test_credit_is_that_of_a_regression_with_one_image_exchanged(
 def test_solved_labels_are_those_of_least_squares():
     """The predictions of all networks are stacked; two images in order share a label."""
     random, shape = np.random.default_rng(2), (8, 8, 1)
-    config, engine = KernelConfig(kernel_images=50, ridge=0.1), EngineConfig()
+    config, engine = Regression(kernel_images=50, ridge=0.1), EngineConfig()
     network = networks.create(NetworkConfig(width=4, depth=1), 3, shape)
     images = jnp.asarray(random.normal(size=(6, *shape)), jnp.float32)
     real = jnp.asarray(random.normal(size=(60, *shape)), jnp.float32)
@@ -218,6 +218,19 @@ def test_solved_labels_are_those_of_least_squares():
 def test_ranges(setting, said):
     with pytest.raises(ValueError, match=said):
         KernelConfig(**setting)
+
+
+@pytest.mark.parametrize(
+    ("images_per_class", "known"), [(1, 1), (9, 1), (10, 10), (49, 10), (80, 50)]
+)
+def test_what_is_not_given_suits_the_number_of_images(images_per_class, known):
+    suited = KernelConfig().regression(images_per_class)
+    assert suited == KernelConfig().regression(known)
+    assert (suited == Regression()) == (known == 1)
+    given = KernelConfig(ridge=0.2, temperature=0.0, company=3, columns="own", kernel_images=7)
+    assert given.regression(images_per_class) == Regression(7, 0.2, 0.0, 3, "own")
+    four = dataclasses.replace(CONFIG, images_per_class=images_per_class, factor=2)
+    assert four.regression == CONFIG.kernel.regression(4 * images_per_class)
 
 
 # --- encodings

@@ -45,7 +45,7 @@ from evojax_suite.baselines import random
 from evojax_suite.data.errors import check_types, first_line
 from evojax_suite.data.transforms import normalize
 from evojax_suite.imports import imported
-from evojax_suite.kernel_regression import KernelConfig
+from evojax_suite.kernel_regression import KernelConfig, Regression
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import LaplaceSign, encodings
 from evojax_suite.operators.encodings import Encoding, EncodingName
@@ -135,6 +135,11 @@ class Config:
         """The number of images of each class that networks see of an individual."""
         return self.images_per_class * self.factor**2
 
+    @property
+    def regression(self) -> Regression:
+        """The scalars of kernel regression on so many images."""
+        return self.kernel.regression(self.tiles_per_class)
+
     def __post_init__(self):
         check_types(vars(self), type(self))
         if self.fitness not in FITNESS and ":" not in self.fitness:
@@ -173,10 +178,10 @@ class Config:
                         f"{name} belongs to a fitness of trained networks, got "
                         f"{getattr(self, name)} with kernel_regression"
                     )
-            if self.evolve_labels and self.kernel.temperature == 0:
+            if self.evolve_labels and self.regression.temperature == 0:
                 raise ValueError(
                     f"evolve_labels by kernel_regression needs a temperature > 0, got "
-                    f"{self.kernel.temperature}"
+                    f"{self.regression.temperature}"
                 )
         if self.clip == "image" and self.encoding != "pixels":
             raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
@@ -415,7 +420,7 @@ def decode(
     if not config.evolve_labels:
         return Individual(images, targets)
     if config.fitness == "kernel_regression":
-        return Individual(images, jax.nn.softmax(config.kernel.temperature * targets))
+        return Individual(images, jax.nn.softmax(config.regression.temperature * targets))
     labels = jnp.maximum(targets, 0.0)
     total = labels.sum(-1, keepdims=True)
     labels = jnp.where(total > 0, labels / jnp.where(total > 0, total, 1.0), 1.0 / num_classes)
@@ -617,7 +622,7 @@ def _score_by_kernel(
     classes = jnp.repeat(jnp.arange(num_classes), config.tiles_per_class)
     scores = kernel_regression.score_population(
         key,
-        config.kernel,
+        config.regression,
         network,
         config.networks_per_member,
         regressed,
@@ -628,11 +633,11 @@ def _score_by_kernel(
         lambda images: normalize(images, data.mean, data.std),
         config.engine,
         classes if config.strategy == "BlockES" else None,
-        config.evolve_labels or config.kernel.columns == "all",
+        config.evolve_labels or config.regression.columns == "all",
     )
     credit = None
     if scores.credit is not None:
-        credit, of_all = getattr(scores.credit, config.kernel.columns), scores.credit.all
+        credit, of_all = getattr(scores.credit, config.regression.columns), scores.credit.all
         if config.evolve_labels and of_all is not None:  # a label moves all columns
             by_image = of_all.reshape(len(of_all), -1, config.factor**2).mean(-1)
             credit = jnp.concatenate([credit, by_image], 1)
@@ -656,7 +661,7 @@ def solved_labels(
     network = networks.create(narrow, num_classes, (height, width, channels))
     found = kernel_regression.solve_labels(
         key,
-        replace(config.kernel, kernel_images=4000),
+        replace(config.regression, kernel_images=4000),
         network,
         8 * config.networks_per_member,
         images,
@@ -666,7 +671,7 @@ def solved_labels(
         lambda images: normalize(images, data.mean, data.std),
         config.engine,
     )
-    return jax.nn.softmax(config.kernel.temperature * found)
+    return jax.nn.softmax(config.regression.temperature * found)
 
 
 def _judged(judge: Judge, individuals: Individual, images: Array, labels: Array) -> Array:

@@ -127,7 +127,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         def loss(code: Array) -> tuple[Array, Array]:
             scores = kernel_regression.score_population(
                 key,
-                config.kernel,
+                search.regression,
                 network,
                 config.num_networks,
                 decoded,

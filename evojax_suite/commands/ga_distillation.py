@@ -89,11 +89,11 @@ class Options(JudgedRunOptions):
                 raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         smaller_sets.check_labels(self.labels, self.label_temperature, self.teacher_epochs)
         if self.labels == "solved" and (
-            self.config.fitness != "kernel_regression" or self.config.kernel.temperature == 0
+            self.config.fitness != "kernel_regression" or self.config.regression.temperature == 0
         ):
             raise ValueError(
                 "labels solved needs --fitness kernel_regression with a temperature > 0, got "
-                f"{self.config.fitness} and {self.config.kernel.temperature}"
+                f"{self.config.fitness} and {self.config.regression.temperature}"
             )
         if self.config.start == "given" and self.start_from is None:
             raise ValueError("start given needs --start-from, got none")

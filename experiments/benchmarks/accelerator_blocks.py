@@ -744,7 +744,6 @@ TEN = {
     "start": "k_means",
     "num_cosines": 10,
     "strategy_std": 0.2,
-    "kernel": {"company": 2, "ridge": 0.3, "temperature": 5.0, "columns": "all"},
 }
 SEARCHES: dict[str, tuple[str, dict[str, Any], float]] = {
     "mnist": ("mnist", {}, 1),
@@ -783,7 +782,6 @@ def search(options: Options, sizes: Sizes, name: str) -> Search:
     width = min(128, 4 * sizes.width)
     depth = 1 if options.rehearse else 3
     kernel = {"kernel_width": width, "kernel_images": sizes.kernel_images}
-    kernel |= changes.get("kernel", {})
     config = replace(
         ga_distillation.RECOMMENDED,
         **{
