@@ -20,7 +20,7 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatt
 from numpy.typing import ArrayLike
 
 COLORS = "#2166ac", "#b2182b", "#4d9221", "#e08214", "#762a83", "#01665e", "#8c510a", "#666666"
-"""Of series that name none, in turn."""
+"""Colours of series that name none, in turn."""
 _OTHER_SCRIPTS = (
     "Noto Sans CJK SC", "Noto Sans CJK JP", "WenQuanYi Zen Hei", "Droid Sans Fallback", "Noto Sans",
     "Arial Unicode MS", "PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei",
@@ -45,7 +45,7 @@ class Series:
     style: Literal["solid", "dashed", "points", "joined points", "star"] = "solid"
     color: str | None = None
     notes: Sequence[str] = ()
-    """Of each point: what it says of itself when one hovers it."""
+    """Text on each point, shown when the pointer hovers over it."""
     in_legend: bool = True
 
 
@@ -62,7 +62,7 @@ class Chart:
     """Horizontal lines, by name."""
 
     def colors(self) -> list[str]:
-        """Of the series."""
+        """Colours of the series."""
         return [s.color or COLORS[i % len(COLORS)] for i, s in enumerate(self.series)]
 
     def all_x(self) -> np.ndarray:

@@ -21,7 +21,7 @@ class DamagedCheckpoint(ValueError):
 
 
 def _digest(leaves: list) -> np.ndarray:
-    """Of the bytes of a state: storage below Orbax may return others without a word."""
+    """Digest of the bytes of a state: storage below Orbax may return other bytes without a word."""
     found = hashlib.blake2b(digest_size=16)
     for leaf in leaves:
         found.update(np.asarray(leaf).tobytes())

@@ -67,7 +67,7 @@ QUANTITIES: dict[str, tuple[Quantity, ...]] = {
     "devs": (_SECONDS,),
     "coreset": (),
 }
-"""Of each system, the most important first; devs and coreset have an accuracy for each set too."""
+"""Quantities by system, the most important first; devs and coreset have an accuracy a set, too."""
 
 CURVES: dict[str, tuple[tuple[str, str], ...]] = {
     "ga_distillation": (("generation", "fitness_best"), ("generation", "fitness_mean")),
@@ -106,7 +106,7 @@ class Run:
         return self.summary["seed"]
 
     def numbers(self) -> dict[str, float]:
-        """Of the summary, by path; those of devs and coreset by method and size too."""
+        """The numbers of the summary, by path; those of devs and coreset by method and size too."""
         found = {
             name: float(value)
             for name, value in flat(self.summary).items()
@@ -230,7 +230,7 @@ def _spread(values: np.ndarray, quantity: Quantity) -> str:
 
 
 def _differences(groups: Sequence[Group], quantity: Quantity) -> list[list[str]]:
-    """Of each group from the first, over the seeds that both have."""
+    """Table rows of each group's differences from the first, over the seeds that both have."""
     from scipy.stats import ttest_rel  # half a second to import
 
     first = {run.seed: run.numbers().get(quantity.key) for run in groups[0].runs}
@@ -330,7 +330,7 @@ def _figures(groups: Sequence[Group]) -> list[Figure]:
 
 
 def _networks(run: Run) -> list[tuple[float, float, str]]:
-    """Of a run: parameters, test accuracy in per cent, and a note."""
+    """The networks of a run: parameters, test accuracy in per cent, and a note of each."""
     file = run.path / "summary.json"
     rows = []
     try:

@@ -62,7 +62,7 @@ class CompressedNetwork:
 
     @property
     def architecture(self) -> str:
-        """In words."""
+        """The architecture in words."""
         if not feed_forward.is_convolutional(self.network):
             return "fully connected, ReLU between the layers"
         num = sum(layer.weight.ndim == 4 for layer in self.network)

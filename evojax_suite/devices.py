@@ -24,8 +24,8 @@ from evojax_suite.resources import cores
 from evojax_suite.types import Algorithm, Array, Divided, PyTree
 
 Devices: TypeAlias = int | Literal["auto", "all"]
-"""Of this process: so many; all accelerators, or as many as a CPU has cores for this process; auto:
-all, but one of a CPU that other processes of the run may share."""
+"""Number of devices of this process. all: every accelerator, or as many as a CPU has cores for this
+process; auto: all, but one of a CPU that other processes of the run may share."""
 
 _AXIS = "population"
 _HEARTBEAT_SECONDS = 20

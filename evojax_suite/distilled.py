@@ -49,7 +49,7 @@ AUGMENTATIONS: dict[AugmentationName, dict[str, Any]] = {
     "shift_flip_mixup": {"shift_pixels": 5, "flip": True, "mixup_alpha": 0.4},
     "siamese": {"siamese": siamese.NAMES},
 }
-"""By name: what they set in a TrainingConfig, all else about augmentation being off."""
+"""Augmentations by name: what they set in a TrainingConfig, with all other augmentation off."""
 
 
 def with_augmentation(training: TrainingConfig, name: AugmentationName) -> TrainingConfig:
@@ -60,7 +60,7 @@ def with_augmentation(training: TrainingConfig, name: AugmentationName) -> Train
 
 
 def augmentation_of(training: TrainingConfig) -> str:
-    """In words, for tables: "shift_pixels 5, flip", or "none"."""
+    """The augmentation of `training` in words, for tables: "shift_pixels 5, flip", or "none"."""
     used = {name: getattr(training, name) for name in AUGMENTATION if getattr(training, name)}
     return (
         ", ".join(
@@ -86,16 +86,16 @@ class DistilledDataset:
     """Name of the dataset that was distilled."""
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Per channel, for images in [0, 1]: what test images are normalised with."""
+    """Mean of each channel, for images in [0, 1]: what test images are normalised with."""
     std: tuple[float, ...]
     network: NetworkConfig
     training: TrainingConfig
     seed: int
-    """Of the run that made it."""
+    """Seed of the run that made it."""
     factor: int = 1
     """Smaller images a side that one image holds (`operators.encodings.unpacked`)."""
     test_accuracies: tuple[float, ...] = ()
-    """Of networks trained on it with this recipe, each from its own initialisation."""
+    """Accuracies of networks trained on it with this recipe, each from its own initialisation."""
 
     def unpacked(self) -> DistilledDataset:
         """What networks are trained on: each tile an image of its own, of the full size."""
@@ -155,7 +155,7 @@ class DistilledDataset:
 
 
 def _text(array: np.ndarray) -> str:
-    """Of an array that is one; numpy itself passes on characters that there are not."""
+    """The string in an array that is one; numpy itself passes on characters that do not exist."""
     if array.dtype.kind != "U" or array.ndim:
         raise ValueError(f"its recipe has type {array.dtype} and shape {array.shape}")
     little = array.astype(array.dtype.newbyteorder("<"))

@@ -62,7 +62,7 @@ _SUITED = {
     10: Regression(ridge=0.3, temperature=5.0, company=2, columns="all"),
     50: Regression(ridge=1.0, temperature=5.0, company=1, columns="all"),
 }
-"""By images of each class that networks see."""
+"""Regressions that suit a number of images of each class that networks see, by that number."""
 
 
 @dataclass(frozen=True)

@@ -141,7 +141,7 @@ class _Files:
         self._timing.close()
 
     def outcome(self, state: PyTree) -> Outcome:
-        """Of the run, whose files are closed."""
+        """Outcome of the run, whose files are closed."""
         timings = read_lines(self._directory / "timing.jsonl")
         stage_seconds: dict[str, float] = {}
         for line in timings:
@@ -282,7 +282,7 @@ def _run(
         key_init, key_steps = jax.random.split(keys[0])
 
     def parts(tree: PyTree) -> list[PyTree]:
-        """Of each run."""
+        """The part of each run in `tree`."""
         if not several:
             return [tree]
         return [jax.tree.map(lambda leaf, i=i: leaf[i], tree) for i in range(len(directories))]

@@ -184,7 +184,7 @@ class CompressionProblem(_WithData):
 
 
 def _pruned(parent: Network, hidden_units: tuple[int, ...]) -> Network:
-    """With the units of the largest L1 norm of incoming weights, in their order."""
+    """`parent` with only the units of the largest L1 norm of incoming weights, in their order."""
     layers, kept = list(parent), None
     for index, layer in enumerate(parent):
         weight, bias = layer.weight, layer.bias

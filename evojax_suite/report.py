@@ -87,7 +87,7 @@ class Figure:
     """Charts, or a picture that lies in figures/ already."""
 
     name: str
-    """Of its PNG, without the ending."""
+    """Name of its PNG, without the ending."""
     caption: str
     charts: Sequence[Chart] = ()
 

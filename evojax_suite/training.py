@@ -40,7 +40,7 @@ class TrainingConfig:
     learning_rate: float = 1e-3
     """Learning rate, the first one where a schedule is set."""
     momentum: float = 0.9
-    """Of SGD, in [0, 1)."""
+    """Momentum of SGD, in [0, 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """Learning rate over the steps; step divides it by 10 after half of them."""
     weight_decay: float = 0.0
@@ -366,7 +366,8 @@ def judge_each(
 
 
 class Evaluation(NamedTuple):
-    """Of one network on one set of images. Both are NaN where the cross-entropy is not finite."""
+    """Evaluation of one network on one set of images. All are NaN where the cross-entropy is not
+    finite."""
 
     accuracy: Array
     """Fraction of images classified as their label, in [0, 1]."""
@@ -434,8 +435,8 @@ class EngineConfig:
     members_in_flight: int | None = None
     """Members trained at once, bounding peak memory; None is 1 on the CPU, 128 elsewhere."""
     members_evaluated_at_once: int | None = None
-    """Of those in flight; None is all of them on the CPU, elsewhere 1 if the images are work
-    enough."""
+    """Members in flight that are evaluated at once; None is all of them on the CPU, elsewhere 1 if
+    the images are work enough."""
     evaluation_batch_size: int | None = None
     """Images evaluated at once; None is as many as fit the cache on the CPU, 4,000 of 32x32
     elsewhere."""

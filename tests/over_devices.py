@@ -88,8 +88,8 @@ def main(output: str) -> None:
 
 
 def gone_on() -> dict:
-    """Of a run over 2, 2 and then 4 devices: the notes, and the devices and the seconds of
-    compilation of each step."""
+    """What a run over 2, 2 and then 4 devices reports: the notes, and the devices and the seconds
+    of compilation of each step."""
     data, params = ga_distillation.make_data(DIGITS), ga_distillation.Params()
     algorithm, notes = ga_distillation.build(GENETIC, 10, SHAPE), []
     with tempfile.TemporaryDirectory() as folder:

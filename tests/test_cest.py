@@ -55,7 +55,7 @@ def run():
 
 
 def losses_of(state, images, labels):
-    """Of each example by itself."""
+    """The loss and the prediction of each example by itself."""
     network = networks.create(NETWORK, 10, (8, 8, 1))
     logits = network.apply(state.fit.variables, normalize(images, DIGITS.mean, DIGITS.std))
     log_probabilities = np.asarray(jax.nn.log_softmax(logits))

@@ -77,7 +77,7 @@ def test_predators_have_their_own_weights_and_statistics(states):
 
 
 def reproduced(rates, seed=0, fitness=(0.1, 0.7, 0.2, 0.0)):
-    """Of predators whose values are all their number, times a pattern for the deviation."""
+    """The reproduction of predators whose values are all their number."""
     predators = INIT(jax.random.key(0), PARAMS, DATA).predators
 
     def numbered(leaf):

@@ -141,7 +141,7 @@ def taught(tmp_path_factory):
 
 
 def logits_of_teacher(folder, num_images, num_epochs, data):
-    """Of the images of `data`, by the network whose training was kept in `folder`."""
+    """Logits for the images of `data`, by the network whose training was kept in `folder`."""
     network = networks.create(data.network, 10, (8, 8, 1))
     training = TrainingConfig(num_epochs=num_epochs, optimizer="sgd", l2_penalty=5e-4)
     start = probe.build(probe.Config(data.network, training), 10, (8, 8, 1)).init(

@@ -223,7 +223,7 @@ def test_without_crossover_a_child_is_a_uniform_parent():
 
 @pytest.mark.parametrize("rate", [1.0, 0.5])
 def test_a_child_is_the_first_child_of_two_uniform_parents(rate):
-    """Of survivors 0 and 1, half of the pairs are alike; the others give beta or 1 + beta."""
+    """Half of the pairs of survivors 0 and 1 are alike; the others give beta or 1 + beta."""
     strategy = LaplaceGA(40_000, jnp.zeros(1), survival_ratio=0.00005)
     assert strategy.num_survivors == 2
     params = strategy.default_params.replace(mutation_scale=0.0, crossover_rate=rate)

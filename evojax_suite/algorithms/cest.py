@@ -330,7 +330,7 @@ def build(
         )
 
     def learned(state: State, losses: Array, correct: Array, known: Array) -> State:
-        """With difficulties of the examples where `known` (N,) is True."""
+        """The state with new difficulties of the examples where `known` (N,) is True."""
         new = losses if config.difficulty == "loss" else (~correct).astype(jnp.float32)
         new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
         first = jnp.isnan(state.difficulty)
@@ -492,12 +492,13 @@ def build(
 
 
 def cost_seconds(stage_seconds: dict[str, float]) -> float:
-    """Of a rule, from its stages: validation is for the curves alone, compilation happens once."""
+    """Seconds that a rule costs, the sum over its stages except validation, which is for the curves
+    alone, and compilation, which happens once."""
     return sum(stage_seconds.get(name, 0.0) for name in ("training", "pass", "evolution", "memory"))
 
 
 def num_gradient_examples(config: Config, num_images: int) -> int:
-    """Of a whole run."""
+    """Number of gradients of single examples that a whole run computes."""
     first = min(config.initial_epochs, config.training.num_epochs)
     rest = config.training.num_epochs - first
     return first * num_images + rest * subset_size(config, num_images)

@@ -105,8 +105,8 @@ class Config:
     compare: Literal["kind", "unit"] = "kind"
     """What makes two units alike in a difference: their kind, or kernel and filters too."""
     method: Literal["evolution", "random", "evosax"] = "evolution"
-    """Where children come from: differential evolution on units (the paper's), the distribution of
-    the first population, to compare with, or `strategy`."""
+    """Source of children: differential evolution on units (the paper's), the distribution of the
+    first population, for comparison, or `strategy`."""
     strategy: str = "DifferentialEvolution"
     """evosax algorithm of the method evosax. It moves normal deviates that `architectures.decode`
     reads through their distribution function, so that standard normal vectors are random networks;
@@ -129,9 +129,9 @@ class Config:
     dropout: float = 0.5
     """Probability that an input of the first two dense layers is dropped in training."""
     normalization: Literal["none", "batch", "instance", "layer"] = "none"
-    """After each convolution."""
+    """Normalisation after each convolution."""
     initialization: Initialization = "pytorch"
-    """Of the weights; kaiming (He et al. 2015) lets deep networks learn in few steps."""
+    """Initialisation of weights; kaiming (He et al. 2015) lets deep networks learn in few steps."""
     skip: bool = False
     """A skip connection around each convolution that keeps the number of filters."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -193,7 +193,7 @@ class Config:
 
     @property
     def num_candidates(self) -> int:
-        """Of a whole run."""
+        """Number of candidates of a whole run."""
         return self.candidates_of(self.num_generations)[1]
 
     @property
@@ -202,7 +202,7 @@ class Config:
         return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
 
     def generation_of(self, candidate: int) -> int:
-        """That a candidate is made in, 0 for the first population; candidates count from 0."""
+        """Generation of a candidate, 0 for the first population; candidates count from 0."""
         return max(0, 1 + (candidate - self.population_size) // self.num_children)
 
     def candidates_of(self, generation: int) -> tuple[int, int]:
@@ -216,9 +216,9 @@ class Params:
     """Scalars that users sweep."""
 
     error_weight: float = 0.7
-    """Of the error rate in the score, >= 0."""
+    """Weight of the error rate in the score, >= 0."""
     size_weight: float = 0.3
-    """Of the size in the score, >= 0."""
+    """Weight of the size in the score, >= 0."""
     differential_weight: float = 1.0
     """Probability that a unit of a difference takes part, in [0, 1]."""
     stopping_quantile: float = 0.5

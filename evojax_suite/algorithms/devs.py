@@ -79,7 +79,7 @@ class Config:
     sizes: tuple[int, ...] = ()
     """All sizes after the training set's own, falling; replaces reduction_factor."""
     clustering: clustering.ClusteringMethod = "auto"
-    """Where k-means runs: sklearn on the CPU, jax on the device, auto whichever is faster."""
+    """k-means implementation: sklearn on the CPU, jax on the device, auto whichever is faster."""
     kmeans_batch_size: int = 1028
     """Samples of a mini-batch of k-means."""
     kmeans_iterations: int = 200
@@ -194,7 +194,7 @@ class DistilledSet(NamedTuple):
 
 @struct.dataclass
 class State:
-    """Where the reduction stands."""
+    """State of the reduction."""
 
     fit: FitState  # the feature network in training
     epoch: Array  # () int32: its epochs done on the current set

@@ -109,7 +109,7 @@ class Config:
 
     @property
     def images_per_generation(self) -> int:
-        """In all its batches."""
+        """Number of images in all batches of a generation."""
         return self.batch_size * self.batches_per_generation
 
 
@@ -118,21 +118,21 @@ class Params:
     """Scalars that users sweep; traced, arrays of shape () work too."""
 
     accuracy_weight: float = 1.0
-    """Of the accuracy in the fitness (w_a)."""
+    """Weight of the accuracy in the fitness (w_a)."""
     similarity_weight: float = 2.0
-    """Of the similarity loss, which is subtracted (w_s)."""
+    """Weight of the similarity loss, which is subtracted from the fitness (w_s)."""
     compression_weight: float = 1.0
-    """Of 1 - relative size (w_c)."""
+    """Weight of 1 - relative size in the fitness (w_c)."""
     mutation_rate: float = 0.01
     """Probability that a network mutates, in [0, 1]."""
     mutation_span: float = 0.1
     """A mutated weight is multiplied by a number uniform in 1 - span..1 + span."""
     shrink_rate: float = 0.5
-    """Where networks shrink: the probability that one does, in [0, 1]."""
+    """Probability that a network shrinks where networks do (`shrinking`), in [0, 1]."""
     shrink_span: float = 0.1
-    """Where networks shrink: a layer loses up to this part of its units, in [0, 1]."""
+    """Largest part of its units that a layer loses where networks shrink, in [0, 1]."""
     perplexity: float = 30.0
-    """Of the Gaussians around each image, in 1..batch_size - 1."""
+    """Perplexity of the Gaussians around each image, in 1..batch_size - 1."""
 
 
 WEIGHTINGS = ((0, 0, 1), (0, 2, 0), (1, 0, 0), (0, 2, 1), (1, 2, 0), (1, 0, 1), (1, 2, 1))
@@ -150,7 +150,7 @@ class Data:
 
 
 class Scores(NamedTuple):
-    """Of each member (P,)."""
+    """The scores of each member, arrays of shape (P,)."""
 
     fitness: Array
     accuracy: Array
@@ -254,7 +254,7 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
 
 
 def num_steps(config: Config, num_images: int) -> int:
-    """Of a whole run: the initial population, the generations, the judging."""
+    """Number of steps of a whole run: the initial population, the generations, the judging."""
     judging = num_images // config.images_per_generation if config.final_choice == "mean" else 0
     return 1 + config.num_generations + judging
 
@@ -439,7 +439,7 @@ def build(config: Config) -> Algorithm:
         return Scores(fitness, accuracy, losses, relative_size, parameters)
 
     def evaluate(population: Population, params: Params, data: Data, batches: Array) -> Scores:
-        """On batches (B, n) of images, averaged."""
+        """The scores of a population, averaged over batches (B, n) of images."""
         if len(batches) == 1:
             return evaluate_on(population, params, data, batches[0])
         every = jax.lax.map(lambda batch: evaluate_on(population, params, data, batch), batches)
@@ -608,7 +608,7 @@ def build(config: Config) -> Algorithm:
 
 
 def final_scores(config: Config, state: State) -> Scores:
-    """By what the best is chosen: means over the judging steps, or the latest scores."""
+    """Scores by which the best is chosen: means over the judging steps, or the latest ones."""
     num_judged = state.num_steps - 1 - config.num_generations
     return jax.tree.map(
         lambda total, latest: jnp.where(num_judged > 0, total / jnp.maximum(num_judged, 1), latest),

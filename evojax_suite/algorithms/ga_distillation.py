@@ -104,8 +104,8 @@ class Config:
     levels: int | None = None
     """Values that a pixel can take, evenly spaced from 0 to 1: 2 is one bit; None is any value."""
     start: Literal["real", "class_means", "k_means", "given"] = "real"
-    """Where the search begins: at real training images, or (an algorithm that searches around a
-    mean) at the mean of each class, at the centres of k-means in each class, or at images that are
+    """Images from which the search starts: real training images, or (for an algorithm that searches
+    around a mean) the mean of each class, the centres of k-means in each class, or images that are
     given with the data."""
     fitness_subset_size: int | None = None
     """Evaluate on a fresh random subset of this many fitness images in each generation."""
@@ -285,8 +285,8 @@ def num_frames(num_dims: int) -> int:
 
 
 def frame_of(generation: Array, count: int) -> Array:
-    """Where among `count` frames the result of a generation, from 1 on, is kept, in place of the
-    one before it there: two frames for every doubling, since most happens early."""
+    """The place among `count` frames in which the result of a generation, from 1 on, replaces the
+    one before it: two frames for every doubling, since most happens early."""
     return jnp.minimum(jnp.floor(2 * jnp.log2(generation)).astype(jnp.int32), count - 1)
 
 
@@ -518,7 +518,7 @@ def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> A
 
 
 class Scores(NamedTuple):
-    """Of a population, (P,) each, higher is better, NaN where an evaluation failed."""
+    """Scores (P,) of a population, higher is better, NaN where an evaluation failed."""
 
     fitness: Array
     accuracy: Array

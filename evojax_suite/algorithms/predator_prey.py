@@ -68,7 +68,7 @@ class Config:
             num_epochs=1, batch_size=64, crop_padding=2, flip=True, siamese=("rotate",)
         )
     )
-    """Of a generation; its augmentation is the prey's reproduction (crop, flip, rotation)."""
+    """Training in a generation; augmentation is the prey's reproduction (crop, flip, rotation)."""
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):

@@ -24,13 +24,13 @@ class History(NamedTuple):
 
 
 def start(num_examples: int) -> History:
-    """Before anything was shown."""
+    """The history before any example was shown."""
     never = jnp.zeros(num_examples, bool)
     return History(never, never, jnp.zeros(num_examples, jnp.int32))
 
 
 def update(history: History, correct: Array) -> History:
-    """After each example was shown once more; correct: (N,) bool."""
+    """The history after each example was shown once more; correct: (N,) bool."""
     return History(
         was_correct=correct,
         was_learned=history.was_learned | correct,

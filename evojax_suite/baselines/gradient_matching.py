@@ -58,9 +58,9 @@ class Config:
     real_batch_size: int = 256
     """Real images of a class in a matching step."""
     image_learning_rate: float = 0.1
-    """Of SGD with momentum 0.5."""
+    """Learning rate of the images, by SGD with momentum 0.5."""
     network_learning_rate: float = 0.01
-    """Of SGD without momentum."""
+    """Learning rate of the network, by SGD without momentum."""
     initialization: Literal["real", "noise"] = "real"
     """First images: real ones of the class, or standard normal noise."""
     siamese: tuple[str, ...] = ()
@@ -172,7 +172,7 @@ def matching_distance(real: PyTree, synthetic: PyTree) -> Array:
 
 
 def _length(columns: Array) -> Array:
-    """Of each column; its gradient is 0, not NaN, where the column is 0."""
+    """Euclidean norm of each column; its gradient is 0, not NaN, where the column is 0."""
     squares = (columns * columns).sum(0)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
@@ -186,7 +186,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     in_flight = config.engine.resolved_members_in_flight
 
     def gradient(parameters, images, labels, weights=None):
-        """Of the mean loss, weighted where `weights` (N,) are given."""
+        """Gradient of the mean loss, weighted where `weights` (N,) are given."""
 
         def loss(parameters):
             logits = jnp.asarray(network.apply({"params": parameters}, images, train=True))

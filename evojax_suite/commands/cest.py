@@ -78,7 +78,8 @@ def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: 
 
 
 def times(outcome: loop.Outcome) -> dict[str, float]:
-    """Of a run: what the rule costs, compilation and validation apart, and its stages."""
+    """Seconds of a run: the cost of the rule, without compilation and validation, and those of
+    compilation and of each stage."""
     stages = outcome.stage_seconds
     return {
         "seconds": cest.cost_seconds(stages),

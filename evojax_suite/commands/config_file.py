@@ -36,7 +36,7 @@ _Loader.add_implicit_resolver(
 
 
 class Option(NamedTuple):
-    """As tyro has it."""
+    """A command-line option as tyro has it."""
 
     flag: str
     may_be_none: bool
@@ -46,7 +46,7 @@ class Option(NamedTuple):
 def known(
     options: type, path: str = "", prefix: str = "", omitted: bool = False
 ) -> dict[str, Option]:
-    """Of a class of options: the path of each setting (config.network.width) and its option
+    """The settings of a class of options: the path of each (config.network.width) and its option
     (--width)."""
     found = {}
     hints = typing.get_type_hints(options, include_extras=True)

@@ -33,12 +33,12 @@ class Options(Command):
     """Show versions, devices, the datasets that are found, and whether folders can be written."""
 
     data_dir: Path | None = None
-    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""
     runs_dir: Path = Path("runs")
-    """Where runs would be made."""
+    """Folder in which the directories of runs would be made."""
 
 
 def _writable(folder: Path) -> str:

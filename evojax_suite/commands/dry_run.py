@@ -26,14 +26,14 @@ class Plan:
     """What a dry run finds."""
 
     most_steps: int = 3
-    """Of each loop, done for real."""
+    """Largest number of steps of each loop that are done for real."""
     members: float = 1.0
     """How many times as many members a step of the run has."""
     loops: list[dict] = field(default_factory=list)
 
     def add(self, title: str, num_steps: int, directory: Path) -> None:
-        """Of a loop: what its first steps took, the first one only where there is no other, as it
-        may compile."""
+        """Add a loop, with the time of its first steps; that of the very first counts only where
+        there is no other, as it may compile."""
         lines = read_lines(directory / "timing.jsonl")
         seconds = [line["seconds"] / line["steps"] for line in lines]
         a_step = self.members * float(np.mean(seconds[1:] or seconds))

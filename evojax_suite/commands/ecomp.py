@@ -49,7 +49,7 @@ class Options(RunOptions):
     inputs: compressed.Inputs = "unit"
     """What the parent takes: pixels in [0, 1] as in the paper, or normalised."""
     pooling: feed_forward.Pooling = "average"
-    """After each convolution of a parent that has any."""
+    """Pooling after each convolution of a parent that has any."""
     parent_network: Literal["MLP", "ConvNet"] = "MLP"
     """What is trained where no parent is given; a ConvNet has three convolutions."""
     parent_units: int | None = None
@@ -57,7 +57,7 @@ class Options(RunOptions):
     parent_epochs: int = 4
     """Epochs of its training on the whole training set."""
     parent_seed: int = 0
-    """Of its training, so that runs of different seeds compress the same parent."""
+    """Seed of the parent's training, so that runs of different seeds compress the same parent."""
     num_images: int | None = None
     """Images that evolution sees, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
@@ -128,7 +128,8 @@ def train_parent(
 
 
 def untrained(network: NetworkConfig, dataset: Dataset) -> Network:
-    """Of the same shapes. Raises ValueError where the images do not fit."""
+    """A parent of zeros, with the shapes of the trained one. Raises ValueError where the images do
+    not fit."""
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     images = np.zeros((1, *dataset.image_shape), np.float32)
     shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]

@@ -51,14 +51,15 @@ class Options(Placement):
     augmentation (the recipe's, or DSA's where it has none), and one on the whole training set,
     which takes longest."""
     full_accuracy: float | None = None
-    """For the scores: test accuracy of networks trained on the whole training set, such as 0.99.
-    A set with hard labels needs none trained then; one with soft labels needs it as a teacher."""
+    """Test accuracy of networks trained on the whole training set, such as 0.99, for the robust
+    scores. A set with hard labels then needs no such network; one with soft labels needs it as a
+    teacher."""
     full_epochs: int | None = None
-    """For the scores: epochs on the whole training set, by default DD-Ranking's 200 of SGD."""
+    """Epochs on the whole training set for robust scores; by default DD-Ranking's 200 of SGD."""
     seed: int = 1
-    """Of the initialisations."""
+    """Seed of the initialisations."""
     data_dir: Path | None = None
-    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""

@@ -46,8 +46,8 @@ def is_small(scale: Scale) -> bool:
 def some_images(
     dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
 ) -> Dataset:
-    """With a fixed part of the training images, balanced, and the first validation images; None is
-    all."""
+    """`dataset` with a fixed, balanced part of the training images and the first validation images;
+    None is all."""
     train, part = dataset.train, dataset.validation
     if num_images is not None:
         if not 1 <= num_images < len(train):
@@ -83,7 +83,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Placement(Command):
-    """Where a run computes, and what it says. The devices are taken before anything else
+    """Options of where a run computes and what it says. The devices are taken before anything else
     (`cli.main`), as some libraries start them when they are imported."""
 
     devices: Devices = "auto"
@@ -130,17 +130,17 @@ class Placement(Command):
 
 @dataclass(frozen=True)
 class RunOptions(Placement):
-    """Of every command that makes the directory of a run."""
+    """Options of every command that makes the directory of a run."""
 
     dataset: str = "digits"
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
     data_dir: Path | None = None
-    """Where datasets lie; the environment variable EVOJAX_SUITE_DATA by default."""
+    """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""
     seed: int = 0
-    """Of everything random in the run."""
+    """Seed of everything random in the run."""
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
     seeds_in_flight: int | Literal["auto"] = "auto"
@@ -151,7 +151,7 @@ class RunOptions(Placement):
     name: str | None = None
     """Name of the run; system, dataset and seed by default."""
     runs_dir: Path = Path("runs")
-    """Where the directory of the run is made."""
+    """Folder in which the directory of the run is made."""
     resume: bool = False
     """Go on with an interrupted run, or with more generations."""
     checkpoint_seconds: float = 30.0
@@ -161,9 +161,10 @@ class RunOptions(Placement):
     loggers: tuple[Logger, ...] = ()
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
     plan: tyro.conf.Suppress[Plan | None] = None
-    """Of a dry run."""
+    """Plan of a dry run."""
     waits: tyro.conf.Suppress[bool] = False
-    """For the runs of other seeds, where a loop is the same program for all (`together`)."""
+    """Whether the run waits for those of other seeds where a loop is the same program for all
+    (`together`)."""
 
     def __post_init__(self):
         check_seed("seed", self.seed)
@@ -306,7 +307,7 @@ class RunOptions(Placement):
             raise Planned
 
     def directory(self, system: str, dataset: Dataset) -> Path:
-        """Of the run."""
+        """Directory of the run."""
         name = self.name or f"{system}-{Path(dataset.name).name}-seed{self.seed}"
         return self.runs_dir / name
 
@@ -325,7 +326,7 @@ class RunOptions(Placement):
 
 @dataclass(frozen=True)
 class JudgedRunOptions(RunOptions):
-    """Of every command that makes datasets."""
+    """Options of every command that makes datasets."""
 
     num_networks: int = 10
     """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
@@ -352,7 +353,7 @@ def differing(value, default) -> dict:
 
 
 def duration(seconds: float) -> str:
-    """In words."""
+    """The duration as text, in seconds or in hours and minutes."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

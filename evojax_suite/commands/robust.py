@@ -70,7 +70,7 @@ class Scored(NamedTuple):
         ]
 
     def summary(self) -> dict:
-        """For a file."""
+        """Accuracies, scores, augmentation and the training on all images, for a file."""
         return {
             "accuracies": self.judged,
             "scores": robust_scores.scores(self.judged),

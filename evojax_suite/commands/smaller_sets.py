@@ -45,7 +45,7 @@ class SmallSet:
 def chosen(
     method: str, dataset: Dataset, indices: np.ndarray, seconds: float, features: str
 ) -> SmallSet:
-    """Of the training images at `indices` (n,)."""
+    """The small set of the training images at `indices` (n,)."""
     images = normalize(dataset.train.images[indices], dataset.mean, dataset.std)
     labels = np.eye(dataset.num_classes, dtype=np.float32)[dataset.train.labels[indices]]
     return SmallSet(method, images, labels, seconds, features, indices)

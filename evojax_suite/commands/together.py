@@ -38,7 +38,7 @@ class Wanted:
 
 
 def others_wait(wanted: Wanted) -> loop.Outcome:
-    """In a run that is one of several: wait for the others, get what its loop came to."""
+    """Let a run that is one of several wait for the others; returns what its loop came to."""
     parent = getcurrent().parent
     assert parent is not None
     return parent.switch(wanted)
@@ -100,7 +100,7 @@ def _drive(wanted: list[Wanted]) -> list[loop.Outcome]:
 
 
 def _mean(reports: list[loop.Report]) -> loop.Report:
-    """Of runs at the same step; of counts the largest."""
+    """The mean of the reports of runs at the same step; of counts the largest."""
     metrics = {}
     for name, value in reports[0].metrics.items():
         values = [report.metrics[name] for report in reports]

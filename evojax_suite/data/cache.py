@@ -35,7 +35,7 @@ Found = TypeVar("Found", bound=Source | None)
 
 
 def folder() -> Path:
-    """Where the entries lie; it need not exist."""
+    """The folder of the entries; it need not exist."""
     return platformdirs.user_cache_path("evojax-suite", appauthor=False) / "datasets"
 
 

@@ -23,7 +23,7 @@ from evojax_suite.data.source import Source
 
 
 def tfds_folder() -> Path:
-    """Where TensorFlow Datasets keeps its data: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
+    """The folder of TensorFlow Datasets: TFDS_DATA_DIR, else ~/tensorflow_datasets."""
     return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 

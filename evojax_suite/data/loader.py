@@ -75,7 +75,7 @@ def from_arrays(
 
 
 def _expanded(path: str | os.PathLike) -> Path:
-    """With the home folder for ~; pathlib raises RuntimeError for an unknown user's."""
+    """`path` with the home folder for ~; pathlib raises RuntimeError for an unknown user's."""
     if not isinstance(path, str | os.PathLike):
         raise DataError(f"{path!r} is no path")
     return Path(os.path.expanduser(path))

@@ -119,7 +119,7 @@ def _part(ratio: float, length: int) -> int:
 
 
 def _apply(function: Callable[[Array, Array], Array], images: Array, parameters: Array) -> Array:
-    """To each image with its own parameters, or with the only ones."""
+    """Apply `function` to each image with its own parameters, or with the only ones."""
     if len(parameters) == 1:
         return jax.vmap(lambda image: function(image, parameters[0]))(images)
     return jax.vmap(function)(images, parameters)

@@ -59,7 +59,7 @@ def _channels_last(maps: jax.Array) -> jax.Array:
 
 @jax.custom_jvp
 def _sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Over the pixels of two maps (N, H, W, C), in one pass."""
+    """Sums over the pixels of two maps (N, H, W, C), in one pass."""
 
     def add(one, other):
         return one[0] + other[0], one[1] + other[1]
@@ -147,7 +147,7 @@ def _views(images: jax.Array, size: int, padding: int) -> jax.Array:
 
 
 def _taps(size: int, channels: int) -> np.ndarray:
-    """Where the views (`_views`) have what each weight of a filter meets, in the order of a
+    """Places in the views (`_views`) of what each weight of a filter meets, in the order of a
     kernel's rows, at each corner of the pooling windows: (4, T)."""
     row, column, corner_row, corner_column = np.ogrid[:size, :size, :2, :2]
     row, column = row + corner_row, column + corner_column

@@ -27,7 +27,7 @@ from evojax_suite.results import write_atomically
 from evojax_suite.types import Array
 
 Pooling = Literal["average", "max", "none"]
-"""After each convolution, over 2x2 pixels."""
+"""Pooling after each convolution, over 2x2 pixels."""
 
 
 class Layer(NamedTuple):

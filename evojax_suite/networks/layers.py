@@ -271,7 +271,7 @@ def _split_gradient_backward(padding, residuals, gradient):
     product = _products_with(gradient, channels)
 
     def row(first):
-        """Of a row of the kernel, as one product: thin ones waste the matrix unit."""
+        """Gradient of a row of the kernel, as one product: thin ones waste the matrix unit."""
         rows = lax.dynamic_slice_in_dim(padded, first, height, 1)
         columns = [rows[:, :, j : j + width] for j in range(size)]
         return product(jnp.concatenate(columns, axis=-1))
@@ -304,7 +304,7 @@ _split_gradient.defvjp(_split_gradient_forward, _split_gradient_backward)
 
 
 def _initializers(name: str, fan_in: int) -> tuple[Callable[..., jax.Array], ...]:
-    """Of kernels and of biases."""
+    """Initialisers of kernels and of biases."""
     if name == "kaiming":
         return nn.initializers.normal((2 / fan_in) ** 0.5), nn.initializers.zeros
     if name != "pytorch":
@@ -489,7 +489,7 @@ def _max_pool_forward(images, size):
 
 
 def _max_pool_backward(size, residuals, gradient):
-    """To the first of equal pixels, as in PyTorch."""
+    """Gradient of the images: that of a window goes to the first of equal pixels, as in PyTorch."""
     images, pooled = residuals
     taken, gradients = jnp.zeros(pooled.shape, bool), []
     for view in _corners(images, size):

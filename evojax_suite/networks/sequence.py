@@ -89,8 +89,8 @@ Initialization = Literal["pytorch", "kaiming"]
 
 
 def _scales(initialization: Initialization) -> tuple[float, float]:
-    """Of weights and biases in U(-scale, scale) / sqrt(fan_in): PyTorch's default, or He et al.
-    2015, which keeps the variance through ReLUs."""
+    """Scales of weights and biases in U(-scale, scale) / sqrt(fan_in): PyTorch's default, or He et
+    al. 2015, which keeps the variance through ReLUs."""
     return {"pytorch": (1.0, 1.0), "kaiming": (6**0.5, 0.0)}[initialization]
 
 
@@ -216,7 +216,7 @@ class PaddedNetwork(nn.Module):
         lowering_first = self.lowering or default_convolution(train, first_inputs)
 
         def convolution(size, lowering):
-            """With the middle of the kernel."""
+            """Convolution with the middle of the kernel, `size` wide."""
             edge = (largest - size) // 2
 
             def apply(maps, kernel):
@@ -231,7 +231,7 @@ class PaddedNetwork(nn.Module):
         features = nn.relu(jnp.where(own[0], features + biases[0], 0))
 
         def at_level(level, function):
-            """On the corner of the buffer that maps take after so many poolings."""
+            """`function` on the corner of the buffer that maps take up after `level` poolings."""
             rows, columns = height >> level, width >> level
 
             def apply(features, kernel):
@@ -268,8 +268,8 @@ class PaddedNetwork(nn.Module):
             return chosen(number, features, kernel), (number, features, kernel)
 
         def backward(residuals, gradient):
-            """With the inputs alone kept: automatic differentiation keeps what each branch needs
-            for every unit, zeros for all but one."""
+            """Gradient with the inputs alone kept: automatic differentiation keeps what each branch
+            needs for every unit, zeros for all but one."""
             number, features, kernel = residuals
 
             def gradients_of(branch):

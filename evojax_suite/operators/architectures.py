@@ -22,7 +22,7 @@ from evojax_suite.types import Array
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
 
 MOST_ATTEMPTS = 200
-"""To draw a network that has few enough features."""
+"""Largest number of attempts to draw a network that has few enough features."""
 
 
 class Genome(NamedTuple):

@@ -48,7 +48,7 @@ def _taken(array: Array, places: Array) -> Array:
 
 
 def _expanded(mask: Array, ndim: int) -> Array:
-    """With axes of length 1 at the end, so that it has `ndim`."""
+    """`mask` with axes of length 1 at the end, so that it has `ndim`."""
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
@@ -174,7 +174,7 @@ def hidden_and_logits(
 
 
 def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) -> Array:
-    """For each layer of a pair of sizes (hidden layers,) a cut-off, uniform in 1..the least size
+    """A cut-off for each layer of a pair of sizes (hidden layers,), uniform in 1..the least size
     that both have on either side of the layer. ends: inputs and classes."""
     both = jnp.minimum(first, second)
     bounds = jnp.concatenate([jnp.array(ends[:1]), both, jnp.array(ends[1:])])
@@ -183,7 +183,7 @@ def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) ->
 
 
 def _draw_cut_offs(key: Array, population: Population, first: Array, second: Array) -> Array:
-    """Of both children of each pair, (2 * pairs, layers)."""
+    """Cut-offs of both children of each pair, (2 * pairs, layers)."""
     ends = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[-1]
     keys = jax.random.split(key, first.shape[0])
     draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
@@ -231,7 +231,7 @@ def cut_off_crossover(
 
 
 def matched_units(first: Array, second: Array, size_first: Array, size_second: Array) -> Array:
-    """For each unit of one layer its partner in another, (width,) int32, -1 where it has none.
+    """The partner of each unit of one layer in another, (width,) int32, -1 where it has none.
 
     first, second: activations (N, width) of the same images; sizes: (), the units among them. The
     pair with the highest correlation is matched, then the highest of what is left, and so on; a

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from evojax_suite.types import Array
 
 _LEAST_PROBABILITY = 2.220446e-16
-"""Of a pair: the double's machine epsilon, as in scikit-learn."""
+"""Least probability of a pair: the double's machine epsilon, as in scikit-learn."""
 
 _FIRST_LOG_PRECISION = 1.6  # of distances about 1, close to what layers of ReLU need
 _LARGEST_LOG_PRECISION = 69.0  # e^69 is 2^100: where scikit-learn's hundred doublings end
@@ -36,7 +36,7 @@ def squared_distances(points: Array) -> Array:
 
 
 def _log_precisions(distances: Array, perplexity: float | Array, start: Array) -> Array:
-    """For each column of (n, n) the logarithm (n,) of the precision at which its Gaussian has the
+    """The logarithm (n,) of the precision at which the Gaussian of each column of (n, n) has the
     perplexity.
 
     distances: 0 on the diagonal and, in each column, once more. Newton's method, kept inside a

@@ -283,7 +283,7 @@ def counted(name: str, card: str, system: System, options: Options) -> tuple[dic
 
 
 def loops(model: Roofline, card: Card) -> list[dict[str, Any]]:
-    """Of each loop body, outermost first: kernels and microseconds a turn."""
+    """Kernels and microseconds a turn of each loop body, outermost first."""
     return [
         {
             "turns": times,

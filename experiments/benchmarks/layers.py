@@ -20,7 +20,7 @@ REPEATS, CALLS = 5, 10
 
 
 def milliseconds(function, *arrays) -> tuple[float, float]:
-    """Of a call, the fastest of a few turns, and of its compilation."""
+    """Milliseconds of a call, the fastest of a few turns, and seconds of its compilation."""
 
     def looped(*arrays):
         def body(_, total):

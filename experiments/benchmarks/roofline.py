@@ -115,7 +115,7 @@ class Instruction(NamedTuple):
 
 
 def dimensions(shape: str) -> list[list[int]]:
-    """Of each array of a shape, which may be a tuple's."""
+    """Dimensions of each array of a shape, which may be a tuple's."""
     return [[int(d) for d in dims.split(",") if d] for _, dims in _ARRAY.findall(shape)]
 
 
@@ -195,7 +195,7 @@ class Kernel:
     products: str = "bf16"  # type of the operands of its products
 
     def seconds(self, card: Card) -> float:
-        """Of one launch."""
+        """Seconds of one launch."""
         return max(t for t, _ in self._parts(card)) + card.launch_seconds
 
     def bound(self, card: Card) -> Bound:
@@ -227,7 +227,7 @@ class Roofline:
         return sum(kernel.times * kernel.seconds(card) for kernel in self.kernels)
 
     def shares(self, card: Card) -> dict[Bound, float]:
-        """Of the time, by what bounds the kernels; to launches goes the time between them, too."""
+        """Shares of the time by what bounds kernels; that between them counts as launches, too."""
         parts: dict[Bound, float] = dict.fromkeys(
             ("bytes", "products", "operations", "launches"), 0.0
         )
@@ -251,10 +251,10 @@ class Roofline:
 
 
 def roofline(text: str, turns: Mapping[str, int] | None = None) -> Roofline:
-    """Of the text of an optimised HLO module.
+    """Roofline of the text of an optimised HLO module.
 
-    turns: of loops whose trip count the program does not tell, by a regular expression that is
-    found in their `op_name`; the first that fits counts, 1 where none does.
+    turns: trip counts of loops for which the program does not tell them, by a regular expression
+    that is found in their `op_name`; the first that fits counts, 1 where none does.
     """
     module = Module(text)
     return Roofline(list(_kernels(module, module.entry, 1, turns or {})))
@@ -413,7 +413,7 @@ def _products(module: Module, body: dict[str, Instruction]) -> tuple[float, str]
 
 
 def _product(one: Instruction, own: dict[str, Instruction]) -> tuple[float, str]:
-    """Of a product or a convolution, whoever computes it."""
+    """FLOP of a product or a convolution, whoever computes it, and the type of its operands."""
     shapes = [own[name].shape for name in one.operands if name in own]
     if len(shapes) < 2:
         return 0.0, "bf16"

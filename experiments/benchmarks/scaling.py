@@ -94,19 +94,19 @@ PLANS = {
 @dataclass(frozen=True)
 class Options:
     devices: int = 1
-    """Of a CPU so many are made."""
+    """Number of devices; on a CPU this many are made."""
     repeats: int = 3
     """The median of so many counts."""
     peak_teraflops: float = 788.0
-    """Of the accelerator of the plans, in bfloat16."""
+    """Peak of the accelerator of the plans, in bfloat16."""
     share: float = 0.3
-    """Of that peak, assumed to be reached."""
+    """Share of that peak, assumed to be reached."""
     output: Path = Path(__file__).parent / "scaling"
     """Without a suffix."""
 
 
 def forward_flop(size: Size) -> float:
-    """Of one image: the convolutions' multiplications and additions, and the last layer's."""
+    """FLOP of one image: the convolutions' multiplications and additions, and the last layer's."""
     side, channels, total = _first_side(size), size.channels, 0.0
     for _ in range(size.depth):
         total += 2 * 9 * channels * size.width * side**2
@@ -119,7 +119,7 @@ def _first_side(size: Size) -> int:
 
 
 def elements(size: Size) -> float:
-    """Of one image: what the convolutions put out, over which all else runs."""
+    """Elements that the convolutions put out for one image, over which all else runs."""
     return sum(size.width * (_first_side(size) // 2**block) ** 2 for block in range(size.depth))
 
 
@@ -145,7 +145,7 @@ class Model(NamedTuple):
     evaluation: np.ndarray
 
     def seconds(self, size: Size, num_devices: int) -> float:
-        """Of a generation: no device waits for another but at its end."""
+        """Seconds of a generation: no device waits for another but at its end."""
         one = training_terms(size) @ self.training + evaluation_terms(size) @ self.evaluation
         return math.ceil(size.members / num_devices) * float(one)
 
@@ -258,7 +258,7 @@ def peaks(repeats: int) -> tuple[float, float, float]:
 
 
 def floor(repeats: int) -> dict:
-    """Of paper 002's member, its phases apart: what they count and what they take, in a loop."""
+    """Floors of the phases of paper 002's member: what they count and what they take, in a loop."""
     gflops, gigabytes, from_memory = peaks(repeats)
     print(
         f"\nproducts {gflops:.0f} GFLOP/s, {gigabytes:.1f} GB/s in the cache, "

@@ -61,7 +61,7 @@ class Options:
     repeats: int = 5
     """Turns that ours and PyTorch take; 3 at most where it has variants, and for populations."""
     devices: Devices = "auto"
-    """Of ours, where its work is divided and the case is not of one device."""
+    """Devices of our programs, where their work is divided and the case is not of one device."""
     output: Path = HERE / "suite"
     """Without a suffix."""
     only: str | None = None

@@ -59,20 +59,20 @@ class Options:
     repeats: int = 5
     """Turns."""
     variants: bool = True
-    """Of the PyTorch loop; else the plain one alone."""
+    """Compare with all variants of the PyTorch loop; else with the plain one alone."""
     compute_dtype: str = "float32"
-    """Of our engine: float32 or bfloat16."""
+    """Precision of our engine: float32 or bfloat16."""
     convolution: str = "auto"
     """Lowering of our engine's convolutions."""
     devices: Devices = "auto"
-    """Of ours; of a CPU so many are made, by default as many as it has cores."""
+    """Devices of our engine; on a CPU this many are made, by default as many as it has cores."""
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = EngineConfig()
     output: Path | None = None
     """Write the figures to this JSON file."""
 
 
 def useful_flop(width: int, steps: int, images: int) -> float:
-    """Of one member: the three convolutions, a training step counted as three forward passes."""
+    """FLOP of one member's three convolutions, a training step counted as three forward passes."""
     forward = 2 * 9 * (1024 * width + 256 * width**2 + 64 * width**2)
     return forward * (3 * 10 * steps + images)
 

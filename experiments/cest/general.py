@@ -116,7 +116,7 @@ def table(rows: Rows) -> str:
 
 
 def figure(path: Path, runs: dict[str, list[dict]]) -> None:
-    """Of one seed: validation accuracy, and how many predators misclassify an example."""
+    """Draw the validation accuracy of one seed, and how many predators misclassify an example."""
     drawn = Figure(figsize=(9, 3.6))
     panels = drawn.subplots(1, 2)
     for index, (variant, lines) in enumerate(runs.items()):

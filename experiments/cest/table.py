@@ -156,7 +156,7 @@ def main(options: Options) -> None:
 
 
 def table(rows: Rows, options: Options, equal: int) -> str:
-    """Of each rule: at its end, and when the fastest rule of the same seed has ended."""
+    """Table of each rule, at its end and when the fastest rule of the same seed has ended."""
     clocks = {
         (r["rule"], r["seed"]): np.cumsum(
             [cest.cost_seconds(x["stage_seconds"]) for x in r["lines"]]

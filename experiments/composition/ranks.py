@@ -42,10 +42,10 @@ class Options:
     sets: tuple[str, ...] = ("all", "random", "DEvS")
     sizes: tuple[int, ...] = (100, 200)
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the sets and of the trainings."""
+    """Seeds of the sets and of the trainings."""
     candidates: int = 15
     steps: tuple[int, ...] = (68, 170)
-    """Of a candidate's training, about; 170 are ten epochs of all images."""
+    """Approximate steps of a candidate's training; 170 are ten epochs of all images."""
     output: Path = Path("experiments/composition/ranks.json")
 
 

@@ -93,7 +93,7 @@ def main(options: Options) -> None:
 
 
 def table(rows: Rows) -> str:
-    """Of each recipe: its accuracies, and how alike few epochs and a full training order."""
+    """Table of each recipe's accuracies, and of how alike few epochs and a full training order."""
     lines = [
         "| recipe | architectures | few epochs | full training | Spearman | Kendall |",
         "|---" * 6 + "|",

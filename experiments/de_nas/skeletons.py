@@ -44,7 +44,8 @@ class Options:
 
 
 def sharing(rows: list[dict]) -> str:
-    """Of each method: candidates that share their skeleton with another of their generation."""
+    """Table, by method, of candidates that share their skeleton with another of their
+    generation."""
     lines = ["| search | candidates | share their skeleton |", "|---" * 3 + "|"]
     for method in dict.fromkeys(row["method"] for row in rows):
         skeletons = Counter(

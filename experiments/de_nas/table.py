@@ -192,7 +192,7 @@ def table(rows: Rows, config: de_nas.Config) -> str:
 
 
 def beside_random(rows: Rows, config: de_nas.Config) -> str:
-    """Of each other method: in how many seeds, of those that both have, it is ahead."""
+    """Lines that say in how many common seeds each other method is ahead of random search."""
     found = {(row["method"], row["seed"]): row for row in rows}
     lines = []
     for method in dict.fromkeys(row["method"] for row in rows):

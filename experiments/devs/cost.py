@@ -36,7 +36,7 @@ class Options:
     dataset: str = "cifar10"
     data_dir: Path | None = None
     num_images: int = 2000
-    """Of the study of image sizes."""
+    """Images in the study of image sizes."""
     width: int = 32
     repeats: int = 3
     """The median of so many counts, after one that compiles."""
@@ -49,7 +49,7 @@ class Options:
     )
     """Points, features, clusters of the study of clustering."""
     methods: tuple[Literal["sklearn", "jax"], ...] = ("sklearn", "jax")
-    """Of the study of clustering; scikit-learn takes hours for the largest cases."""
+    """Methods in the study of clustering; scikit-learn takes hours for the largest cases."""
     output: Path = Path("experiments/devs")
 
 
@@ -63,7 +63,7 @@ def resized(dataset: Dataset, side: int) -> Dataset:
 
 
 def seconds_by_stage(config: devs.Config, dataset: Dataset, seed: int) -> dict[str, float]:
-    """Of one reduction of the whole set, its training included."""
+    """Seconds of each stage of one reduction of the whole set, its training included."""
     data, key = training_data(dataset), jax.random.key(seed)
     algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
     state, total, number = algorithm.init(key, None, data), dict.fromkeys(STAGES, 0.0), 0
@@ -76,7 +76,7 @@ def seconds_by_stage(config: devs.Config, dataset: Dataset, seed: int) -> dict[s
 
 
 def seconds_of_an_iteration(width: int, depth: int, dataset: Dataset, repeats: int) -> float:
-    """Of gradient matching, one image a class, 64 real ones."""
+    """Median seconds of an iteration of gradient matching, one image a class, 64 real ones."""
     network = NetworkConfig(width=width, depth=depth)
     config = gradient_matching.Config(real_batch_size=64, network=network)
     algorithm = gradient_matching.build(config, dataset.num_classes, dataset.image_shape)

@@ -79,7 +79,7 @@ def main(options: Options) -> None:
 
 
 def best_of(rows: list[dict], number: int, most: float) -> dict | None:
-    """Of a run, at most `most` parameters, by validation."""
+    """The best network of a run by validation, with at most `most` parameters."""
     small = [row for row in rows if row["run"] == number and row["num_parameters"] <= most]
     return max(small, key=lambda row: row["other_training_accuracy"], default=None)
 

@@ -58,7 +58,7 @@ CURVES = ("accuracy_mean", "relative_size_mean", "similarity_loss_mean")
 class Options:
     study: Literal["weightings", "similarity", "options"] = "weightings"
     num_runs: int = 10
-    """Of each weighting."""
+    """Runs of each weighting."""
     runs_at_once: int = 1
     """Runs that are mapped over together; 1 is fastest on a CPU, more on an accelerator."""
     dataset: str = "fashion_mnist"

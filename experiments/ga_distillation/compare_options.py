@@ -34,7 +34,7 @@ class Options:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Runs of each variant."""
     generations: int = 40
-    """Of a variant that trains one network a member; more networks, fewer generations."""
+    """Generations of a variant that trains one network a member; with more networks, fewer."""
     config: tyro.conf.OmitArgPrefixes[Config] = field(
         default_factory=lambda: Config(
             population_size=32,

@@ -93,7 +93,7 @@ def test_cutout_zeros_at_most_a_quarter():
 
 
 def matrices(name):
-    """Of each image, and how well coordinates follow it where they are inside."""
+    """The matrix of each image; checks that coordinates follow it where they are inside."""
     result = augmented(name, coordinates(NUMBER))
     middle = slice(SIZE // 2 - 3, SIZE // 2 + 3)
     places = np.stack(np.meshgrid(CENTRES, CENTRES, indexing="ij"), -1)[middle, middle].reshape(
