@@ -79,13 +79,13 @@ class KernelConfig:
     for 1, 10, 50 images of each class."""
     temperature: float | None = None
     """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax; None is
-    10, 5, 5."""
+    10, or 5 from 10 images of each class on."""
     company: int | None = None
-    """Candidates in whose company each image is tried alone, where a strategy takes credit; None is
-    8, 2, 1."""
+    """Candidates in whose company each image is tried alone, where a strategy takes credit by
+    image; None is 8, 2, 1 for 1, 10, 50 images of each class."""
     columns: Columns | None = None
-    """Whose loss that is: own, of the column of the image's class, or the mean of all; None is own,
-    all, all."""
+    """Loss by which an image is ranked: own, that of the column of its class, or the mean over all
+    columns; None is own for less than 10 images of each class, else all."""
 
     def __post_init__(self):
         check_types(vars(self), type(self))

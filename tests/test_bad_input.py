@@ -555,6 +555,7 @@ COMMANDS = [
     case("coreset --method gradient_matching --num-samples 15", "10 classes, got num_samples 15"),
     case("coreset --method kernel_inducing_points --num-samples 15", "classes, got num_samples 15"),
     case("ga-distillation --columns some", "some", "own", "all"),
+    case("coreset --method kernel_inducing_points --kip.network.depth 9", "use a smaller depth"),
     case("coreset --kernel-iterations 0", "kernel_iterations must be >= 1, got 0"),
     case("coreset --kip.learning-rate 0", "learning_rate must be > 0, got 0"),
     case("coreset --probe-epochs 0", "probe_epochs must be >= 1, got 0"),

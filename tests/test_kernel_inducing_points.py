@@ -23,7 +23,7 @@ CONFIG = kernel_inducing_points.Config(
     num_cosines=5,
     start="class_means",
     kernel=KernelConfig(kernel_width=8, kernel_images=200),
-    network=NetworkConfig(width=8, depth=1),
+    network=NetworkConfig(width=16, depth=1),
 )
 
 
@@ -93,7 +93,7 @@ def test_it_returns_the_average_with_the_contrast_of_real_images(data):
     np.testing.assert_array_equal(found.labels, targets)
 
 
-def test_two_hundred_steps_halve_what_the_class_means_get_wrong(data):
+def test_two_hundred_steps_halve_what_the_start_gets_wrong(data):
     config = dataclasses.replace(CONFIG, images_per_class=2, start="k_means")
     _, step, state = started(config, data)
     accuracies = []

@@ -225,8 +225,14 @@ def test_ranges(setting, said):
 )
 def test_what_is_not_given_suits_the_number_of_images(images_per_class, known):
     suited = KernelConfig().regression(images_per_class)
-    assert suited == KernelConfig().regression(known)
-    assert (suited == Regression()) == (known == 1)
+    assert (
+        suited
+        == {
+            1: Regression(1000, 1e-3, 10.0, 8, "own"),
+            10: Regression(1000, 0.3, 5.0, 2, "all"),
+            50: Regression(1000, 1.0, 5.0, 1, "all"),
+        }[known]
+    )
     given = KernelConfig(ridge=0.2, temperature=0.0, company=3, columns="own", kernel_images=7)
     assert given.regression(images_per_class) == Regression(7, 0.2, 0.0, 3, "own")
     four = dataclasses.replace(CONFIG, images_per_class=images_per_class, factor=2)
@@ -345,10 +351,14 @@ def test_what_is_found_has_the_contrast_of_real_images(digits):
         jax.random.key(0), CONFIG, 10, shape, jnp.stack([code, 7 * code]), data
     )
     np.testing.assert_allclose(scores.fitness[0], scores.fitness[1], rtol=1e-3)
+
+    def normalized(name):
+        return dataclasses.replace(
+            CONFIG, network=dataclasses.replace(CONFIG.network, normalization=name)
+        )
+
     for seeing in (
-        dataclasses.replace(
-            CONFIG, network=dataclasses.replace(CONFIG.network, normalization="none")
-        ),
+        *map(normalized, ("none", "batch", "layer", "group")),
         dataclasses.replace(CONFIG, fitness="cross_entropy"),
     ):
         plain, _ = ga_distillation.images_and_targets(seeing, 10, shape, code, data)

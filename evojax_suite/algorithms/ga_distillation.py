@@ -401,9 +401,9 @@ def decode(
 ) -> Individual:
     """The synthetic dataset that a flat individual (D,) is.
 
-    Features of a network that normalises its first layer do not see contrast, and a search by
+    Features of a network with instance normalisation do not depend on contrast, and a search by
     kernel regression on them leaves any. So these images get that of real ones, which other
-    networks need.
+    networks need, unless their pixels have bounds or levels.
 
     Labels that evolve are cut at 0 and scaled to sum 1, all zero they are uniform. By kernel
     regression, whose predictions become probabilities by a softmax, so do they: a network that
@@ -413,8 +413,9 @@ def decode(
     images, targets = images_and_targets(*own)
     if (
         config.fitness == "kernel_regression"
-        and config.network.normalization != "none"
+        and config.network.normalization in ("default", "instance")
         and config.levels is None
+        and config.clip != "image"
     ):
         images *= data.contrast / jnp.maximum(images.std(), 1e-6)
     if not config.evolve_labels:

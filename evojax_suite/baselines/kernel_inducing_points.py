@@ -21,11 +21,10 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from evojax_suite import kernel_regression, networks
+from evojax_suite import networks
 from evojax_suite.algorithms import ga_distillation
 from evojax_suite.algorithms.ga_distillation import Data, Individual, make_data
 from evojax_suite.data.errors import check_types
-from evojax_suite.data.transforms import normalize
 from evojax_suite.kernel_regression import KernelConfig
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators.encodings import EncodingName
@@ -40,7 +39,7 @@ AVERAGING = 8.0
 
 @dataclass(frozen=True)
 class Config:
-    """Sizes and choices; the defaults, but for the step, are `ga_distillation.RECOMMENDED`."""
+    """Sizes and choices; but for step and start the defaults are `ga_distillation.RECOMMENDED`."""
 
     images_per_class: int = 1
     """Synthetic images of each class."""
@@ -56,6 +55,7 @@ class Config:
     """Fresh networks in each step, whose kernels are added."""
 
     kernel: KernelConfig = ga_distillation.RECOMMENDED.kernel
+    """Regression; `company` and `columns` have no meaning here."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -68,9 +68,11 @@ class Config:
         self.search()
 
     def search(self) -> ga_distillation.Config:
-        """The evolution that descends the same error. Raises ValueError where there is none."""
+        """The evolution that descends the same error, by a strategy that takes no credit by image.
+        Raises ValueError where there is none."""
         return replace(
             ga_distillation.RECOMMENDED,
+            strategy="SNES",
             images_per_class=self.images_per_class,
             networks_per_member=self.num_networks,
             encoding=self.encoding,
@@ -105,9 +107,8 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     """`params` is None, `data` as `make_data` gives it; the result is an `Individual`."""
     search = config.search()
     shape = num_classes, image_shape
-    narrow = replace(config.network, width=config.kernel.kernel_width)
-    network = networks.create(narrow, num_classes, image_shape)
-    ga_distillation.num_dims(search, num_classes, image_shape)  # fails early
+    networks.create(config.network, *shape)  # fails early where it does not fit
+    ga_distillation.num_dims(search, *shape)
     optimizer = optax.adam(config.learning_rate)
 
     def init(key: Array, params: None, data: Data) -> State:
@@ -121,24 +122,9 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     def step(key: Array, state: State, params: None, data: Data) -> tuple[State, Metrics]:
         del params
 
-        def decoded(code: Array) -> Individual:
-            return Individual(*ga_distillation.images_and_targets(search, *shape, code, data))
-
         def loss(code: Array) -> tuple[Array, Array]:
-            scores = kernel_regression.score_population(
-                key,
-                search.regression,
-                network,
-                config.num_networks,
-                decoded,
-                code[None],
-                jnp.arange(1),
-                data.train_images,
-                data.train_labels,
-                lambda images: normalize(images, data.mean, data.std),
-                config.engine,
-            )
-            return scores.losses.sum(), scores.accuracy[0]
+            scores = ga_distillation.score_population(key, search, *shape, code[None], data)
+            return -scores.fitness[0], scores.accuracy[0]
 
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.code)
         updates, opt_state = optimizer.update(gradient, state.opt_state)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import jax
 import numpy as np
 import tyro
 
+from evojax_suite.algorithms import ga_distillation
 from evojax_suite.algorithms.devs import NETWORK, RECIPE
 from evojax_suite.baselines import (
     forgetting,
@@ -99,12 +99,17 @@ class Options(JudgedRunOptions):
 def _check(options: Options, dataset: Dataset) -> None:
     for size in options.num_samples:
         check_shares(dataset.train.labels, size, dataset.num_classes, options.balanced)
-        for method in CONDENSING:
-            if method in options.method and size % dataset.num_classes:
+    for method in (one for one in CONDENSING if one in options.method):
+        for size in options.num_samples:
+            if size % dataset.num_classes:
                 raise ValueError(
                     f"{method} makes equally many images of each of the {dataset.num_classes} "
                     f"classes, got num_samples {size}"
                 )
+            _condensing(options, dataset, method, size)  # fails early where it does not fit
+            if method == "kernel_inducing_points":
+                least = replace(options.kernel_points, images_per_class=size // dataset.num_classes)
+                ga_distillation.check(least.search(), dataset)
 
 
 def run(options: Options) -> Path:
@@ -183,9 +188,11 @@ def run(options: Options) -> Path:
     for method in CONDENSING:
         if method not in options.method:
             continue
-        data_of_method, build, iterations = _condensing(options, dataset, method)
+        by_matching = method == "gradient_matching"
+        module = gradient_matching if by_matching else kernel_inducing_points
+        data_of_method = module.make_data(dataset)
         for size in options.num_samples:
-            algorithm = build(size // dataset.num_classes)
+            algorithm, iterations = _condensing(options, dataset, method, size)
             state, seconds = drive(
                 f"{method.replace('_', ' ')}, {size} images",
                 algorithm,
@@ -256,20 +263,16 @@ def run(options: Options) -> Path:
 
 
 def _condensing(
-    options: Options, dataset: Dataset, method: str
-) -> tuple[Any, Callable[[int], Algorithm], int]:
-    """The data of a method that makes images, its algorithm for so many of each class, and its
-    iterations."""
-    own: Any = gradient_matching, options.condensation, options.condensation_iterations
-    if method == "kernel_inducing_points":
-        own = kernel_inducing_points, options.kernel_points, options.kernel_iterations
-    module, config, iterations = own
-
-    def build(images_per_class: int) -> Algorithm:
-        sized = replace(config, images_per_class=images_per_class)
-        return module.build(sized, dataset.num_classes, dataset.image_shape)
-
-    return module.make_data(dataset), build, iterations
+    options: Options, dataset: Dataset, method: str, size: int
+) -> tuple[Algorithm, int]:
+    """The algorithm that makes `size` images by `method`, and its iterations."""
+    images_per_class = size // dataset.num_classes
+    shape = dataset.num_classes, dataset.image_shape
+    if method == "gradient_matching":
+        config = replace(options.condensation, images_per_class=images_per_class)
+        return gradient_matching.build(config, *shape), options.condensation_iterations
+    config = replace(options.kernel_points, images_per_class=images_per_class)
+    return kernel_inducing_points.build(config, *shape), options.kernel_iterations
 
 
 def number_of(method: Method) -> int:
