@@ -126,7 +126,7 @@ def main(options: Options) -> None:
     print("| | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|", sep="\n")
     for name in dict.fromkeys(row["set"] for row in rows):
         own = {row["labels"]: row["accuracies"] for row in rows if row["set"] == name}
-        cells = [percent(np.array(own[title])) if title in own else "not run" for title in columns]
+        cells = [percent(np.array(own[title])) if title in own else "" for title in columns]
         print("| " + " | ".join([name, *cells]) + " |")
 
 
