@@ -30,7 +30,7 @@ def inertia_of(points, centers):
 
 
 @pytest.mark.parametrize(
-    ("num_points", "num_features", "num_clusters"), [(2000, 16, 12), (600, 8, 300), (3000, 4, 100)]
+    ("num_points", "num_features", "num_clusters"), [(2000, 16, 12), (1200, 8, 600), (3000, 4, 100)]
 )
 def test_inertia_is_that_of_scikit_learn(num_points, num_features, num_clusters):
     points = blobs(num_points, num_features, 30)

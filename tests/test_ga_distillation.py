@@ -315,6 +315,6 @@ def test_params_sweep_in_one_compiled_call(data):
 
 
 def test_the_test_part_is_not_in_the_data_of_the_algorithm(digits, data):
-    seen = {leaf.shape[0] for leaf in jax.tree.leaves(data)}
+    seen = {size for leaf in jax.tree.leaves(data) for size in leaf.shape[:1]}
     assert len(digits.test) not in seen
     assert {len(digits.train), len(digits.validation)} <= seen
