@@ -160,8 +160,8 @@ def case(request) -> Case:
             data, params = cest.make_data(VARIANTS["cest"], digits), predator_prey.Params()
             algorithm = predator_prey.build(config, 10, shape)
         case "gradient_matching" | "kernel_inducing_points":
-            by_gradient = gradient_matching, kernel_inducing_points
-            module = by_gradient[request.param == "kernel_inducing_points"]
+            matching = request.param == "gradient_matching"
+            module = gradient_matching if matching else kernel_inducing_points
             data, algorithm = module.make_data(digits), module.build(config, 10, shape)
         case _:
             data, params = ga_distillation.make_data(digits), ga_distillation.Params()
@@ -171,9 +171,8 @@ def case(request) -> Case:
             else:
                 algorithm = ga_distillation.build(config, 10, shape)
     name = "fitness_images" if hasattr(data, "fitness_images") else "images"
-    if hasattr(config, "kernel") and getattr(config, "fitness", "kernel_regression") == (
-        "kernel_regression"
-    ):
+    by_regression = getattr(config, "fitness", None) == "kernel_regression"
+    if by_regression or request.param == "kernel_inducing_points":
         name = "train_images"
     other = data.replace(**{name: 255 - getattr(data, name)})
     return Case(algorithm, params, data, other, shares_keys)

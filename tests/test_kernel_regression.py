@@ -224,15 +224,12 @@ def test_ranges(setting, said):
     ("images_per_class", "known"), [(1, 1), (9, 1), (10, 10), (49, 10), (80, 50)]
 )
 def test_what_is_not_given_suits_the_number_of_images(images_per_class, known):
-    suited = KernelConfig().regression(images_per_class)
-    assert (
-        suited
-        == {
-            1: Regression(1000, 1e-3, 10.0, 8, "own"),
-            10: Regression(1000, 0.3, 5.0, 2, "all"),
-            50: Regression(1000, 1.0, 5.0, 1, "all"),
-        }[known]
-    )
+    suited = {
+        1: Regression(1000, 1e-3, 10.0, 8, "own"),
+        10: Regression(1000, 0.3, 5.0, 2, "all"),
+        50: Regression(1000, 1.0, 5.0, 1, "all"),
+    }
+    assert KernelConfig().regression(images_per_class) == suited[known]
     given = KernelConfig(ridge=0.2, temperature=0.0, company=3, columns="own", kernel_images=7)
     assert given.regression(images_per_class) == Regression(7, 0.2, 0.0, 3, "own")
     four = dataclasses.replace(CONFIG, images_per_class=images_per_class, factor=2)

@@ -28,13 +28,11 @@ from evojax_suite.data.errors import check_types
 from evojax_suite.kernel_regression import KernelConfig
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators.encodings import EncodingName
+from evojax_suite.strategies.block_es import averaged
 from evojax_suite.training import EngineConfig
 from evojax_suite.types import Algorithm, Array, PyTree
 
 __all__ = ["Config", "Metrics", "State", "build", "make_data"]
-
-AVERAGING = 8.0
-"""Exponent of the average over the steps, as `strategies.BlockES` has it."""
 
 
 @dataclass(frozen=True)
@@ -129,8 +127,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         (value, accuracy), gradient = jax.value_and_grad(loss, has_aux=True)(state.code)
         updates, opt_state = optimizer.update(gradient, state.opt_state)
         code = state.code + jnp.asarray(updates)
-        share = (AVERAGING + 1) / (AVERAGING + state.iteration + 1)
-        average = state.average + share * (code - state.average)
+        average = averaged(state.average, code, state.iteration)
         finite = jnp.isfinite(gradient).all()
         new, old = (code, average, opt_state), (state.code, state.average, state.opt_state)
         kept = jax.tree.map(partial(jnp.where, finite), new, old)

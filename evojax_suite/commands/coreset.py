@@ -37,7 +37,10 @@ from evojax_suite.types import Algorithm, Dataset, training_data
 Method = Literal[
     "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
 ]
-CONDENSING = "gradient_matching", "kernel_inducing_points"
+CONDENSING = {
+    "gradient_matching": gradient_matching,
+    "kernel_inducing_points": kernel_inducing_points,
+}
 """Methods that make images, equally many of each class, by gradients; the others choose some."""
 
 
@@ -185,11 +188,9 @@ def run(options: Options) -> Path:
         if informed:
             evidence = jax.device_get(algorithm.result(trained, None, data))
 
-    for method in CONDENSING:
+    for method, module in CONDENSING.items():
         if method not in options.method:
             continue
-        by_matching = method == "gradient_matching"
-        module = gradient_matching if by_matching else kernel_inducing_points
         data_of_method = module.make_data(dataset)
         for size in options.num_samples:
             algorithm, iterations = _condensing(options, dataset, method, size)

@@ -128,9 +128,15 @@ class BlockES(DistributionBasedAlgorithm):
         gradient = (weight[:, own] * noise).sum(0) / pairs
         direction, opt_state = self.optimizer.update(gradient, state.opt_state)
         mean = state.mean - params.learning_rate * params.std_init * jnp.asarray(direction)
-        share = (params.averaging + 1) / (params.averaging + state.generation_counter + 1)
-        average = state.average + share * (mean - state.average)
+        average = averaged(state.average, mean, state.generation_counter, params.averaging)
         return state.replace(mean=mean, average=average, opt_state=opt_state)
+
+
+def averaged(
+    average: Array, latest: Array, count: int | Array, exponent: float | Array = Params.averaging
+) -> Array:
+    """The polynomial-decay average of what `average` is of, `count` values, and the latest one."""
+    return average + (exponent + 1) / (exponent + count + 1) * (latest - average)
 
 
 def centred_ranks(losses: Array) -> Array:
