@@ -1,5 +1,5 @@
 """`python -m evojax_suite` is the command `evojax-suite`."""
 
-from evojax_suite.cli import run
+from evojax_suite.cli.main import run
 
 run()

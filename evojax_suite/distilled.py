@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from evojax_suite import devices, networks
+from evojax_suite import networks
 from evojax_suite.data import DataError, siamese
 from evojax_suite.data.errors import as_tuple, check_types
 from evojax_suite.data.npz import arrays_in
 from evojax_suite.data.transforms import check_constants, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.results import plain, write_atomically
 from evojax_suite.training import (
     AUGMENTATION,
     EngineConfig,

@@ -14,7 +14,7 @@ from PIL import Image
 
 from evojax_suite.data.transforms import denormalize
 from evojax_suite.distilled import DistilledDataset
-from evojax_suite.results import plain, write_atomically
+from evojax_suite.runtime.results import plain, write_atomically
 
 
 def save_safetensors(path: Path, data: DistilledDataset) -> None:

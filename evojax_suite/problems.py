@@ -17,12 +17,12 @@ from evosax.problems import Problem
 from flax import linen as nn
 from flax import struct
 
-from evojax_suite.algorithms import cest, ecomp, ga_distillation
 from evojax_suite.data.transforms import normalize
-from evojax_suite.networks import feed_forward
-from evojax_suite.networks.feed_forward import Network
-from evojax_suite.operators import subsets
-from evojax_suite.operators.subsets import Groups
+from evojax_suite.systems import cest, ecomp, ga_distillation
+from evojax_suite.systems.cest import subsets
+from evojax_suite.systems.cest.subsets import Groups
+from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.training import judge_each, map_members
 from evojax_suite.types import Array, Dataset, PyTree
 

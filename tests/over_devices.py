@@ -12,16 +12,17 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from evojax_suite import devices, loop
+from evojax_suite.runtime import devices, loop
 
 devices.take(8)  # before evosax is imported
 
-from evojax_suite.algorithms import cest, ga_distillation, predator_prey  # noqa: E402
-from evojax_suite.baselines import strong_random  # noqa: E402
+from evojax_suite import cest, ga_distillation  # noqa: E402
 from evojax_suite.data import load  # noqa: E402
 from evojax_suite.distilled import accuracies_on_test  # noqa: E402
 from evojax_suite.networks import NetworkConfig  # noqa: E402
-from evojax_suite.results import read_lines  # noqa: E402
+from evojax_suite.runtime.results import read_lines  # noqa: E402
+from evojax_suite.systems.cest import predator_prey  # noqa: E402
+from evojax_suite.systems.ga_distillation import strong_random  # noqa: E402
 from evojax_suite.training import TrainingConfig  # noqa: E402
 
 DIGITS = load("digits")

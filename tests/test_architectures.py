@@ -12,9 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evojax_suite.networks.sequence import SequenceNetwork, layers
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import (
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import (
     AVERAGE_POOLING,
     CONVOLUTION,
     END,
@@ -24,6 +23,7 @@ from evojax_suite.operators.architectures import (
     Space,
     Unit,
 )
+from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 
 CIFAR = (32, 32, 3)
 

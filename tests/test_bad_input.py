@@ -32,17 +32,21 @@ from evojax_suite import (
     EngineConfig,
     NetworkConfig,
     TrainingConfig,
-    compressed,
+    cest,
+    de_nas,
+    devs,
+    ecomp,
     exports,
+    ga_distillation,
     load,
     networks,
-    plotting,
-    searched,
 )
-from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
-from evojax_suite.cli import main
+from evojax_suite.cli.main import main
 from evojax_suite.distilled import DistilledDataset
-from evojax_suite.networks import feed_forward
+from evojax_suite.reporting import plotting
+from evojax_suite.systems.de_nas import artifact as searched
+from evojax_suite.systems.ecomp import artifact as compressed
+from evojax_suite.systems.ecomp import feed_forward
 
 RUNS = ("ga-distillation", "devs", "coreset", "cest", "ecomp", "de-nas")
 ORDINARY = 65534
@@ -453,7 +457,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("EVOJAX_SUITE_DATA", raising=False)
-    monkeypatch.setattr("evojax_suite.loop.run", began)
+    monkeypatch.setattr("evojax_suite.runtime.loop.run", began)
     monkeypatch.setattr("evojax_suite.distilled.accuracies_on_test", began)
     return tmp_path
 

@@ -11,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import networks
-from evojax_suite.algorithms import cest
-from evojax_suite.cli import main
+from evojax_suite import cest, networks
+from evojax_suite.cli.main import main
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.operators import subsets
-from evojax_suite.results import load_variables
+from evojax_suite.runtime.results import load_variables
+from evojax_suite.systems.cest import subsets
 from evojax_suite.training import TrainingConfig, evaluate, judge_each, make_batches, start_fit
 from evojax_suite.types import Split
 

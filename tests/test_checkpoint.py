@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.checkpoint import Checkpoints, DamagedCheckpoint
-from evojax_suite.cli import main
-from evojax_suite.results import read_lines
+from evojax_suite.cli.main import main
+from evojax_suite.runtime.checkpoint import Checkpoints, DamagedCheckpoint
+from evojax_suite.runtime.results import read_lines
 
 # Where storage fails, Orbax leaves tasks of its own behind.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -14,18 +14,16 @@ import pytest
 import tyro
 
 from evojax_suite import distilled, load
-from evojax_suite.cli import main
-from evojax_suite.commands import (
-    cest,
-    coreset,
-    de_nas,
-    devs,
-    ecomp,
-    evaluate,
-    ga_distillation,
-)
-from evojax_suite.commands.config_file import arguments_of, known, named_in
+from evojax_suite.cli import evaluate
+from evojax_suite.cli.config_file import arguments_of, known, named_in
+from evojax_suite.cli.main import main
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.cest import experiment as cest
+from evojax_suite.systems.coresets import experiment as coreset
+from evojax_suite.systems.de_nas import experiment as de_nas
+from evojax_suite.systems.devs import experiment as devs
+from evojax_suite.systems.ecomp import experiment as ecomp
+from evojax_suite.systems.ga_distillation import experiment as ga_distillation
 
 COMMANDS = (ga_distillation, devs, coreset, cest, ecomp, de_nas)
 TINY = [

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import MiniBatchKMeans
 
-from evojax_suite.operators import clustering
-from evojax_suite.operators.clustering import cluster, mini_batch_k_means, refill_empty
+from evojax_suite.systems.devs import clustering
+from evojax_suite.systems.devs.clustering import cluster, mini_batch_k_means, refill_empty
 
 KEY = jax.random.key(0)
 

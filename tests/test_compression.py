@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evojax_suite.networks import feed_forward
-from evojax_suite.networks.feed_forward import Layer
-from evojax_suite.operators import compression
+from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp.feed_forward import Layer
 
 # One compilation a shape, instead of one an operation.
 cut_off_crossover = jax.jit(compression.cut_off_crossover)

@@ -10,18 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation, predator_prey
-from evojax_suite.baselines import (
-    gradient_matching,
-    kernel_inducing_points,
-    probe,
-    strong_random,
-)
-from evojax_suite.checkpoint import Checkpoints
+from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation, proxy_network
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.networks.feed_forward import Layer
-from evojax_suite.operators.architectures import Space
+from evojax_suite.runtime.checkpoint import Checkpoints
+from evojax_suite.systems.cest import predator_prey
+from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
+from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.ecomp.feed_forward import Layer
+from evojax_suite.systems.ga_distillation import strong_random
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Algorithm, training_data
 
@@ -69,7 +66,9 @@ VARIANTS = {
         network=dataclasses.replace(SMALL.network, dropout=0.2),
         training=TrainingConfig(batch_size=32, optimizer="sgd", mixup_alpha=0.4),
     ),
-    "probe": probe.Config(SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)),
+    "proxy_network": proxy_network.Config(
+        SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)
+    ),
     "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
     "ecomp_extended": ecomp.Config(
         population_size=6,
@@ -142,8 +141,8 @@ def case(request) -> Case:
     config = VARIANTS[request.param]
     shape, shares_keys, params = digits.image_shape, False, None
     match request.param:
-        case "devs" | "probe":
-            module = {"devs": devs, "probe": probe}[request.param]
+        case "devs" | "proxy_network":
+            module = {"devs": devs, "proxy_network": proxy_network}[request.param]
             data = training_data(with_whole_training_set(digits, 130))
             algorithm = module.build(config, 10, shape)
         case "ecomp" | "ecomp_extended":

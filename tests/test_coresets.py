@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evojax_suite.baselines import forgetting, herding, k_center, random
-from evojax_suite.operators import check_shares, class_shares, highest_scores
+from evojax_suite import proxy_network
+from evojax_suite.operators import check_shares, class_shares, highest_scores, random_examples
+from evojax_suite.systems.coresets import forgetting, herding, k_center
 
 KEY = jax.random.key(0)
 
@@ -73,7 +74,7 @@ def test_herding_comes_nearer_to_the_mean_than_chance():
     def miss(indices):
         return np.linalg.norm(points[np.asarray(indices)].mean(0) - points.mean(0))
 
-    by_chance = [miss(random.select(jax.random.key(i), labels, 20, 1)) for i in range(50)]
+    by_chance = [miss(random_examples(jax.random.key(i), labels, 20, 1)) for i in range(50)]
     assert miss(herding.select(KEY, points, labels, 20, 1)) < min(by_chance) / 3
 
 
@@ -105,12 +106,15 @@ SHOWN = np.array(  # (shows, examples): always right, never, forgotten once, twi
 
 
 def test_forgetting_counts_changes_from_right_to_wrong():
-    history = forgetting.start(6)
+    history = proxy_network.no_forgetting(6)
     for correct in SHOWN:
-        history = forgetting.update(history, jnp.asarray(correct))
+        history = proxy_network.with_epoch(history, jnp.asarray(correct))
     np.testing.assert_array_equal(history.num_forgotten, [0, 0, 1, 2, 1, 0])
-    np.testing.assert_array_equal(forgetting.score(history), [0, 3, 1, 2, 1, 0])
-    chosen = forgetting.select(KEY, forgetting.score(history), jnp.zeros(6, jnp.int32), 2, 1)
+    scores = proxy_network.forgetting_scores(history)
+    np.testing.assert_array_equal(scores, [0, 3, 1, 2, 1, 0])
+    chosen = forgetting.select(
+        KEY, scores, jnp.zeros(6, jnp.int32), 2, 1
+    )
     np.testing.assert_array_equal(chosen, [1, 3])
 
 
@@ -149,7 +153,7 @@ def test_balanced_selection_gives_each_class_its_share():
 def test_unbalanced_random_selection_is_uniform_over_all():
     labels = jnp.asarray([0] * 9 + [1])
     keys = jax.random.split(jax.random.key(3), 4000)
-    chosen = jax.vmap(lambda key: random.select(key, labels, 3, 2, balanced=False))(keys)
+    chosen = jax.vmap(lambda key: random_examples(key, labels, 3, 2, balanced=False))(keys)
     counts = np.bincount(np.asarray(chosen).reshape(-1), minlength=10) / 4000
     np.testing.assert_allclose(counts, 0.3, atol=5 * np.sqrt(0.21 / 4000))
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import searched
-from evojax_suite.algorithms import de_nas
-from evojax_suite.cli import main
+from evojax_suite import de_nas
+from evojax_suite.cli.main import main
 from evojax_suite.data import load
-from evojax_suite.networks.sequence import SequenceNetwork
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas import artifact as searched
+from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.networks import SequenceNetwork
 from evojax_suite.training import evaluate, fit_epochs, start_fit
 from evojax_suite.types import Split
 

@@ -15,10 +15,10 @@ import jax
 import numpy as np
 import pytest
 
-from evojax_suite.cli import main
-from evojax_suite.commands.options import Placement, RunOptions
-from evojax_suite.resources import cores
-from evojax_suite.results import read_lines
+from evojax_suite.cli.main import main
+from evojax_suite.running.options import Placement, RunOptions
+from evojax_suite.runtime.resources import cores
+from evojax_suite.runtime.results import read_lines
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_a_cpu_is_as_many_devices_as_it_has_cores_or_as_is_said(asked, said, exp
 
 
 def test_seeds_share_a_program_on_a_cpu_where_no_devices_were_asked_for(monkeypatch):
-    monkeypatch.setattr("evojax_suite.devices.take", lambda devices: 3)
+    monkeypatch.setattr("evojax_suite.runtime.devices.take", lambda devices: 3)
     assert jax.default_backend() != "cpu" or (
         RunOptions(seeds="0:4", seeds_in_flight=2).resolved_seeds_in_flight() == 2
     )
@@ -272,7 +272,7 @@ def test_wrong_placement_is_one_line_and_exit_code_2(arguments, says, tmp_path):
 
 def test_placement_is_no_setting_of_a_run():
     """So that a run goes on with another number of devices and processes."""
-    from evojax_suite.commands.ga_distillation import Options
+    from evojax_suite.systems.ga_distillation.experiment import Options
 
     placed = Options(devices=2, distributed=True, coordinator="a:1", num_processes=2, process_id=0)
     assert placed.settings() == Options().settings()

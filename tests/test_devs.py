@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evojax_suite.algorithms import devs
+from evojax_suite import devs
 from evojax_suite.data import load, normalize, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import TrainingConfig, fit_epochs

@@ -12,7 +12,14 @@ import pytest
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.data import DataError
 from evojax_suite.distilled import DistilledDataset, accuracies_on_test
-from evojax_suite.results import Rows, RunExists, open_run, read_lines, spread, write_atomically
+from evojax_suite.runtime.results import (
+    Rows,
+    RunExists,
+    open_run,
+    read_lines,
+    spread,
+    write_atomically,
+)
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from evojax_suite import NetworkConfig, TrainingConfig, exports, load
-from evojax_suite.baselines import random
-from evojax_suite.cli import main
+from evojax_suite.cli.main import main
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset, accuracies_on_test
+from evojax_suite.operators import random_examples
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
@@ -69,7 +69,7 @@ def test_fifteen_lines_of_pytorch_find_what_we_find(tmp_path, monkeypatch):
     (text,) = re.findall(r"```python torch\n(.*?)```", (DOCS / "elsewhere.md").read_text(), re.S)
     assert sum(bool(line.strip()) for line in text.splitlines()) <= 16
     digits = load("digits")
-    chosen = np.asarray(random.select(jax.random.key(0), digits.train.labels, 100, 10))
+    chosen = np.asarray(random_examples(jax.random.key(0), digits.train.labels, 100, 10))
     network = NetworkConfig(network="MLP", width=32)
     training = TrainingConfig(num_epochs=100, learning_rate=0.001)
     images = normalize(digits.train.images[chosen], digits.mean, digits.std)

@@ -15,13 +15,12 @@ import safetensors.numpy
 from sklearn.manifold._t_sne import _joint_probabilities
 from sklearn.metrics import pairwise_distances
 
-from evojax_suite import compressed
-from evojax_suite.algorithms import ecomp
-from evojax_suite.cli import main
+from evojax_suite import ecomp
+from evojax_suite.cli.main import main
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.data.splits import balanced_subset
-from evojax_suite.networks import feed_forward
-from evojax_suite.operators import compression
+from evojax_suite.systems.ecomp import artifact as compressed
+from evojax_suite.systems.ecomp import compression, feed_forward
 
 DIGITS = with_whole_training_set(load("digits"))
 CONFIG = ecomp.Config(population_size=8, num_generations=4, batch_size=50)

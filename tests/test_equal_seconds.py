@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from evojax_suite.algorithms import ga_distillation
-from evojax_suite.kernel_regression import KernelConfig
+from evojax_suite import ga_distillation
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig
 from evojax_suite.training import TrainingConfig
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from evojax_suite.networks import MLP, ConvNet, feed_forward
+from evojax_suite.networks import MLP, ConvNet
+from evojax_suite.systems.ecomp import feed_forward
 
 RANDOM = np.random.default_rng(0)
 SIZES = (12, 7, 7, 7, 4)

@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import loop, networks
-from evojax_suite.algorithms import ga_distillation as ga
-from evojax_suite.baselines import random
+from evojax_suite import ga_distillation as ga
+from evojax_suite import networks
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import random_examples
+from evojax_suite.runtime import loop
 from evojax_suite.training import TrainingConfig, evaluate, fit, make_batches
 
 CONFIG = ga.Config(
@@ -67,7 +68,7 @@ def test_individuals_start_as_real_training_images(digits, data, images_per_clas
 def test_random_selection_is_uniform_within_a_class(data):
     labels = jnp.asarray([0, 1, 0, 1, 0, 1, 1, 1])
     keys = jax.random.split(jax.random.key(0), 6000)
-    chosen = jax.vmap(lambda key: random.select(key, labels, 4, 2))(keys)
+    chosen = jax.vmap(lambda key: random_examples(key, labels, 4, 2))(keys)
     counts = np.bincount(np.asarray(chosen).reshape(-1), minlength=8) / 6000
     expected = np.where(labels == 0, 2 / 3, 2 / 5)
     np.testing.assert_allclose(counts, expected, atol=5 * np.sqrt(0.25 / 6000))

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from evojax_suite import networks
-from evojax_suite.baselines import gradient_matching
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.coresets import gradient_matching
 
 SHAPE = (8, 8, 1)
 CONFIG = gradient_matching.Config(

@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import kernel_regression, networks
-from evojax_suite.algorithms import ga_distillation
-from evojax_suite.baselines import kernel_inducing_points
+from evojax_suite import ga_distillation, networks
 from evojax_suite.data import load, normalize
-from evojax_suite.kernel_regression import KernelConfig
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.coresets import kernel_inducing_points
+from evojax_suite.systems.ga_distillation import kernel_regression
+from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig
 
 SHAPE = (8, 8, 1)
 CONFIG = kernel_inducing_points.Config(

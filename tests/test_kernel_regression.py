@@ -15,14 +15,13 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
 from sklearn.metrics import brier_score_loss
 
-from evojax_suite import kernel_regression, networks, strategies
-from evojax_suite.algorithms import ga_distillation
-from evojax_suite.baselines import strong_random
+from evojax_suite import ga_distillation, networks, strategies
 from evojax_suite.data import load
-from evojax_suite.kernel_regression import KernelConfig, Regression
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
 from evojax_suite.strategies.block_es import centred_ranks
+from evojax_suite.systems.ga_distillation import kernel_regression, strong_random
+from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig, Regression
 from evojax_suite.training import EngineConfig
 
 # --- the regression

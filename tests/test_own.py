@@ -16,15 +16,23 @@ import safetensors.numpy
 from evosax.algorithms import SNES
 from PIL import Image
 
-from evojax_suite import NetworkConfig, TrainingConfig, exports, from_arrays, load, networks
-from evojax_suite.algorithms import cest, ecomp, ga_distillation
-from evojax_suite.cli import main
+from evojax_suite import (
+    NetworkConfig,
+    TrainingConfig,
+    cest,
+    ecomp,
+    exports,
+    from_arrays,
+    ga_distillation,
+    load,
+    networks,
+)
+from evojax_suite.cli.main import main
 from evojax_suite.data import denormalize, normalize
 from evojax_suite.distilled import LITERATURE, DistilledDataset
-from evojax_suite.networks import feed_forward
-from evojax_suite.networks.feed_forward import Layer
-from evojax_suite.operators import compression
 from evojax_suite.problems import CompressionProblem, DistillationProblem, SubsetProblem
+from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp.feed_forward import Layer
 from evojax_suite.training import evaluate, make_batches
 
 OWN = """

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import networks
-from evojax_suite.algorithms import cest, predator_prey
+from evojax_suite import cest, networks
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.cest import predator_prey
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Split
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evojax_suite import load
-from evojax_suite.cli import main
+from evojax_suite.cli.main import main
 from evojax_suite.distilled import DistilledDataset
 
 pytestmark = pytest.mark.data

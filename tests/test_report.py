@@ -11,10 +11,10 @@ import subprocess
 import numpy as np
 import pytest
 
-from evojax_suite import comparison, report
-from evojax_suite.charts import Chart, Series, as_html, save_png
-from evojax_suite.cli import main
-from evojax_suite.report import Figure, Table
+from evojax_suite.cli.main import main
+from evojax_suite.reporting import comparison, report
+from evojax_suite.reporting.charts import Chart, Series, as_html, save_png
+from evojax_suite.reporting.report import Figure, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHARTS = [

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from evojax_suite import EngineConfig, NetworkConfig, TrainingConfig, load
-from evojax_suite.cli import main
-from evojax_suite.commands import robust
+from evojax_suite.cli.main import main
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset, accuracies_on_test
 from evojax_suite.robust_scores import (
@@ -22,6 +21,7 @@ from evojax_suite.robust_scores import (
     normalized,
     scores,
 )
+from evojax_suite.running import robust
 
 SOFT_SET = Judged(
     real_hard=0.9,

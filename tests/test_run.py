@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from evojax_suite.cli import main
+from evojax_suite.cli.main import main
 from evojax_suite.distilled import DistilledDataset
 
 TINY = [

@@ -9,15 +9,15 @@ import optax
 import pytest
 from scipy import stats
 
-from evojax_suite.networks.sequence import (
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import Space, Unit
+from evojax_suite.systems.de_nas.networks import (
     PaddedNetwork,
     SequenceNetwork,
     for_genome,
     fresh,
     unpadded,
 )
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space, Unit
 from evojax_suite.training import TrainingConfig, fit_epochs, start_fit
 
 SPACE = Space(

@@ -12,7 +12,7 @@ from scipy.spatial.distance import pdist, squareform
 from sklearn.manifold._t_sne import _joint_probabilities
 from sklearn.metrics import pairwise_distances
 
-from evojax_suite.operators import similarity
+from evojax_suite.systems.ecomp import similarity
 
 EPSILON = np.finfo(np.float64).eps
 JOINT = jax.jit(similarity.joint_probabilities)

@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 
-from evojax_suite import NetworkConfig, TrainingConfig, load, networks
-from evojax_suite.baselines import probe
-from evojax_suite.checkpoint import Checkpoints
-from evojax_suite.cli import main
-from evojax_suite.commands import coreset
+from evojax_suite import NetworkConfig, TrainingConfig, load, networks, proxy_network
+from evojax_suite.cli.main import main
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import DistilledDataset
+from evojax_suite.runtime.checkpoint import Checkpoints
+from evojax_suite.systems.coresets import experiment as coreset
 from evojax_suite.types import training_data
 
 NETWORK = ["--width", "4", "--depth", "1", "--num-epochs", "2", "--num-networks", "2"]
@@ -144,7 +143,7 @@ def logits_of_teacher(folder, num_images, num_epochs, data):
     """Logits for the images of `data`, by the network whose training was kept in `folder`."""
     network = networks.create(data.network, 10, (8, 8, 1))
     training = TrainingConfig(num_epochs=num_epochs, optimizer="sgd", l2_penalty=5e-4)
-    start = probe.build(probe.Config(data.network, training), 10, (8, 8, 1)).init(
+    start = proxy_network.build(proxy_network.Config(data.network, training), 10, (8, 8, 1)).init(
         jax.random.key(9), None, training_data(with_whole_training_set(load("digits"), num_images))
     )
     done, state = Checkpoints(folder / "checkpoints").newest(start)
@@ -202,16 +201,16 @@ def test_devs_takes_a_teacher_for_the_same_images(reduced, tmp_path):
 
 @pytest.mark.parametrize("temperature", [1e-320, 1e308])
 def test_probabilities_stay_numbers_at_any_temperature(temperature):
-    config = probe.Config(NetworkConfig(width=4, depth=1))
+    config = proxy_network.Config(NetworkConfig(width=4, depth=1))
     network = networks.create(config.network, 10, (8, 8, 1))
     images = np.random.default_rng(0).normal(size=(7, 8, 8, 1)).astype(np.float32)
     variables = network.init(jax.random.key(0), images)
-    found = probe.probabilities(config, variables, images, 10, temperature)
+    found = proxy_network.probabilities(config, variables, images, 10, temperature)
     greatest = np.asarray(network.apply(variables, images)).argmax(1)
     np.testing.assert_allclose(found, np.eye(10)[greatest] if temperature < 1 else 0.1)
     nowhere = jax.tree.map(lambda leaf: leaf * np.nan, variables)
     with pytest.raises(ValueError, match="the teacher diverged"):
-        probe.probabilities(config, nowhere, images, 10)
+        proxy_network.probabilities(config, nowhere, images, 10)
 
 
 def test_sets_can_be_made_without_judging(tmp_path, capsys):

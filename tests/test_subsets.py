@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from evojax_suite.operators import subsets, tournament
+from evojax_suite.operators import tournament
+from evojax_suite.systems.cest import subsets
 
 LABELS = np.random.default_rng(0).permutation(np.repeat(np.arange(4), (9, 14, 30, 47)))
 draw = jax.jit(subsets.drawn, static_argnums=2)

@@ -15,10 +15,11 @@ import numpy as np
 import pytest
 from flax import struct
 
-from evojax_suite import cli, loop
-from evojax_suite.cli import main
-from evojax_suite.commands import together
-from evojax_suite.commands.options import RunOptions
+from evojax_suite.cli import main as cli
+from evojax_suite.cli.main import main
+from evojax_suite.running import together
+from evojax_suite.running.options import RunOptions
+from evojax_suite.runtime import loop
 from evojax_suite.types import Algorithm
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -270,7 +271,7 @@ def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
     ],
 )
 def test_seeds_in_flight_that_cannot_be(flags, says, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("evojax_suite.devices.take", lambda devices: 3)
+    monkeypatch.setattr("evojax_suite.runtime.devices.take", lambda devices: 3)
     assert main([*TINY, *flags, "--runs-dir", str(tmp_path)]) == 2
     assert says in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]

@@ -12,13 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from evojax_suite.networks.layers import (
-    Conv,
-    Convolution,
-    Dense,
-    normalize_features,
-    pool,
-)
+from evojax_suite.networks.layers import Conv, Convolution, Dense, normalize_features, pool
 
 
 class MLP(nn.Module):

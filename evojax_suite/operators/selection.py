@@ -116,3 +116,12 @@ def highest_scores(
     own = labels == jnp.arange(num_classes)[:, None]
     _, indices = jax.lax.top_k(jnp.where(own, scores, -jnp.inf), max(shares))
     return jnp.concatenate([indices[label, :share] for label, share in enumerate(shares)])
+
+
+def random_examples(
+    key: Array, labels: Array, num_samples: int, num_classes: int, balanced: bool = True
+) -> Array:
+    """Indices (num_samples,) into labels (N,), drawn uniformly without replacement; balanced, each
+    class gives its share, class by class."""
+    priorities = jax.random.uniform(key, labels.shape)
+    return highest_scores(priorities, labels, num_samples, num_classes, balanced)

@@ -26,13 +26,14 @@ import tyro
 from roofline import CARDS, H100, roofline
 from turns import machine
 
-from evojax_suite import distilled, networks
-from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
-from evojax_suite.baselines import gradient_matching
+from evojax_suite import cest, de_nas, devs, distilled, ecomp, ga_distillation, networks
 from evojax_suite.data import load
-from evojax_suite.networks import NetworkConfig, feed_forward
-from evojax_suite.operators import architectures, encodings
-from evojax_suite.results import plain, write_json
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import encodings
+from evojax_suite.runtime.results import plain, write_json
+from evojax_suite.systems.coresets import gradient_matching
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.training import (
     EngineConfig,
     TrainingConfig,
@@ -966,7 +967,7 @@ def labels(results: Results, options: Options, sizes: Sizes) -> None:
 
 
 def paper(results: Results, options: Options, sizes: Sizes) -> None:
-    from evojax_suite import loop
+    from evojax_suite.runtime import loop
 
     folder = options.output / "paper-run"
     parts = sorted(options.checkpoint.glob("paper-run.tar.*")) if options.checkpoint else []

@@ -33,11 +33,12 @@ import tyro
 from jax.experimental import topologies
 from roofline import CARDS, Card, Roofline, roofline, table
 
-from evojax_suite.algorithms import cest, de_nas, devs, ecomp, ga_distillation
-from evojax_suite.baselines import gradient_matching
-from evojax_suite.networks import NetworkConfig, feed_forward
-from evojax_suite.operators import architectures
-from evojax_suite.results import write_json
+from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.runtime.results import write_json
+from evojax_suite.systems.coresets import gradient_matching
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.training import EngineConfig, extract_features, fit_epochs, start_fit
 from evojax_suite.types import Dataset, PyTree, Split
 

@@ -29,9 +29,10 @@ from scipy.optimize import nnls
 from throughput import population
 from turns import machine, seconds_of
 
-from evojax_suite import devices, networks
+from evojax_suite import networks
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import write_json
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.results import write_json
 from evojax_suite.training import EngineConfig, TrainingConfig, _fit_step, start_fit
 from evojax_suite.types import Dataset, Split
 
@@ -200,7 +201,9 @@ def calibrated(options: Options) -> tuple[Model, list[dict]]:
 
 def seconds_of_a_generation(size: Size, num_devices: int, repeats: int) -> float:
     """A step of the algorithm as users run it."""
-    from evojax_suite.algorithms import ga_distillation  # evosax starts the devices
+    from evojax_suite.systems.ga_distillation import (
+        algorithm as ga_distillation,  # evosax starts the devices
+    )
 
     _, images, labels, _ = arrays_of(size, 1)
     images = np.clip((images * 0.2 + 0.5) * 255, 0, 255).astype(np.uint8)

@@ -21,11 +21,11 @@ import numpy as np
 import tyro
 from turns import machine
 
-from evojax_suite import NetworkConfig, TrainingConfig, load, loop
-from evojax_suite.algorithms import ecomp, ga_distillation
-from evojax_suite.baselines import gradient_matching, probe
-from evojax_suite.networks.feed_forward import Layer
-from evojax_suite.results import spread, write_json
+from evojax_suite import NetworkConfig, TrainingConfig, ecomp, ga_distillation, load, proxy_network
+from evojax_suite.runtime import loop
+from evojax_suite.runtime.results import spread, write_json
+from evojax_suite.systems.coresets import gradient_matching
+from evojax_suite.systems.ecomp.feed_forward import Layer
 from evojax_suite.types import Algorithm, Dataset, training_data
 
 Case = tuple[Algorithm, Any, Any]
@@ -65,8 +65,8 @@ def condensing(dataset: Dataset) -> Case:
 
 
 def training(dataset: Dataset) -> Case:
-    config = probe.Config(NetworkConfig(width=16), TrainingConfig(num_epochs=1000))
-    algorithm = probe.build(config, dataset.num_classes, dataset.image_shape)
+    config = proxy_network.Config(NetworkConfig(width=16), TrainingConfig(num_epochs=1000))
+    algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
     return algorithm, None, training_data(dataset)
 
 

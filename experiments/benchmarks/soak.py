@@ -21,9 +21,9 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import devices
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.runtime import devices
 from evojax_suite.training import TrainingConfig
 
 
@@ -41,7 +41,7 @@ class Options:
 
 def main(options: Options) -> None:
     number = devices.take(options.devices)
-    from evojax_suite.algorithms import ga_distillation as ga  # evosax starts the devices
+    from evojax_suite import ga_distillation as ga  # evosax starts the devices
 
     dataset = load("digits")
     config = ga.Config(

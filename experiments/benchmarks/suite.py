@@ -36,14 +36,14 @@ from pytorch_loops import Cest, Devs, Ecomp, channels_first
 from throughput import population, torch_population, torch_variants
 from turns import compared, machine, seconds_of, table_of_variants
 
-from evojax_suite import devices
-from evojax_suite.algorithms import cest, devs, ecomp
+from evojax_suite import cest, devs, ecomp
 from evojax_suite.data import load, normalize
-from evojax_suite.devices import Devices
-from evojax_suite.networks import NetworkConfig, feed_forward
-from evojax_suite.operators import compression
-from evojax_suite.resources import cores
-from evojax_suite.results import plain, write_json
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.devices import Devices
+from evojax_suite.runtime.resources import cores
+from evojax_suite.runtime.results import plain, write_json
+from evojax_suite.systems.ecomp import compression, feed_forward
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Dataset, Split, training_data
 

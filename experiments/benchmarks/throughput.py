@@ -26,12 +26,13 @@ import tyro
 from pytorch_loops import GaDistillation, Processes, channels_first
 from turns import PLAIN, compared, machine, table_of_variants
 
-from evojax_suite import devices, networks
+from evojax_suite import networks
 from evojax_suite.data.errors import first_line
-from evojax_suite.devices import Devices
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.resources import cores
-from evojax_suite.results import write_json
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.devices import Devices
+from evojax_suite.runtime.resources import cores
+from evojax_suite.runtime.results import write_json
 from evojax_suite.training import (
     EngineConfig,
     Evaluation,

@@ -18,13 +18,13 @@ import jax
 import tyro
 from matplotlib.figure import Figure
 
-from evojax_suite import networks
-from evojax_suite.algorithms import cest, predator_prey
-from evojax_suite.algorithms.predator_prey import Params
-from evojax_suite.commands.options import some_images
+from evojax_suite import cest, networks
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import Rows, plain, spread
+from evojax_suite.running.options import some_images
+from evojax_suite.runtime.results import Rows, plain, spread
+from evojax_suite.systems.cest import predator_prey
+from evojax_suite.systems.cest.predator_prey import Params
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 
 # Changes of Config, and Params.

@@ -18,13 +18,13 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import networks, plotting
-from evojax_suite.algorithms import cest
-from evojax_suite.charts import save_png
-from evojax_suite.commands.options import some_images
+from evojax_suite import cest, networks
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import Rows, plain, spread
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.charts import save_png
+from evojax_suite.running.options import some_images
+from evojax_suite.runtime.results import Rows, plain, spread
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 

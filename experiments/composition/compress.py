@@ -19,13 +19,13 @@ import numpy as np
 import tyro
 from ranks import by_devs
 
-from evojax_suite.algorithms import devs, ecomp
-from evojax_suite.baselines import random
-from evojax_suite.commands.ecomp import as_plain
+from evojax_suite import devs, ecomp
 from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.networks import NetworkConfig, create, feed_forward
-from evojax_suite.operators import compression
-from evojax_suite.results import Rows, spread
+from evojax_suite.networks import NetworkConfig, create
+from evojax_suite.operators import random_examples
+from evojax_suite.runtime.results import Rows, spread
+from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp.experiment import as_plain
 from evojax_suite.training import TrainingConfig, fit
 from evojax_suite.types import Dataset
 
@@ -86,7 +86,7 @@ def main(options: Options) -> None:
             images, labels = everything
             key_set, key_parent, key_evolution = jax.random.split(jax.random.key(seed), 3)
             if name == "random":
-                chosen = np.asarray(random.select(key_set, labels, options.size, classes))
+                chosen = np.asarray(random_examples(key_set, labels, options.size, classes))
                 images, labels = images[chosen], labels[chosen]
             elif name == "DEvS":
                 images, labels = made_by_devs(options, dataset, key_set)
@@ -98,7 +98,7 @@ def main(options: Options) -> None:
             parent = as_plain(jax.device_get(variables["params"]), NETWORK, dataset)
             hard = labels if labels.ndim == 1 else labels.argmax(-1).astype(np.int32)
             part = np.asarray(
-                random.select(jax.random.key(99), train.labels, options.num_images, classes)
+                random_examples(jax.random.key(99), train.labels, options.num_images, classes)
             )
             row = {"set": name, "seed": seed, "parent_test": accuracy(parent, *test)}
             row["on training images"] = compressed(

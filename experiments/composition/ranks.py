@@ -19,14 +19,14 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from evojax_suite.algorithms import de_nas, devs
-from evojax_suite.baselines import random
-from evojax_suite.commands.smaller_sets import fitted_to
+from evojax_suite import de_nas, devs
 from evojax_suite.data import denormalize, load
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space
-from evojax_suite.results import Rows, spread
+from evojax_suite.operators import random_examples
+from evojax_suite.running.small_sets import fitted_to
+from evojax_suite.runtime.results import Rows, spread
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.types import Dataset, Split, training_data
 
 FULL = Path("experiments/de_nas/ranks.json")
@@ -54,7 +54,7 @@ def small(name: str, size: int, seed: int, dataset: Dataset) -> tuple[np.ndarray
     key = jax.random.key(seed)
     train = dataset.train
     if name == "random":
-        chosen = np.asarray(random.select(key, train.labels, size, dataset.num_classes))
+        chosen = np.asarray(random_examples(key, train.labels, size, dataset.num_classes))
         return train.images[chosen] / np.float32(255), train.labels[chosen]
     config = devs.Config(target_sizes=(size,), network=NetworkConfig(width=32))
     config = replace(config, training=fitted_to(config.training, dataset))

@@ -20,13 +20,13 @@ import numpy as np
 import tyro
 from scipy import stats
 
-from evojax_suite.algorithms import de_nas
-from evojax_suite.commands.options import some_images
-from evojax_suite.commands.smaller_sets import fitted_to
+from evojax_suite import de_nas
 from evojax_suite.data import load
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space
-from evojax_suite.results import Rows, spread
+from evojax_suite.running.options import some_images
+from evojax_suite.running.small_sets import fitted_to
+from evojax_suite.runtime.results import Rows, spread
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import Space
 
 ADAM = replace(de_nas.TRAINING, optimizer="adam", learning_rate=2e-3)
 RECIPES = {

@@ -26,9 +26,9 @@ import tyro
 from table import Options as TableOptions
 from table import base, parts
 
-from evojax_suite.algorithms import de_nas
-from evojax_suite.networks.sequence import fresh
-from evojax_suite.operators import architectures
+from evojax_suite import de_nas
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.networks import fresh
 from evojax_suite.training import map_members
 
 

@@ -29,11 +29,11 @@ import torch
 import torch.nn.functional as F
 import tyro
 
-from evojax_suite.algorithms import de_nas
-from evojax_suite.commands.options import some_images
+from evojax_suite import de_nas
 from evojax_suite.data import load, normalize
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space
+from evojax_suite.running.options import some_images
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.types import Dataset
 
 

@@ -19,16 +19,16 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import plotting
-from evojax_suite.algorithms import de_nas
-from evojax_suite.charts import save_png
-from evojax_suite.commands.de_nas import history, populations
-from evojax_suite.commands.options import some_images
-from evojax_suite.commands.smaller_sets import fitted_to
+from evojax_suite import de_nas
 from evojax_suite.data import load
-from evojax_suite.operators import architectures
-from evojax_suite.operators.architectures import Space
-from evojax_suite.results import Rows, plain, spread
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.charts import save_png
+from evojax_suite.running.options import some_images
+from evojax_suite.running.small_sets import fitted_to
+from evojax_suite.runtime.results import Rows, plain, spread
+from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.experiment import history, populations
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 

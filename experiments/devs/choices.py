@@ -17,10 +17,9 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import distilled
-from evojax_suite.algorithms import devs
-from evojax_suite.baselines import random
+from evojax_suite import devs, distilled
 from evojax_suite.data import load, normalize, with_whole_training_set
+from evojax_suite.operators import random_examples
 from evojax_suite.types import Dataset, Split, training_data
 
 VARIANTS = {
@@ -86,7 +85,7 @@ def main(options: Options) -> None:
     for seed in options.seeds:
         key = jax.random.key(seed)
         chosen = [
-            np.asarray(random.select(jax.random.fold_in(key, size), data.labels, size, 10))
+            np.asarray(random_examples(jax.random.fold_in(key, size), data.labels, size, 10))
             for size in base.target_sizes
         ]
         images = normalize(dataset.train.images, dataset.mean, dataset.std)

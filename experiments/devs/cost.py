@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite.algorithms import devs
-from evojax_suite.baselines import gradient_matching
+from evojax_suite import devs
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.operators import clustering
-from evojax_suite.results import write_json
+from evojax_suite.runtime.results import write_json
+from evojax_suite.systems.coresets import gradient_matching
+from evojax_suite.systems.devs import clustering
 from evojax_suite.types import Dataset, Split, training_data
 
 STAGES = ("training", "features", "clustering", "averaging")

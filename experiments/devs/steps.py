@@ -16,11 +16,11 @@ import numpy as np
 import table
 import tyro
 
-from evojax_suite import distilled, plotting
-from evojax_suite.algorithms import devs
-from evojax_suite.charts import save_png
+from evojax_suite import devs, distilled
 from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.results import write_json
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.charts import save_png
+from evojax_suite.runtime.results import write_json
 from evojax_suite.types import training_data
 
 

@@ -19,15 +19,17 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import distilled, plotting
-from evojax_suite.algorithms import devs as algorithm
-from evojax_suite.baselines import gradient_matching
-from evojax_suite.charts import save_png
-from evojax_suite.commands import coreset, devs
+from evojax_suite import distilled
 from evojax_suite.data import load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import read_lines, write_json
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.charts import save_png
+from evojax_suite.runtime.results import read_lines, write_json
+from evojax_suite.systems.coresets import experiment as coreset
+from evojax_suite.systems.coresets import gradient_matching
+from evojax_suite.systems.devs import algorithm
+from evojax_suite.systems.devs import experiment as devs
 from evojax_suite.training import TrainingConfig
 
 METHODS = ("random", "herding", "k_center", "forgetting", "gradient_matching", "DEvS")

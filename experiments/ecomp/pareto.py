@@ -22,9 +22,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from study import evolve, set_up
 
-from evojax_suite.algorithms import ecomp
-from evojax_suite.operators import compression
-from evojax_suite.results import write_atomically
+from evojax_suite import ecomp
+from evojax_suite.runtime.results import write_atomically
+from evojax_suite.systems.ecomp import compression
 
 FRACTIONS = (0.1, 0.25, 0.5, 0.75)
 CONFIG = ecomp.Config(balanced=False, shrinking=True, crossover="aligned", selection="nsga2")

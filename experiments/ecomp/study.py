@@ -23,14 +23,14 @@ import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from evojax_suite.algorithms import ecomp
-from evojax_suite.commands.ecomp import evolution_images, train_parent
-from evojax_suite.commands.options import RunOptions
+from evojax_suite import ecomp
 from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.networks import NetworkConfig, feed_forward
-from evojax_suite.networks.feed_forward import Network
-from evojax_suite.operators import compression
-from evojax_suite.results import write_atomically
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.running.options import RunOptions
+from evojax_suite.runtime.results import write_atomically
+from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp.experiment import evolution_images, train_parent
+from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.types import Algorithm
 
 STUDIES = {

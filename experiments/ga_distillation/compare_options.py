@@ -19,11 +19,10 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite import distilled, load
-from evojax_suite.algorithms import ga_distillation
-from evojax_suite.algorithms.ga_distillation import Config, Params
-from evojax_suite.baselines import strong_random
+from evojax_suite import distilled, ga_distillation, load
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.ga_distillation import strong_random
+from evojax_suite.systems.ga_distillation.algorithm import Config, Params
 from evojax_suite.training import EngineConfig, TrainingConfig
 
 

@@ -33,14 +33,15 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import devices, distilled, load
-from evojax_suite.algorithms import ga_distillation as ga
-from evojax_suite.baselines import gradient_matching, kernel_inducing_points
-from evojax_suite.baselines import strong_random as strong_random_selection
-from evojax_suite.charts import Chart, Series, save_png
-from evojax_suite.commands.options import percent
-from evojax_suite.commands.progress import console
-from evojax_suite.results import Rows, spread
+from evojax_suite import distilled, load
+from evojax_suite import ga_distillation as ga
+from evojax_suite.reporting.charts import Chart, Series, save_png
+from evojax_suite.reporting.progress import console
+from evojax_suite.running.options import percent
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.results import Rows, spread
+from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
+from evojax_suite.systems.ga_distillation import strong_random as strong_random_selection
 from evojax_suite.types import Algorithm, Array, Dataset
 
 WAYS = (

@@ -22,16 +22,18 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import devices, distilled, load
-from evojax_suite.baselines import herding, k_center, probe, random
-from evojax_suite.commands.options import percent
-from evojax_suite.commands.progress import console
-from evojax_suite.commands.robust import fit_on_all
-from evojax_suite.commands.smaller_sets import probe_config
+from evojax_suite import distilled, load, proxy_network
 from evojax_suite.data import normalize, with_whole_training_set
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import Rows
+from evojax_suite.operators import random_examples
+from evojax_suite.reporting.progress import console
+from evojax_suite.running.options import percent
+from evojax_suite.running.robust import fit_on_all
+from evojax_suite.running.small_sets import probe_config
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.results import Rows
+from evojax_suite.systems.coresets import herding, k_center
 from evojax_suite.training import EngineConfig
 from evojax_suite.types import Array, Dataset, training_data
 
@@ -68,7 +70,7 @@ def sets(
     for size in options.sizes:
         key = jax.random.fold_in(jax.random.key(options.seed), size)
         for name, chosen in (
-            ("random", random.select(key, classes, size, num_classes)),
+            ("random", random_examples(key, classes, size, num_classes)),
             ("herding", herding.select(key, features, classes, size, num_classes)),
             ("k-center", k_center.select(key, features, classes, size, num_classes)),
         ):
@@ -94,13 +96,13 @@ def main(options: Options) -> None:
     key, num_classes = jax.random.key(options.seed), dataset.num_classes
     recipe = replace(LITERATURE, num_epochs=options.num_epochs)
     trained = fit_on_all(key, config, dataset)
-    algorithm = probe.build(config, num_classes, dataset.image_shape)
+    algorithm = proxy_network.build(config, num_classes, dataset.image_shape)
     features = algorithm.result(trained, None, training_data(dataset)).features
     for name, images, own in sets(options, dataset, features):
         labels = {"hard": hard(own.argmax(1), num_classes)}
         if not np.array_equal(own, labels["hard"]):
             labels["its own"] = own
-        labels["a teacher's"] = probe.probabilities(
+        labels["a teacher's"] = proxy_network.probabilities(
             config, trained.fit.variables, images, num_classes
         )
         for title, given in labels.items():

@@ -26,13 +26,12 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from evojax_suite import distilled, load
-from evojax_suite.algorithms import ga_distillation
-from evojax_suite.charts import save_figure
-from evojax_suite.commands.options import percent
+from evojax_suite import distilled, ga_distillation, load
 from evojax_suite.distilled import DistilledDataset
-from evojax_suite.plotting import stretched
-from evojax_suite.results import write_json
+from evojax_suite.reporting.charts import save_figure
+from evojax_suite.reporting.plotting import stretched
+from evojax_suite.running.options import percent
+from evojax_suite.runtime.results import write_json
 from evojax_suite.types import Dataset
 
 OUTPUT = Path(__file__).with_name("ten_images")

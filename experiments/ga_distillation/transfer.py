@@ -23,11 +23,11 @@ import tyro
 from ten_images import class_means
 
 from evojax_suite import distilled, load, networks
-from evojax_suite.commands.options import percent
-from evojax_suite.commands.progress import console
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.results import Rows
+from evojax_suite.reporting.progress import console
+from evojax_suite.running.options import percent
+from evojax_suite.runtime.results import Rows
 from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset
 

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evojax_suite.cli import main
+from evojax_suite.cli.main import main
 from evojax_suite.data import cache, load
 from evojax_suite.types import Dataset
 

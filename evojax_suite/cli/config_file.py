@@ -1,0 +1,142 @@
+"""Options in a file: what it holds becomes arguments, so that one parser judges both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import tyro
+import yaml
+
+from evojax_suite.runtime.results import flat
+
+_OMITTED, _SUPPRESSED = (
+    marker[int].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
+    for marker in (tyro.conf.OmitArgPrefixes, tyro.conf.Suppress)
+)
+
+
+class _Loader(yaml.SafeLoader):
+    """Numbers stay as they are written: YAML 1.1 would read 1:3 as 63, and 007 as 7."""
+
+    yaml_implicit_resolvers: typing.ClassVar = {}
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|Null|NULL|~|)$"), None)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), None
+)
+
+
+class Option(NamedTuple):
+    """A command-line option as tyro has it."""
+
+    flag: str
+    may_be_none: bool
+    aliases: tuple[str, ...] = ()
+
+
+def known(
+    options: type, path: str = "", prefix: str = "", omitted: bool = False
+) -> dict[str, Option]:
+    """The settings of a class of options: the path of each (config.network.width) and its option
+    (--width)."""
+    found = {}
+    hints = typing.get_type_hints(options, include_extras=True)
+    for field in dataclasses.fields(options):
+        hint = hints[field.name]
+        notes = getattr(hint, "__metadata__", ())
+        inner = typing.get_args(hint)[0] if notes else hint
+        name = next((note.name for note in notes if getattr(note, "name", None)), field.name)
+        own = f"{path}{field.name}"
+        if _SUPPRESSED in notes:
+            continue
+        if dataclasses.is_dataclass(inner):
+            without = omitted or _OMITTED in notes
+            below = "" if without else f"{prefix}{name}."
+            found |= known(typing.cast(type, inner), f"{own}.", below, without)
+        else:
+            flag = f"--{prefix}{name}".replace("_", "-")
+            aliases = [other for note in notes for other in getattr(note, "aliases", None) or ()]
+            found[own] = Option(flag, types.NoneType in typing.get_args(inner), tuple(aliases))
+    return found
+
+
+def value_of(flag: str, arguments: list[str]) -> str | None:
+    """What `arguments` give `flag`, the last if it is there twice; None where it is not there."""
+    found = [
+        argument.partition("=")[2] if "=" in argument else following
+        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True)
+        if argument.partition("=")[0] == flag
+    ]
+    return found[-1] if found else None
+
+
+def named_in(arguments: list[str]) -> Path | None:
+    """The file that `--config` names among `arguments`."""
+    if "--config=" in arguments:
+        raise ValueError("--config names no file")
+    found = value_of("--config", arguments)
+    return Path(os.path.expanduser(found)) if found else None
+
+
+def arguments_of(
+    file: Path,
+    options: type,
+    others: Literal["refuse", "skip"],
+    without: Container[str] = (),
+) -> list[str]:
+    """What a YAML or JSON file says, as arguments of a command with these options.
+
+    Keys are the options (learning_rate, with - or _), or paths as in a run's config.json; others:
+    what to do with keys that `options` does not have; without: options that do not count. Raises
+    ValueError or OSError, one line.
+    """
+    try:
+        content = yaml.load(file.read_text(), _Loader)
+        settings = flat(content) if isinstance(content, dict) else {}
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{file} is neither YAML nor JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file} must hold options and their values, got {content!r:.40}")
+    by_path = known(options)
+    by_name = {
+        flag.removeprefix("--"): option
+        for option in by_path.values()
+        for flag in (option.flag, *option.aliases)
+    }
+    arguments = []
+    for path, value in settings.items():
+        name = path.replace("_", "-")
+        option = by_path.get(path) or by_name.get(name)
+        if option is None and others == "skip":
+            continue
+        if option is None:
+            names = [*by_path, *by_name]
+            close = difflib.get_close_matches(path, names, 1) or difflib.get_close_matches(
+                name, names, 1
+            )
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{file}: this command has no option {path!r}{hint}")
+        if option.flag in without:
+            continue
+        if value is None and not option.may_be_none:
+            raise ValueError(f"{file}: {path} needs a value, got null")
+        arguments += argument(option.flag, value)
+    return arguments
+
+
+def argument(flag: str, value: Any) -> list[str]:
+    """An option and its value, as they are typed."""
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    values = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.I) for item in values]
+    return [flag, *([",".join(values)] if flag == "--seeds" else values)]

@@ -1,0 +1,174 @@
+"""Train networks on a small set, distilled or chosen, and judge them on the test part."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import distilled, networks
+from evojax_suite.data import load
+from evojax_suite.distilled import AugmentationName, DistilledDataset
+from evojax_suite.networks import NetworkConfig, NetworkName
+from evojax_suite.reporting.progress import console
+from evojax_suite.running import robust
+from evojax_suite.running.options import Placement, check_seed, differing, percent
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.results import write_json
+from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Placement):
+    """Train networks on a small set and give their accuracy on the test part."""
+
+    path: Annotated[Path, tyro.conf.Positional]
+    """A .npz of a run; or one of your own with images and labels, which needs a dataset."""
+    dataset: str | None = None
+    """Judge on this dataset; by default on the one that was distilled."""
+    protocol: Literal["stored", "literature"] = "stored"
+    """stored: the recipe in the file. literature: 300 epochs of SGD 0.01 with momentum 0.9 and
+    penalty 5e-4, divided by 10 at half, a ConvNet with the literature's settings."""
+    augmentation: Literal["stored"] | AugmentationName | None = None
+    """While training; by default the protocol's: stored, or none in the literature's."""
+    labels: Literal["stored", "hard"] = "stored"
+    """hard: all weight on the most probable class."""
+    num_epochs: int | None = None
+    """Another number of epochs than the protocol's, such as 1000."""
+    width: int | None = None
+    """Another width of the ConvNet than the protocol's."""
+    network: tuple[NetworkName | str, ...] = ()
+    """One or more architectures, your own as package.module:Class; by default the recipe's."""
+    num_networks: int = 20
+    """Networks of each architecture, each from its own initialisation."""
+    robust_scores: bool = False
+    """DD-Ranking's scores (Li et al. 2025), which tell the images from soft labels and from
+    augmentation: networks are trained on as many random real images, too, with and without
+    augmentation (the recipe's, or DSA's where it has none), and one on the whole training set,
+    which takes longest."""
+    full_accuracy: float | None = None
+    """Test accuracy of networks trained on the whole training set, such as 0.99, for the robust
+    scores. A set with hard labels then needs no such network; one with soft labels needs it as a
+    teacher."""
+    full_epochs: int | None = None
+    """Epochs on the whole training set for robust scores; by default DD-Ranking's 200 of SGD."""
+    seed: int = 1
+    """Seed of the initialisations."""
+    data_dir: Path | None = None
+    """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
+    cache_data: bool = True
+    """Keep the pixels of archives and folders of images, which are slow to read, in the user's
+    cache folder."""
+    output: Path | None = None
+    """Write the accuracies to this JSON file too."""
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        check_seed("seed", self.seed)
+        for name in ("num_networks", "num_epochs", "width", "full_epochs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+        for name in ("full_accuracy", "full_epochs"):
+            if getattr(self, name) is not None and not self.robust_scores:
+                raise ValueError(f"{name} needs --robust-scores, got {getattr(self, name)}")
+        if self.full_accuracy is not None:
+            if not 0 <= self.full_accuracy <= 1:
+                raise ValueError(f"full_accuracy must be in [0, 1], got {self.full_accuracy}")
+            if len(self.network) > 1:
+                raise ValueError(f"full_accuracy is of one network, got {', '.join(self.network)}")
+        super().__post_init__()
+
+
+def _recipe(options: Options, data: DistilledDataset) -> tuple[NetworkConfig, TrainingConfig]:
+    network, training = data.network, data.training
+    if options.protocol == "literature":
+        network, training = NetworkConfig(), distilled.LITERATURE
+    if options.augmentation == "stored":
+        training = replace(
+            training, **{name: getattr(data.training, name) for name in AUGMENTATION}
+        )
+    elif options.augmentation is not None:
+        training = distilled.with_augmentation(training, options.augmentation)
+    if options.num_epochs is not None:
+        training = replace(training, num_epochs=options.num_epochs)
+    if options.width is not None:
+        network = replace(network, width=options.width)
+    return network, training
+
+
+def run(options: Options) -> None:
+    """Print the table. Raises ValueError, DataError or OSError, each with one line to show."""
+    dataset = (
+        load(options.dataset, options.data_dir, cache=options.cache_data)
+        if options.dataset
+        else None
+    )
+    data = DistilledDataset.load(options.path, dataset)
+    stored, data = len(data.images), data.unpacked()
+    dataset = dataset or load(data.dataset, options.data_dir, cache=options.cache_data)
+    if dataset.class_names != data.class_names or dataset.image_shape != data.images.shape[1:]:
+        raise ValueError(
+            f"{options.path} holds {data.images.shape[1:]} images of {len(data.class_names)} "
+            f"classes, {dataset.name} has {dataset.image_shape} and {dataset.num_classes}"
+        )
+    # The test images are normalised as they were when the dataset was made.
+    dataset = distilled.normalized_as(dataset, data)
+    network, training = _recipe(options, data)
+    names = options.network or (network.network,)
+    for name in names:  # refuse what does not fit before the first minute of work
+        networks.create(
+            distilled.with_network(network, name), dataset.num_classes, dataset.image_shape
+        )
+    if options.robust_scores:
+        robust.check(dataset, stored)
+    output = options.output  # refused now as well
+    if output is not None and (output.is_dir() or not os.access(output.parent, os.W_OK)):
+        raise OSError(f"output must be a file that can be written, got {output}")
+    labels = data.labels
+    if options.labels == "hard":
+        labels = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]
+    console.say(
+        f"{options.path}: {stored} images of {data.dataset}, made with "
+        f"{data.network.network}, seed {data.seed}"
+    )
+    changed = differing(training, data.training) | differing(network, data.network)
+    shown = ", ".join(f"{name}={value}" for name, value in changed.items()) or "none"
+    console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
+    if data.test_accuracies:
+        console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
+    results, scores = {}, {}
+    for name in names:
+        own = distilled.with_network(network, name)
+        shared = data.images, labels, dataset, own, training, options.num_networks
+        key, lines = jax.random.key(options.seed), []
+        if options.robust_scores:
+            scored = robust.judge(
+                key,
+                *shared,
+                num_random=stored,
+                full_accuracy=options.full_accuracy,
+                full_epochs=options.full_epochs or robust.FULL_EPOCHS,
+                engine=options.engine,
+                num_devices=options.devices,
+            )
+            results[name], scores[name] = scored.judged.set_own, scored.summary()
+            lines = scored.lines()
+        else:
+            results[name] = distilled.accuracies_on_test(
+                key, *shared, engine=options.engine, num_devices=options.devices
+            )
+        if devices.is_first():
+            print(_row(name, results[name]), *lines, sep="\n", flush=True)
+    if options.output and devices.is_first():
+        recipe = {"protocol": options.protocol, "labels": options.labels, "training": training}
+        found = {"test_accuracies": results} | ({"robust": scores} if scores else {})
+        write_json(options.output, {"dataset": data.dataset, **recipe, **found})
+
+
+def _row(name: str, accuracies: np.ndarray) -> str:
+    return f"{name}: {percent(accuracies)} % ({len(accuracies)} networks)"

@@ -1,0 +1,113 @@
+"""Progress of a run on the terminal; plain lines now and then where there is none."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from evojax_suite.runtime.loop import Report
+from evojax_suite.runtime.results import plain
+
+LogFormat = Literal["text", "json"]
+
+
+class Terminal(Console):
+    """Standard error, where a run tells how it goes."""
+
+    log_format: LogFormat = "text"
+
+    def say(self, text: str, **more: object) -> None:
+        """A line; as JSON with `more`, what it tells apart."""
+        if self.log_format == "json":
+            text = json.dumps(plain({"time": time.time(), "message": text} | more))
+        self.print(text, markup=False)
+
+
+console = Terminal(stderr=True, highlight=False, soft_wrap=True)
+
+
+_SHOWN = {
+    "fitness_best": "best",
+    "fitness_mean": "mean",
+    "accuracy_mean": "accuracy",
+    "relative_size_mean": "relative size",
+    "num_samples": "samples",
+    "loss": "loss",
+    "accuracy": "accuracy",
+    "matching_loss": "matching loss",
+    "validation_accuracy": "validation accuracy",
+    "accuracy_best": "best accuracy",
+    "num_parameters": "parameters",
+}
+
+
+def _describe(report: Report, members_per_step: int) -> str:
+    metrics = report.metrics
+    parts = [
+        f"{title} {metrics[name]:{'.4f' if isinstance(metrics[name], float) else ','}}"
+        for name, title in _SHOWN.items()
+        if not math.isnan(metrics.get(name, math.nan))
+    ]
+    if metrics["num_failed"]:
+        parts.append(f"failed {metrics['num_failed']}")
+    if members_per_step:
+        parts.append(f"{members_per_step / report.seconds_per_step:.1f} members/s")
+    return ", ".join(parts)
+
+
+@contextmanager
+def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
+    """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
+    if not console.is_terminal or console.log_format == "json":
+        last, first = 0.0, None
+
+        def line(report: Report) -> None:
+            nonlocal last, first
+            now = time.monotonic()
+            first = first or (report.step - 1, now - report.seconds_per_step)
+            if now - last >= 15 or report.step == report.num_steps:
+                last = now
+                pace = (now - first[1]) / (report.step - first[0])
+                left = (report.num_steps - report.step) * pace
+                console.say(
+                    f"{title} {report.step}/{report.num_steps}: "
+                    f"{_describe(report, members_per_step)}, {left:.0f} s left",
+                    title=title,
+                    step=report.step,
+                    num_steps=report.num_steps,
+                    seconds_left=left,
+                    metrics=report.metrics,
+                )
+
+        yield line
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[state]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=num_steps, state="compiling")
+
+        def update(report: Report) -> None:
+            state = _describe(report, members_per_step)
+            bar.update(task, completed=report.step, state=state)
+
+        yield update

@@ -1,0 +1,1 @@
+"""The options that runs share, and the runner of all systems."""

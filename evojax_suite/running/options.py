@@ -1,0 +1,365 @@
+"""Options that the commands share."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite.data.splits import balanced_subset
+from evojax_suite.reporting.loggers import Logger, check, logged
+from evojax_suite.reporting.progress import LogFormat, console, progress
+from evojax_suite.running import together
+from evojax_suite.running.dry_run import Plan, Planned
+from evojax_suite.runtime import devices, loop
+from evojax_suite.runtime.devices import Devices
+from evojax_suite.runtime.results import plain
+from evojax_suite.types import Algorithm, Dataset, PyTree, Split
+
+
+def check_seed(name: str, seed: int) -> None:
+    """Raise ValueError where a seed is not one of the 2**32 that JAX tells apart."""
+    if seed < 0:
+        raise ValueError(f"{name} must be >= 0, got {seed}")
+    if seed >= 2**32:
+        raise ValueError(f"{name} must be < 2**32, got {seed}")
+
+
+Scale = Literal["auto", "paper", "small"]
+"""auto is small on a machine without accelerator."""
+
+
+def is_small(scale: Scale) -> bool:
+    """Whether the paper's sizes are to be reduced."""
+    return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
+
+
+def some_images(
+    dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
+) -> Dataset:
+    """`dataset` with a fixed, balanced part of the training images and the first validation images;
+    None is all."""
+    train, part = dataset.train, dataset.validation
+    if num_images is not None:
+        if not 1 <= num_images < len(train):
+            raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
+        kept = balanced_subset(train.labels, num_images, dataset.num_classes)
+        train = Split(train.images[kept], train.labels[kept])
+    most = slice(num_validation_images)
+    return replace(dataset, train=train, validation=Split(part.images[most], part.labels[most]))
+
+
+@dataclass(frozen=True)
+class Command:
+    """Options of any command."""
+
+    typed: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), kw_only=True)
+    """The arguments that they were made from."""
+
+    def from_command_line(self, arguments: Sequence[str]) -> Self:
+        """These options, which came from `arguments`, with ~ in paths as the home folder."""
+
+        def at_home(value):
+            if isinstance(value, tuple):
+                return tuple(at_home(item) for item in value)
+            return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
+
+        settings = {own.name: at_home(getattr(self, own.name)) for own in fields(self)}
+        return replace(self, **settings | {"typed": tuple(arguments)})
+
+    def here(self) -> Self:
+        """These options for this process."""
+        return self
+
+
+@dataclass(frozen=True)
+class Placement(Command):
+    """Options of where a run computes and what it says. The devices are taken before anything else
+    (`cli.main`), as some libraries start them when they are imported."""
+
+    devices: Devices = "auto"
+    """Devices of this process that share the population, of a CPU so many are made; all: every
+    accelerator, or as many as the CPU has cores; auto: all, but one of a CPU with --distributed."""
+    distributed: bool = False
+    """Run as one of many processes, on other machines or on this one: each starts the same command.
+    Process 0 writes the run. SLURM, Open MPI and Kubernetes tell the next three; else they are
+    given."""
+    coordinator: str | None = None
+    """Host:port of process 0."""
+    num_processes: int | None = None
+    process_id: int | None = None
+    """Which of them this is, from 0."""
+    quiet: bool = False
+    """Say nothing but errors, and what was asked for."""
+    log_format: LogFormat = "text"
+    """json: what is told on the way as a line of JSON each, on standard error."""
+
+    def __post_init__(self):
+        if isinstance(self.devices, int) and self.devices < 1:
+            raise ValueError(f"devices must be >= 1, all or auto, got {self.devices}")
+        for name in ("coordinator", "num_processes", "process_id"):
+            if getattr(self, name) is not None and not self.distributed:
+                raise ValueError(f"{name} needs --distributed, got {getattr(self, name)}")
+
+    def settle(self) -> None:
+        """Meet the other processes and take the devices; ValueError, or ProcessLost."""
+        if self.distributed:
+            devices.join(self.coordinator, self.num_processes, self.process_id)
+        devices.take(self.devices)
+        if self.distributed:
+            # JAX may end this process before it can say so itself.
+            message = "evojax-suite: process {} of {}; when another is lost this one ends, and {}"
+            number, total = jax.process_index(), jax.process_count()
+            print(message.format(number, total, devices.HOW_TO_GO_ON), file=sys.stderr, flush=True)
+
+    def here(self) -> Self:
+        """One that does not write is silent."""
+        console.quiet = self.quiet or not devices.is_first()
+        console.log_format = self.log_format
+        return self
+
+
+@dataclass(frozen=True)
+class RunOptions(Placement):
+    """Options of every command that makes the directory of a run."""
+
+    dataset: str = "digits"
+    """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
+    data_dir: Path | None = None
+    """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
+    cache_data: bool = True
+    """Keep the pixels of archives and folders of images, which are slow to read, in the user's
+    cache folder."""
+    seed: int = 0
+    """Seed of everything random in the run."""
+    seeds: str | None = None
+    """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
+    seeds_in_flight: int | Literal["auto"] = "auto"
+    """Runs of seeds in one program, where the system has one for all, on one device: auto is all
+    that fit on an accelerator, one on a CPU or on several accelerators."""
+    config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
+    """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
+    name: str | None = None
+    """Name of the run; system, dataset and seed by default."""
+    runs_dir: Path = Path("runs")
+    """Folder in which the directory of the run is made."""
+    resume: bool = False
+    """Go on with an interrupted run, or with more generations."""
+    checkpoint_seconds: float = 30.0
+    """Least time between two checkpoints."""
+    dry_run: bool = False
+    """Do the first steps of the run in a folder that is deleted, and say what it would take."""
+    loggers: tuple[Logger, ...] = ()
+    """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
+    plan: tyro.conf.Suppress[Plan | None] = None
+    """Plan of a dry run."""
+    waits: tyro.conf.Suppress[bool] = False
+    """Whether the run waits for those of other seeds where a loop is the same program for all
+    (`together`)."""
+
+    def __post_init__(self):
+        check_seed("seed", self.seed)
+        if not self.checkpoint_seconds >= 0:
+            raise ValueError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
+        if self.name is not None and (
+            self.name in ("", ".", "..") or Path(self.name).name != self.name
+        ):
+            raise ValueError(f"name must be that of a folder in runs_dir, got {self.name!r}")
+        if self.seeds is not None and self.seed:
+            raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
+        self.each()
+        if self.seeds_in_flight != "auto":
+            if self.seeds_in_flight < 1:
+                raise ValueError(
+                    f"seeds_in_flight must be >= 1, or auto, got {self.seeds_in_flight}"
+                )
+            if self.seeds_in_flight > 1 and self.seeds is None:
+                raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
+        check(self.loggers)
+        super().__post_init__()
+
+    def each(self) -> list[Self]:
+        """The options of each seed."""
+        if self.seeds is None:
+            return [self]
+        start, colon, end = self.seeds.partition(":")
+        try:
+            numbers = (
+                list(range(int(start or 0), int(end)))
+                if colon
+                else [int(number) for number in self.seeds.split(",")]
+            )
+        except ValueError:
+            numbers = []
+        fits = numbers and min(numbers) >= 0 and max(numbers) < 2**32
+        if not fits or len(set(numbers)) < len(numbers):
+            raise ValueError(
+                f"seeds must be a range such as 0:10 or different numbers >= 0 such as 0,3,5, got "
+                f"{self.seeds}"
+            )
+        return [
+            replace(
+                self,
+                seeds=None,
+                seeds_in_flight="auto",
+                seed=n,
+                name=self.name and f"{self.name}-seed{n}",
+            )
+            for n in numbers
+        ]
+
+    def resolved_seeds_in_flight(self) -> int:
+        """How many runs of seeds are to be in one program."""
+        num_devices = devices.take(self.devices) * jax.process_count()
+        on_cpu = jax.default_backend() == "cpu"
+        if self.seeds_in_flight == "auto":
+            return 1 if num_devices > 1 or on_cpu else len(self.each())
+        # Cores that nobody asked to be devices need not be: one program uses them all.
+        unasked = self.devices == "auto" and on_cpu and jax.process_count() == 1
+        if self.seeds_in_flight > 1 and num_devices > 1 and not unasked:
+            raise ValueError(
+                f"seeds_in_flight > 1 needs one device, got {self.seeds_in_flight} on {num_devices}"
+            )
+        return self.seeds_in_flight
+
+    def here(self) -> Self:
+        """One that does not write leaves its copy of the run in a folder that is deleted."""
+        super().here()
+        if devices.is_first():
+            return self
+        folder = tempfile.TemporaryDirectory(prefix="evojax-suite-")
+        atexit.register(folder.cleanup)
+        return replace(self, runs_dir=Path(folder.name))
+
+    def drive(
+        self,
+        title: str,
+        algorithm: Algorithm,
+        key: jax.Array,
+        params: PyTree,
+        data: PyTree,
+        num_steps: int,
+        directory: Path,
+        *,
+        steps_per_call: int = 1,
+        members_per_step: int = 0,
+        same_for_seeds: bool = False,
+    ) -> loop.Outcome:
+        """`loop.run` with progress. In a dry run only the first steps.
+
+        same_for_seeds: the algorithm is scannable, and the same whatever the seed. Runs whose
+        params and data are equal too may then go on in one program.
+        """
+        if self.waits and same_for_seeds:
+            return together.others_wait(
+                together.Wanted(
+                    title,
+                    algorithm,
+                    key,
+                    params,
+                    data,
+                    num_steps,
+                    directory,
+                    steps_per_call,
+                    members_per_step,
+                    self,
+                )
+            )
+        most = num_steps if self.plan is None else min(num_steps, self.plan.most_steps)
+        with (
+            progress(title, num_steps, members_per_step) as show,
+            logged(self.loggers if devices.is_first() else (), directory, self.settings()) as log,
+        ):
+
+            def on_report(report: loop.Report) -> None:
+                show(report)
+                log(report)
+
+            outcome = loop.run(
+                algorithm,
+                key,
+                params,
+                data,
+                most,
+                directory,
+                steps_per_call=steps_per_call,
+                checkpoint_seconds=self.checkpoint_seconds,
+                num_devices=self.devices,
+                on_report=on_report,
+                on_note=console.say,
+            )
+        if self.plan is not None:
+            self.plan.add(title, num_steps, directory)
+        return outcome
+
+    def end_dry_run(self) -> None:
+        """All loops are done: nothing after this is part of a dry run."""
+        if self.plan is not None:
+            raise Planned
+
+    def directory(self, system: str, dataset: Dataset) -> Path:
+        """Directory of the run."""
+        name = self.name or f"{system}-{Path(dataset.name).name}-seed{self.seed}"
+        return self.runs_dir / name
+
+    def settings(self) -> dict:
+        """What decides the result, for config.json."""
+        settings = plain(self, non_finite=str)
+        placement = [own.name for own in fields(Placement)]
+        others = (
+            "resume", "runs_dir", "data_dir", "cache_data", "checkpoint_seconds", "name", "seeds",
+            "config_file", "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
+        )  # fmt: skip
+        for name in (*others, *placement):
+            del settings[name]
+        return settings
+
+
+@dataclass(frozen=True)
+class JudgedRunOptions(RunOptions):
+    """Options of every command that makes datasets."""
+
+    num_networks: int = 10
+    """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.num_networks < 0:
+            raise ValueError(f"num_networks must be >= 0, got {self.num_networks}")
+
+
+def differing(value, default) -> dict:
+    """Settings of a configuration that differ from another's; how it is computed is none."""
+    found, defaults = {}, plain(default)
+    for name, setting in plain(value).items():
+        if name in ("engine", "convolution"):
+            continue
+        if isinstance(setting, dict):
+            inner = differing(setting, defaults[name])
+            prefix = f"{name}." if name.startswith("feature") else ""
+            found |= {f"{prefix}{key}": item for key, item in inner.items()}
+        elif setting != defaults[name]:
+            found[name] = setting
+    return found
+
+
+def duration(seconds: float) -> str:
+    """The duration as text, in seconds or in hours and minutes."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{seconds:.0f} s" if seconds < 600 else f"{hours} h {minutes} min"
+
+
+def percent(accuracies: np.ndarray | list[float]) -> str:
+    """Mean ± standard deviation in per cent, of accuracies in [0, 1]."""
+    return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"

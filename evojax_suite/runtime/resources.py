@@ -1,0 +1,81 @@
+"""What a process may take of its machine, and what it takes over time."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+
+from evojax_suite.runtime.results import read_lines
+
+
+def _quota(groups: Path, mounts: Path) -> float:
+    """CPUs' worth of time that control groups, as containers have them, leave this process."""
+    least = math.inf
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, own = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = mounts / "cpu" if controllers else mounts  # version 1, and version 2
+        files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
+        group = root / own.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            with suppress(OSError, ValueError):  # no such file; "max" in place of a number
+                quota, period = (
+                    int(n) for name in files for n in (folder / name).read_text().split()
+                )
+                least = min(least, quota / period) if quota > 0 else least
+    return least
+
+
+def cores(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
+    """Physical cores that this process may use, at least one: of the machine's those that its
+    affinity and its control groups leave it."""
+    try:
+        allowed = os.sched_getaffinity(0)
+    except AttributeError:  # not Linux
+        allowed = range(os.cpu_count() or 1)
+    topology = "/sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    try:
+        number = len({Path(topology.format(cpu)).read_text() for cpu in allowed})
+    except OSError:
+        number = min(psutil.cpu_count(logical=False) or len(allowed), len(allowed))
+    return max(1, int(min(number, _quota(groups, mounts))))
+
+
+@contextmanager
+def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
+    """Append a JSON line each `interval` seconds: `seconds` recorded, those already in the file
+    included, `cpu_percent` of this process (100 is one core), `memory_mib` that it holds."""
+    before = read_lines(path)
+    start = time.monotonic() - (before[-1]["seconds"] if before else 0.0)
+    process, stop = psutil.Process(), threading.Event()
+    process.cpu_percent()  # the first call measures nothing
+
+    def sample() -> None:
+        with path.open("a") as file:
+            while not stop.wait(interval):
+                line = {
+                    "seconds": time.monotonic() - start,
+                    "cpu_percent": process.cpu_percent(),
+                    "memory_mib": process.memory_info().rss / 2**20,
+                }
+                file.write(json.dumps(line) + "\n")
+                file.flush()
+
+    thread = threading.Thread(target=sample, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

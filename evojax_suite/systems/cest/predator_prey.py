@@ -1,0 +1,279 @@
+"""Ryan, Thakkar, Turrell & Parikh 2024, section II: the general scheme, after Zheng, Lan &
+Castellani 2023, in which predators and prey are both populations.
+
+A predator is a network, a prey one training example. In each generation every predator trains on
+the current prey, augmented anew whenever it is shown (the prey's reproduction); its fitness is the
+part of the prey that it then classifies correctly, that of a prey how many predators misclassify
+it. One pass of each predator over the training set gives both, exactly. Predators reproduce by
+fitness, and the next prey are drawn from the whole training set by theirs.
+
+Where the paper is silent, and what is done:
+
+- Parents are drawn in proportion to fitness; the best `num_elites` predators stay as they are.
+- Crossover takes each layer whole from one of two parents, half from either. Networks that began
+  apart lose much by it, so predators share their initial weights unless `shared_start` is off.
+- Mutation adds to each weight Gaussian noise of `mutation_scale` times its layer's deviation.
+- Prey are drawn without repetition, in proportion to the number of predators that misclassify
+  them; those that none does come last.
+- A predator keeps its optimizer's state; a child has its first parent's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from evojax_suite import networks
+from evojax_suite.data.errors import check_types
+from evojax_suite.data.transforms import normalize
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.cest import subsets
+from evojax_suite.systems.cest.algorithm import Data
+from evojax_suite.training import (
+    EngineConfig,
+    FitState,
+    Presentation,
+    TrainingConfig,
+    evaluate,
+    fit_epochs,
+    judge_each,
+    map_members,
+    start_fit,
+)
+from evojax_suite.types import Algorithm, Array, Divided, PyTree
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices. The size of the prey is that of the data's groups."""
+
+    num_predators: int = 8
+    """Networks."""
+    num_elites: int = 1
+    """Predators that no reproduction changes."""
+    num_generations: int = 60
+    """Each with one training of all predators."""
+    shared_start: bool = True
+    """All predators begin with the same weights."""
+
+    network: NetworkConfig = field(
+        default_factory=lambda: NetworkConfig(network="VGG10", width=256)
+    )
+    training: TrainingConfig = field(
+        default_factory=lambda: TrainingConfig(
+            num_epochs=1, batch_size=64, crop_padding=2, flip=True, siamese=("rotate",)
+        )
+    )
+    """Training in a generation; augmentation is the prey's reproduction (crop, flip, rotation)."""
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        check_types(vars(self), type(self))
+        if self.num_predators < 2:
+            raise ValueError(f"num_predators must be >= 2, got {self.num_predators}")
+        if not 0 <= self.num_elites < self.num_predators:
+            raise ValueError(
+                f"num_elites must be in 0..{self.num_predators - 1}, got {self.num_elites}"
+            )
+        if self.num_generations < 1:
+            raise ValueError(f"num_generations must be >= 1, got {self.num_generations}")
+        if self.training.schedule != "constant":
+            raise ValueError(f"schedule must be constant, got {self.training.schedule}")
+
+
+@struct.dataclass
+class Params:
+    """Scalars that users sweep; traced."""
+
+    crossover_rate: float = 0.5
+    """Probability that a child has two parents, in [0, 1]."""
+    mutation_rate: float = 0.5
+    """Probability that a child mutates, in [0, 1]."""
+    mutation_scale: float = 0.01
+    """Deviation of the noise on a weight, of the deviation of its layer's weights."""
+
+
+@struct.dataclass
+class State:
+    """Both populations."""
+
+    predators: FitState  # leading axis P, as they were before the last reproduction
+    fitness: Array  # (P,) of these
+    validation: Array  # (P,) their accuracy on the validation part
+    prey: Array  # (m,) int32: examples to train on next
+    generation: Array  # () int32 done
+
+
+class Metrics(NamedTuple):
+    """What one generation reports."""
+
+    generation: Array  # from 1
+    fitness_best: Array  # part of the prey that the best predator classifies
+    fitness_mean: Array
+    validation_accuracy: Array  # of the best predator there
+    validation_accuracy_mean: Array
+    prey_fitness_mean: Array  # predators that misclassify an example, over the next prey
+    wrong_mean: Array  # the same over the whole training set
+    num_failed: Array  # predators with a loss that is NaN or infinite
+
+
+def reproduce(
+    key: Array, predators: FitState, fitness: Array, config: Config, params: Params
+) -> FitState:
+    """The next predators: the elites, then children; fitness (P,), higher is better, in [0, 1]."""
+    size = config.num_predators
+    key_parents, key_both, key_layers, key_who, key_noise = jax.random.split(key, 5)
+    usable = jnp.where(jnp.isfinite(fitness), fitness, 0.0)
+    log_odds = jnp.where(usable > 0, jnp.log(jnp.maximum(usable, 1e-12)), -1e9)
+    first, second = jax.random.categorical(key_parents, log_odds, shape=(2, size))
+    is_elite = jnp.arange(size) < config.num_elites
+    first = jnp.where(is_elite, jnp.argsort(-usable, stable=True), first)
+    crossed = ~is_elite & (jax.random.uniform(key_both, (size,)) < params.crossover_rate)
+    mutates = ~is_elite & (jax.random.uniform(key_who, (size,)) < params.mutation_rate)
+
+    def layer_of(path) -> str:
+        return "/".join(str(part.key) for part in path[:-1])
+
+    def along(flags: Array, leaf: Array) -> Array:
+        return flags.reshape(-1, *[1] * (leaf.ndim - 1))
+
+    paths = jax.tree_util.tree_flatten_with_path(predators.parameters)[0]
+    layers = sorted({layer_of(path) for path, _ in paths})
+    from_second = jax.random.bernoulli(key_layers, 0.5, (len(layers), size)) & crossed
+    noise_keys = iter(jax.random.split(key_noise, len(paths)))
+
+    def mixed(path, leaf):
+        name = layer_of(path)
+        if name not in layers:  # statistics of a layer without parameters
+            return leaf[first]
+        return jnp.where(along(from_second[layers.index(name)], leaf), leaf[second], leaf[first])
+
+    def child(path, leaf):
+        values = mixed(path, leaf)
+        deviation = values.std(tuple(range(1, values.ndim)), keepdims=True)
+        noise = jax.random.normal(next(noise_keys), values.shape) * deviation
+        return values + jnp.where(along(mutates, values), params.mutation_scale * noise, 0.0)
+
+    return FitState(
+        parameters=jax.tree_util.tree_map_with_path(child, predators.parameters),
+        statistics={
+            kind: jax.tree_util.tree_map_with_path(mixed, collection)
+            for kind, collection in predators.statistics.items()
+        },
+        optimizer=jax.tree.map(lambda leaf: leaf[first], predators.optimizer),
+    )
+
+
+def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+    """One step is one generation. `data` is CEST's; the result is the flax variables of the
+    predator that is best on the validation part."""
+    network = networks.create(config.network, num_classes, image_shape)
+    batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
+    in_flight = config.engine.resolved_members_in_flight
+    size = config.num_predators
+
+    def init(key: Array, params: Params, data: Data) -> State:
+        del params
+        key_start, key_prey = jax.random.split(key)
+
+        def start(key):
+            return start_fit(key, network, config.training, image_shape)
+
+        if config.shared_start:
+            one = start(key_start)
+            predators = jax.tree.map(lambda leaf: jnp.stack([leaf] * size), one)
+        else:
+            predators = jax.vmap(start)(jax.random.split(key_start, size))
+        return State(
+            predators=predators,
+            fitness=jnp.ones(size),
+            validation=jnp.zeros(size),
+            prey=subsets.random_subset(key_prey, data.groups),
+            generation=jnp.int32(0),
+        )
+
+    def keys(key: Array) -> tuple[tuple[Array, ...], Array]:
+        *keys_evaluate, key_prey = jax.random.split(key, 3)
+        return tuple(keys_evaluate), key_prey
+
+    def lives(
+        keys: tuple[Array, ...], state: State, params: Params, data: Data, members: Array
+    ) -> tuple[FitState, Presentation, Array]:
+        """The predators after their training, what they make of each image, and their validation
+        accuracy."""
+        key_reproduce, key_train = keys
+        predators = jax.lax.cond(
+            state.generation > 0,
+            lambda: reproduce(key_reproduce, state.predators, state.fitness, config, params),
+            lambda: state.predators,
+        )
+        images = normalize(data.images, data.mean, data.std)
+        labels = jax.nn.one_hot(data.labels, num_classes)
+        places = jnp.zeros(len(data.labels), jnp.int32).at[: len(state.prey)].set(state.prey)
+
+        def live(key, fit):
+            fit, _ = fit_epochs(
+                key,
+                network,
+                config.training,
+                1,
+                fit,
+                images,
+                labels,
+                len(state.prey),
+                config.training.num_epochs,
+                places,
+            )
+            found = judge_each(network, fit.variables, images, data.labels, batch_size)
+            validation = evaluate(network, fit.variables, data.validation)
+            return fit, found, validation.accuracy
+
+        own = jax.tree.map(lambda leaf: leaf[members], predators)
+        return map_members(live, (jax.random.split(key_train, size)[members], own), in_flight)
+
+    def advance(
+        key_prey: Array,
+        state: State,
+        lived: tuple[FitState, Presentation, Array],
+        params: Params,
+        data: Data,
+    ) -> tuple[State, Metrics]:
+        del params
+        predators, found, validation = lived
+        failed = ~jnp.isfinite(found.losses).all(1)
+        fitness = jnp.where(failed, 0.0, found.correct[:, state.prey].mean(1))
+        wrong = (~found.correct & ~failed[:, None]).sum(0).astype(jnp.float32)
+        prey = subsets.sampled(key_prey, wrong, data.groups)
+        validation = jnp.where(failed, 0.0, validation)
+        state = State(
+            predators=predators,
+            fitness=fitness,
+            validation=validation,
+            prey=prey,
+            generation=state.generation + 1,
+        )
+        return state, Metrics(
+            generation=state.generation,
+            fitness_best=fitness.max(),
+            fitness_mean=fitness.mean(),
+            validation_accuracy=validation.max(),
+            validation_accuracy_mean=validation.mean(),
+            prey_fitness_mean=wrong[prey].mean(),
+            wrong_mean=wrong.mean(),
+            num_failed=failed.sum(),
+        )
+
+    def result(state: State, params: Params, data: Data) -> PyTree:
+        del params, data
+        best = state.validation.argmax()
+        return jax.tree.map(lambda leaf: leaf[best], state.predators.variables)
+
+    def finished(state: State) -> Array:
+        return state.generation >= config.num_generations
+
+    divided = Divided(size, keys, lives, advance)
+    return Algorithm(init, divided.step, result, finished, divided=divided)

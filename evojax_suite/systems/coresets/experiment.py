@@ -1,0 +1,280 @@
+"""Choose or condense a small set by the methods that the papers compare with, and judge it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Literal, get_args
+
+import jax
+import numpy as np
+import tyro
+
+from evojax_suite import proxy_network
+from evojax_suite.data import load, with_whole_training_set
+from evojax_suite.distilled import augmentation_of
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.operators import check_shares, random_examples
+from evojax_suite.reporting.progress import console
+from evojax_suite.running import small_sets
+from evojax_suite.running.options import JudgedRunOptions
+from evojax_suite.running.small_sets import SmallSet
+from evojax_suite.runtime.results import open_run
+from evojax_suite.systems import ga_distillation
+from evojax_suite.systems.coresets import (
+    forgetting,
+    gradient_matching,
+    herding,
+    k_center,
+    kernel_inducing_points,
+)
+from evojax_suite.systems.devs.algorithm import NETWORK, RECIPE
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Algorithm, Dataset, training_data
+
+Method = Literal[
+    "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
+]
+CONDENSING = {
+    "gradient_matching": gradient_matching,
+    "kernel_inducing_points": kernel_inducing_points,
+}
+"""Methods that make images, equally many of each class, by gradients; the others choose some."""
+
+
+@dataclass(frozen=True)
+class Options(JudgedRunOptions):
+    """Choose a small set by random, herding, k-center or forgetting, or make one by gradients.
+
+    One network, trained on the whole training set, serves herding, k-center (its features),
+    forgetting (its history) and, with `--labels teacher`, the labels of all sets. They are judged
+    as those of `devs` are, with flips off where the classes are digits and shifts of at most 5/32
+    of an image.
+    """
+
+    method: tuple[Method, ...] = ("random", "herding", "k_center", "forgetting")
+    """One or more methods; gradient_matching (DC) and kernel_inducing_points (KIP) make images."""
+    num_samples: tuple[int, ...] = (500, 100, 10)
+    """Sizes of the sets; forgetting, herding and k-center share one training for all."""
+    balanced: bool = True
+    """Choose equally many images of each class; images that are made always are."""
+    num_images: int | None = None
+    """Use a fixed, stratified part of the training set; None is the whole."""
+    labels: Literal["hard", "teacher"] = "hard"
+    """teacher: what the network on the whole training set gives an image, the probability of each
+    class (Qin et al. 2024), in place of its class."""
+    label_temperature: float = 1.0
+    """Divides the teacher's logits; above 1 its labels are softer."""
+    probe_epochs: int = 20
+    """Epochs of the network on the whole training set."""
+    probe_augmentation: bool = False
+    """Train it with the augmentation of the evaluation; off as in the published comparisons."""
+    condensation_iterations: int = 1000
+    """Iterations of gradient matching."""
+    condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
+        default_factory=gradient_matching.Config
+    )
+    kernel_iterations: int = 1000
+    """Iterations of kernel inducing points."""
+    kernel_points: Annotated[kernel_inducing_points.Config, tyro.conf.arg(name="kip")] = field(
+        default_factory=kernel_inducing_points.Config
+    )
+    network: tyro.conf.OmitArgPrefixes[NetworkConfig] = NETWORK
+    training: tyro.conf.OmitArgPrefixes[TrainingConfig] = RECIPE
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.method:
+            raise ValueError(f"method must name at least one of {', '.join(get_args(Method))}")
+        if not self.num_samples:
+            raise ValueError("num_samples must name at least one size, got none")
+        if self.network.network != "ConvNet":
+            raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
+        small_sets.check_labels(self.labels, self.label_temperature)
+        for name in ("probe_epochs", "condensation_iterations", "kernel_iterations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
+
+
+def _check(options: Options, dataset: Dataset) -> None:
+    for size in options.num_samples:
+        check_shares(dataset.train.labels, size, dataset.num_classes, options.balanced)
+    for method in (one for one in CONDENSING if one in options.method):
+        for size in options.num_samples:
+            if size % dataset.num_classes:
+                raise ValueError(
+                    f"{method} makes equally many images of each of the {dataset.num_classes} "
+                    f"classes, got num_samples {size}"
+                )
+            _condensing(options, dataset, method, size)  # fails early where it does not fit
+            if method == "kernel_inducing_points":
+                least = replace(options.kernel_points, images_per_class=size // dataset.num_classes)
+                ga_distillation.check(least.search(), dataset)
+
+
+def run(options: Options) -> Path:
+    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
+    with one line to show."""
+    dataset = with_whole_training_set(
+        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
+    )
+    _check(options, dataset)
+    training = small_sets.fitted_to(options.training, dataset)
+    options = replace(options, training=training)
+    directory = options.directory("coreset", dataset)
+    open_run(directory, options.settings(), options.resume)
+    console.say(
+        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
+        f"{dataset.num_classes} classes; run in {directory}"
+    )
+    key_probe, key_select, key_condense, key_test = jax.random.split(
+        jax.random.key(options.seed), 4
+    )
+    num_failed = 0
+
+    def drive(title, algorithm, key, data, num_steps, where):
+        nonlocal num_failed
+        outcome = options.drive(
+            title,
+            algorithm,
+            key,
+            None,
+            data,
+            num_steps,
+            directory / where,
+            same_for_seeds=True,
+        )
+        num_failed += outcome.num_failed
+        return outcome.state, outcome.seconds + outcome.compile_seconds
+
+    config = small_sets.probe_config(
+        options.network,
+        options.training,
+        options.engine,
+        options.probe_epochs,
+        options.probe_augmentation,
+    )
+    augmentation = augmentation_of(config.training)
+    probed = f"network of {options.probe_epochs} epochs, augmentation {augmentation}"
+    features = {
+        "random": "none",
+        "herding": f"flat maps of a {probed}",
+        "k_center": f"flat maps of a {probed}",
+        "forgetting": f"history of a {probed}",
+        "gradient_matching": "gradients of new networks",
+        "kernel_inducing_points": "features of new networks",
+    }
+    sets: list[SmallSet] = []
+    data = training_data(dataset)
+    trained, evidence, probe_seconds, teacher = None, None, 0.0, None
+    informed = set(options.method) & {"herding", "k_center", "forgetting"}
+    if informed or options.labels == "teacher":
+        algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
+        trained, probe_seconds = drive(
+            "training on all",
+            algorithm,
+            key_probe,
+            data,
+            options.probe_epochs,
+            "probe",
+        )
+        if options.labels == "teacher":
+            teacher = small_sets.Teacher(
+                config, trained.fit.variables, options.label_temperature, probe_seconds, 0
+            )
+        if informed:
+            evidence = jax.device_get(algorithm.result(trained, None, data))
+
+    for method, module in CONDENSING.items():
+        if method not in options.method:
+            continue
+        data_of_method = module.make_data(dataset)
+        for size in options.num_samples:
+            algorithm, iterations = _condensing(options, dataset, method, size)
+            state, seconds = drive(
+                f"{method.replace('_', ' ')}, {size} images",
+                algorithm,
+                jax.random.fold_in(key_condense, size),
+                data_of_method,
+                iterations,
+                f"{method}-{size}",
+            )
+            made = jax.device_get(algorithm.result(state, None, data_of_method))
+            sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
+
+    options.end_dry_run()
+    for method in options.method:
+        if method in CONDENSING:
+            continue
+        for size in options.num_samples:
+            start = time.perf_counter()
+            shared = (data.labels, size, dataset.num_classes, options.balanced)
+            key = jax.random.fold_in(jax.random.fold_in(key_select, size), number_of(method))
+            match method:
+                case "random":
+                    indices = random_examples(key, *shared)
+                case "herding" if evidence:
+                    indices = herding.select(key, evidence.features, *shared)
+                case "k_center" if evidence:
+                    indices = k_center.select(key, evidence.features, *shared)
+                case "forgetting" if evidence:
+                    indices = forgetting.select(key, evidence.forgetting_scores, *shared)
+                case _:
+                    raise AssertionError(method)
+            indices = np.asarray(indices)
+            seconds = time.perf_counter() - start
+            if method in informed and not teacher:  # else it is the teacher, and counted with it
+                seconds += probe_seconds
+            sets.append(small_sets.chosen(method, dataset, indices, seconds, features[method]))
+    if teacher:
+        sets = small_sets.taught(sets, teacher)
+
+    numbers = [
+        ["balanced", str(options.balanced)],
+        ["network on all images", f"{probe_seconds:.1f} s" if trained else "not needed"],
+        ["labels", teacher.in_words() if teacher else "hard"],
+        ["failed losses", str(num_failed)],
+    ]
+    small_sets.finish(
+        directory,
+        options,
+        dataset,
+        sets,
+        key_test,
+        options.network,
+        options.training,
+        options.engine,
+        {
+            "system": "coreset",
+            "dataset": dataset.name,
+            "num_training_images": len(dataset.train),
+            "balanced": options.balanced,
+            "probe_seconds": probe_seconds,
+            "num_networks": options.num_networks,
+            "num_failed": num_failed,
+            "seed": options.seed,
+        },
+        f"{dataset.name}, small sets",
+        numbers,
+    )
+    return directory
+
+
+def _condensing(
+    options: Options, dataset: Dataset, method: str, size: int
+) -> tuple[Algorithm, int]:
+    """The algorithm that makes `size` images by `method`, and its iterations."""
+    images_per_class = size // dataset.num_classes
+    shape = dataset.num_classes, dataset.image_shape
+    if method == "gradient_matching":
+        config = replace(options.condensation, images_per_class=images_per_class)
+        return gradient_matching.build(config, *shape), options.condensation_iterations
+    config = replace(options.kernel_points, images_per_class=images_per_class)
+    return kernel_inducing_points.build(config, *shape), options.kernel_iterations
+
+
+def number_of(method: Method) -> int:
+    """A number for the key of a method, the same wherever it stands in the list."""
+    return get_args(Method).index(method)

@@ -1,0 +1,30 @@
+"""Forgetting events (Toneva et al. 2019, Algorithm 1): keep what a network learns and loses again.
+
+`proxy_network` counts the events, and gives their scores.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from evojax_suite.operators import highest_scores
+from evojax_suite.types import Array
+
+
+def select(
+    key: Array,
+    scores: Array,
+    labels: Array,
+    num_samples: int,
+    num_classes: int,
+    balanced: bool = True,
+) -> Array:
+    """Indices (num_samples,) of the examples forgotten most often; ties are broken at random.
+
+    scores: (N,) of `proxy_network.forgetting_scores`. labels: (N,) integers. Balanced, each class
+    gives its share.
+    """
+    order = jnp.lexsort((jax.random.uniform(key, scores.shape), scores))
+    ranks = jnp.zeros(scores.shape).at[order].set(jnp.arange(len(scores), dtype=jnp.float32))
+    return highest_scores(ranks, labels, num_samples, num_classes, balanced)

@@ -1,0 +1,156 @@
+"""A network that architecture search found: its units, its weights, functions that compute it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.data.transforms import check_constants
+from evojax_suite.runtime.results import (
+    load_variables,
+    save_variables,
+    write_atomically,
+    write_json,
+)
+from evojax_suite.stablehlo import export
+from evojax_suite.systems.de_nas.architectures import Unit
+from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
+from evojax_suite.types import Array, PyTree
+
+
+@partial(jax.jit, static_argnames="network")
+def _logits(
+    network: SequenceNetwork, variables: PyTree, images: Array, mean: Array, std: Array
+) -> Array:
+    return jnp.asarray(network.apply(variables, (images - mean) / std))
+
+
+@dataclass(frozen=True)
+class SearchedNetwork:
+    """A trained architecture for images; `save` and `load` keep it bit for bit."""
+
+    network: SequenceNetwork
+    variables: PyTree
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]  # (C,), taken out of pixels in [0, 1]
+    std: tuple[float, ...]  # (C,)
+    class_names: tuple[str, ...]
+    dataset: str
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
+
+    @property
+    def _constants(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.array(self.mean, np.float32), np.array(self.std, np.float32)
+
+    def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
+        """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
+        scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
+        parts = [
+            _logits(
+                self.network, self.variables, batch.astype(np.float32) / scale, *self._constants
+            )
+            for batch in np.split(images, range(batch_size, len(images), batch_size))
+        ]
+        return np.concatenate(parts)
+
+    def export(self) -> bytes:
+        """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
+        and TPU; `jax.export.deserialize` reads it."""
+        return export(
+            lambda images: _logits(
+                self.network, self.variables, jnp.asarray(images), *self._constants
+            ),
+            self.image_shape,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write architecture.json, network.safetensors and network.stablehlo into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        save_variables(directory / "network.safetensors", self.variables)
+        network = self.network
+        write_json(
+            directory / "architecture.json",
+            {
+                "units": [unit._asdict() for unit in network.units],
+                "dropout": network.dropout,
+                "normalization": network.normalization,
+                "skip": network.skip,
+                "compute_dtype": jnp.dtype(network.dtype).name,
+                "num_parameters": self.num_parameters,
+                "layers": [
+                    layer._asdict()
+                    for layer in layers(network.units, self.image_shape, network.num_classes)
+                ],
+                "image_shape": self.image_shape,
+                "inputs": "((pixels / 255) - mean) / std",
+                "mean": self.mean,
+                "std": self.std,
+                "class_names": self.class_names,
+                "dataset": self.dataset,
+            },
+        )
+        write_atomically(directory / "network.stablehlo", self.export())
+
+
+def load(directory: Path | str) -> SearchedNetwork:
+    """The network that `SearchedNetwork.save` wrote. Raises ValueError or OSError, one line."""
+    path = Path(directory) / "architecture.json"
+    try:
+        about = json.loads(path.read_text())
+        values = {
+            name: as_tuple(about[name]) for name in ("image_shape", "mean", "std", "class_names")
+        } | {"dataset": about["dataset"]}
+        check_types(values, SearchedNetwork)
+        check_constants(values["mean"], values["std"], values["image_shape"][2])
+        for unit in about["units"]:
+            check_types(unit, Unit)
+        settings = {name: about[name] for name in ("dropout", "normalization", "skip")}
+        check_types(settings, SequenceNetwork)
+        if not 0 <= settings["dropout"] < 1:
+            raise ValueError(f"dropout is {settings['dropout']}, allowed: in [0, 1)")
+        if about["compute_dtype"] not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype is {about['compute_dtype']!r}")
+        network = SequenceNetwork(
+            len(values["class_names"]),
+            tuple(Unit(**unit) for unit in about["units"]),
+            **settings,
+            dtype=jnp.dtype(about["compute_dtype"]),
+        )
+        images = jax.ShapeDtypeStruct((1, *values["image_shape"]), jnp.float32)
+        fresh = jax.eval_shape(network.init, jax.random.key(0), images)
+        shapes: dict[str, Any] = dict(flatten_dict(fresh, sep="/"))
+    except OSError:
+        raise
+    except Exception as error:  # flax and JAX raise many kinds for layers that do not fit
+        said = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = " ".join(said.splitlines())
+        raise ValueError(f"{path} does not describe a searched network: {reason}") from error
+    file = path.with_name("network.safetensors")
+    try:
+        variables = load_variables(file)
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise ValueError(f"{file}: {' '.join(str(error).splitlines())}") from error
+    found: dict[str, Any] = dict(flatten_dict(variables, sep="/"))
+    for name in sorted({*shapes, *found}):
+        own, needed = (
+            f"{place[name].dtype} {place[name].shape}" if name in place else "none"
+            for place in (found, shapes)
+        )
+        if own != needed:
+            raise ValueError(f"{file}: {name!r} is {own}, needed: {needed}")
+    return SearchedNetwork(network=network, variables=variables, **values)

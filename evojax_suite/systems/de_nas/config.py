@@ -1,0 +1,175 @@
+"""The settings of a search."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Literal
+
+from flax import struct
+
+from evojax_suite.data.errors import check_types
+from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.networks import (
+    Initialization,
+)
+from evojax_suite.training import (
+    EngineConfig,
+    TrainingConfig,
+)
+
+TRAINING = TrainingConfig(
+    num_epochs=10,
+    batch_size=64,
+    optimizer="sgd",
+    learning_rate=0.01,
+    momentum=0.0,
+    crop_padding=4,
+    flip=True,
+)
+"""Table 2."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices; the paper's (Tables 1 and 2)."""
+
+    population_size: int = 20
+    """Architectures that survive a generation."""
+    num_children: int = 10
+    """New architectures of a generation."""
+    num_generations: int = 9
+    """Generations after the first population."""
+    num_best: int = 5
+    """Architectures that a child may be based on, from the best."""
+    compare: Literal["kind", "unit"] = "kind"
+    """What makes two units alike in a difference: their kind, or kernel and filters too."""
+    method: Literal["evolution", "random", "evosax"] = "evolution"
+    """Source of children: differential evolution on units (the paper's), the distribution of the
+    first population, for comparison, or `strategy`."""
+    strategy: str = "DifferentialEvolution"
+    """evosax algorithm of the method evosax. It moves normal deviates that `architectures.decode`
+    reads through their distribution function, so that standard normal vectors are random networks;
+    it starts from the best `num_children` of the first population and minimises the score, on the
+    scale of the first population."""
+    survival: Literal["score", "nsga2"] = "score"
+    """Who survives: the weighted sum (the paper's), or the fronts of error and size, the more
+    spread out first (NSGA-II)."""
+    size: Literal["parameters", "multiplications"] = "parameters"
+    """What counts as size; multiplications are those of one image, forward."""
+    num_known: int = 0
+    """Networks like VGG of rising width in the first population, in place of random ones."""
+    rungs: tuple[int, ...] = ()
+    """Epochs after which a child is judged too, and trains on only where it keeps up with the
+    survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
+    (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
+    final_epochs: int = 200
+    """Epochs of the training of the most accurate and the smallest architecture; 0 is none."""
+
+    dropout: float = 0.5
+    """Probability that an input of the first two dense layers is dropped in training."""
+    normalization: Literal["none", "batch", "instance", "layer"] = "none"
+    """Normalisation after each convolution."""
+    initialization: Initialization = "pytorch"
+    """Initialisation of weights; kaiming (He et al. 2015) lets deep networks learn in few steps."""
+    skip: bool = False
+    """A skip connection around each convolution that keeps the number of filters."""
+    compute_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Precision of convolutions and matrix products; parameters stay float32."""
+    programs: Literal["auto", "separate", "padded"] = "auto"
+    """A program for each candidate, or one for all with filters masked; auto is padded on a CPU
+    where trainings are so short that compiling takes longer (experiments/de_nas/README.md)."""
+    workers: int | None = None
+    """Candidates that compile or train at once; None is 2 a device, of a CPU one a
+    device and at least 2."""
+
+    space: Space = field(default_factory=Space)
+    training: TrainingConfig = TRAINING
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        check_types(vars(self), type(self))
+        for name, least in (
+            ("population_size", 3),
+            ("num_children", 1),
+            ("num_generations", 0),
+            ("num_known", 0),
+            ("final_epochs", 0),
+        ):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        for name in ("num_best", "num_known"):
+            if getattr(self, name) > self.population_size:
+                raise ValueError(
+                    f"{name} must be <= population_size = {self.population_size}, "
+                    f"got {getattr(self, name)}"
+                )
+        if self.training.num_epochs < 1:
+            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
+        if self.method == "evosax":
+            if self.num_known:
+                raise ValueError(f"method evosax takes no known networks, got {self.num_known}")
+            if self.num_children > self.population_size:
+                raise ValueError(
+                    f"num_children must be <= population_size = {self.population_size} with the "
+                    f"method evosax, got {self.num_children}"
+                )
+        ends = (0, *self.rungs, self.training.num_epochs)
+        if any(before >= after for before, after in itertools.pairwise(ends)):
+            raise ValueError(
+                f"rungs must rise within 1..{self.training.num_epochs - 1}, below the "
+                f"{self.training.num_epochs} epochs, got {self.rungs}"
+            )
+        if self.num_best < 1:
+            raise ValueError(f"num_best must be >= 1, got {self.num_best}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers must be >= 1, got {self.workers}")
+        if self.programs == "padded" and not self.can_be_padded:
+            raise ValueError(
+                "programs padded needs normalization none, no skip and compute_dtype float32"
+            )
+
+    @property
+    def num_candidates(self) -> int:
+        """Number of candidates of a whole run."""
+        return self.candidates_of(self.num_generations)[1]
+
+    @property
+    def can_be_padded(self) -> bool:
+        """Whether one padded program computes such networks."""
+        return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
+
+    def generation_of(self, candidate: int) -> int:
+        """Generation of a candidate, 0 for the first population; candidates count from 0."""
+        return max(0, 1 + (candidate - self.population_size) // self.num_children)
+
+    def candidates_of(self, generation: int) -> tuple[int, int]:
+        """The first candidate that is made in a generation, and the one after its last."""
+        end = self.population_size + generation * self.num_children
+        return (end - self.num_children if generation else 0), end
+
+
+@struct.dataclass
+class Params:
+    """Scalars that users sweep."""
+
+    error_weight: float = 0.7
+    """Weight of the error rate in the score, >= 0."""
+    size_weight: float = 0.3
+    """Weight of the size in the score, >= 0."""
+    differential_weight: float = 1.0
+    """Probability that a unit of a difference takes part, in [0, 1]."""
+    stopping_quantile: float = 0.5
+    """Share of the survivors' accuracies at a rung that a child must reach, in [0, 1]: half of
+    them, as in halving."""
+
+    def check(self) -> None:
+        """Raise ValueError where a value is out of range."""
+        for name in ("error_weight", "size_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
+        for name in ("differential_weight", "stopping_quantile"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

@@ -1,0 +1,99 @@
+"""The long training of one architecture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from evojax_suite.data.transforms import normalize
+from evojax_suite.systems.de_nas.architectures import Unit
+from evojax_suite.systems.de_nas.candidates import COMPILER_OPTIONS, Data, network_of
+from evojax_suite.systems.de_nas.config import Config
+from evojax_suite.systems.de_nas.networks import (
+    fresh,
+)
+from evojax_suite.training import (
+    FitState,
+    evaluate,
+    fit_epochs,
+    start_fit_from,
+)
+from evojax_suite.types import Algorithm, Array, PyTree
+
+
+@struct.dataclass
+class FinalState:
+    """A network in its final training."""
+
+    fit: FitState
+    epoch: Array  # () int32 done
+
+
+class FinalMetrics(NamedTuple):
+    """What one epoch of the final training reports."""
+
+    generation: Array  # the epoch, from 1
+    loss: Array  # of the augmented training images, as training saw them
+    accuracy: Array
+    validation_loss: Array
+    validation_accuracy: Array
+    num_failed: Array  # examples whose loss was NaN or infinite
+
+
+def build_final(
+    config: Config, units: tuple[Unit, ...], num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm:
+    """The final training of one architecture, `final_epochs` long; one step is one epoch.
+
+    `params` is None, `data` a Data; the result is the network's flax variables.
+    """
+    training = replace(config.training, num_epochs=config.final_epochs)
+    network = network_of(config, units, num_classes)
+
+    def init(key: Array, params: None, data: Data) -> FinalState:
+        del params, data
+        variables = fresh(key, network, image_shape, config.initialization)
+        return FinalState(start_fit_from(variables, training), jnp.int32(0))
+
+    def step(
+        key: Array, state: FinalState, params: None, data: Data
+    ) -> tuple[FinalState, FinalMetrics]:
+        del params
+        num_images = len(data.labels)
+        images = normalize(data.images, data.mean, data.std)
+        labels = jax.nn.one_hot(data.labels, num_classes)
+        fit, seen = fit_epochs(
+            key,
+            network,
+            training,
+            training.num_epochs * training.num_batches(num_images),
+            state.fit,
+            images,
+            labels,
+            num_images,
+            1,
+        )
+        validation = evaluate(network, fit.variables, data.validation)
+        failed = ~jnp.isfinite(seen.losses)
+        metrics = FinalMetrics(
+            generation=state.epoch + 1,
+            loss=jnp.mean(seen.losses, where=~failed),
+            accuracy=seen.correct.mean(),
+            validation_loss=validation.cross_entropy,
+            validation_accuracy=validation.accuracy,
+            num_failed=failed.sum(),
+        )
+        return FinalState(fit=fit, epoch=state.epoch + 1), metrics
+
+    def result(state: FinalState, params: None, data: Data) -> PyTree:
+        del params, data
+        return state.fit.variables
+
+    def finished(state: FinalState) -> Array:
+        return state.epoch >= training.num_epochs
+
+    return Algorithm(init, step, result, finished, compiler_options=COMPILER_OPTIONS)

@@ -1,0 +1,139 @@
+"""The settings of a reduction."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import numpy as np
+
+from evojax_suite.data.errors import check_types
+from evojax_suite.distilled import LITERATURE, with_augmentation
+from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.devs import clustering
+from evojax_suite.training import (
+    EngineConfig,
+    TrainingConfig,
+)
+
+NETWORK = NetworkConfig(initialization="kaiming", dropout=0.2)
+"""Section 4.2's network; a bottleneck comes with the features alone."""
+
+RECIPE = with_augmentation(LITERATURE, "shift_flip_mixup")
+"""How the sets are judged: section 4.2's augmentation, the rest as in Zhao et al."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes and choices; the paper's where it states them."""
+
+    target_sizes: tuple[int, ...] = (500, 100, 10)
+    """Samples of the distilled sets; one trajectory passes through all of them."""
+    reduction_factor: float = 10.0
+    """A reduction makes the set smaller by at most this factor; inf is one reduction a target."""
+    sizes: tuple[int, ...] = ()
+    """All sizes after the training set's own, falling; replaces reduction_factor."""
+    clustering: clustering.ClusteringMethod = "auto"
+    """k-means implementation: sklearn on the CPU, jax on the device, auto whichever is faster."""
+    kmeans_batch_size: int = 1028
+    """Samples of a mini-batch of k-means."""
+    kmeans_iterations: int = 200
+    """Most passes of k-means over the samples."""
+    kmeans_tolerance: float = 1e-4
+    """k-means stops when its centres move less than this, relative to the features' variance."""
+    label_weight: float = 0.0
+    """Weight of the label vectors beside the features (of unit variance) in the clustering."""
+    average: Literal["samples", "originals"] = "samples"
+    """What counts alike in the average of a cluster."""
+    feature_network: Literal["retrained", "continued", "first"] = "retrained"
+    """Train a new network in each reduction (the paper's), go on with the last one, or keep the one
+    that was trained on the whole set."""
+    bottleneck: int = 128
+    """Units of a dense layer before the last one while features are trained; 0 leaves it out."""
+    feature_epochs: int = 20
+    """Epochs of the feature network's training in each reduction."""
+    feature_learning_rate: float = 0.05
+    """Its learning rate, constant; all else in its training is as in the evaluation's."""
+    min_training_steps: int = 200
+    """Least steps of the feature network's training in a reduction, where its epochs have fewer."""
+
+    network: NetworkConfig = NETWORK
+    training: TrainingConfig = RECIPE
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self):
+        check_types(vars(self), type(self))
+        if not self.target_sizes:
+            raise ValueError("target_sizes must name at least one size, got none")
+        _check_falling("target_sizes", self.target_sizes)
+        if self.sizes:
+            _check_falling("sizes", self.sizes)
+            missing = set(self.target_sizes) - set(self.sizes)
+            if missing:
+                raise ValueError(f"sizes must contain the target_sizes, {min(missing)} is missing")
+            if self.sizes[-1] != self.target_sizes[-1]:
+                raise ValueError(
+                    f"sizes must end with the last of target_sizes, {self.target_sizes[-1]}, "
+                    f"got {self.sizes[-1]}"
+                )
+        if not self.reduction_factor > 1:
+            raise ValueError(f"reduction_factor must be > 1, got {self.reduction_factor}")
+        for name, least in (
+            ("kmeans_batch_size", 1),
+            ("kmeans_iterations", 1),
+            ("kmeans_tolerance", 0),
+            ("label_weight", 0),
+            ("bottleneck", 0),
+            ("feature_epochs", 1),
+            ("min_training_steps", 0),
+        ):
+            if not least <= getattr(self, name) < np.inf:
+                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
+        if not 0 < self.feature_learning_rate < np.inf:
+            raise ValueError(f"feature_learning_rate must be > 0, got {self.feature_learning_rate}")
+        if self.network.network != "ConvNet":
+            raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
+
+    @property
+    def feature_training(self) -> TrainingConfig:
+        """How the feature network trains."""
+        return replace(
+            self.training,
+            num_epochs=self.feature_epochs,
+            learning_rate=self.feature_learning_rate,
+            schedule="constant",
+        )
+
+
+def _check_falling(name: str, sizes: tuple[int, ...]) -> None:
+    if sizes[-1] < 1:
+        raise ValueError(f"{name} must be >= 1, got {sizes[-1]}")
+    for before, after in itertools.pairwise(sizes):
+        if after >= before:
+            raise ValueError(f"{name} must fall, got {after} after {before}")
+
+
+def size_sequence(config: Config, num_images: int) -> tuple[int, ...]:
+    """N_1 > ... > N_M for a training set of `num_images` = N_0 (Algorithm 1, line 1)."""
+    first = config.sizes or config.target_sizes
+    if first[0] >= num_images:
+        raise ValueError(
+            f"{'sizes' if config.sizes else 'target_sizes'} must be below the number of training "
+            f"images, {num_images}, got {first[0]}"
+        )
+    if config.sizes:
+        return config.sizes
+    sizes, before = [], num_images
+    for target in config.target_sizes:
+        ratio = before / target
+        if np.isinf(config.reduction_factor):
+            num_reductions = 1
+        else:  # the small allowance keeps 8 -> 1 at three halvings
+            num_reductions = int(np.ceil(np.log(ratio) / np.log(config.reduction_factor) - 1e-9))
+        for step in range(1, num_reductions + 1):
+            size = round(before * ratio ** (-step / num_reductions))
+            if size < (sizes[-1] if sizes else num_images):
+                sizes.append(size)
+        before = target
+    return tuple(sizes)

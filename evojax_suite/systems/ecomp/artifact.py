@@ -1,0 +1,139 @@
+"""A compressed network: its weights, where they come from, and functions that compute it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import jax
+import numpy as np
+
+from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.data.transforms import check_constants
+from evojax_suite.runtime.results import write_atomically, write_json
+from evojax_suite.stablehlo import export
+from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp.feed_forward import Network
+from evojax_suite.types import Array, Dataset
+
+Inputs = Literal["unit", "normalized"]
+"""What a network takes: pixels in [0, 1], or these with the dataset's mean and deviation taken out.
+A fully connected network takes them flattened row by row, channels last."""
+
+
+@partial(jax.jit, static_argnames="pooling")
+def _logits(
+    network: Network, images: Array, mean: Array, std: Array, pooling: feed_forward.Pooling
+) -> Array:
+    inputs = (images - mean) / std
+    if not feed_forward.is_convolutional(network):
+        inputs = inputs.reshape(images.shape[0], -1)
+    return feed_forward.forward(network, inputs, pooling)[-1]
+
+
+def constants(dataset: Dataset, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and deviation (C,) that `inputs` takes out of pixels in [0, 1]."""
+    channels = dataset.image_shape[-1]
+    if inputs == "unit":
+        return np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    return np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32)
+
+
+@dataclass(frozen=True)
+class CompressedNetwork:
+    """A feed-forward ReLU network for images; `save` and `load` keep it bit for bit."""
+
+    network: Network  # NumPy arrays, without padding
+    image_shape: tuple[int, int, int]
+    mean: np.ndarray  # (C,), taken out of pixels in [0, 1]
+    std: np.ndarray  # (C,)
+    class_names: tuple[str, ...]
+    dataset: str
+    lineage: dict  # where the weights come from, as JSON has it
+    pooling: feed_forward.Pooling = "average"  # after each convolution, where there are any
+
+    @property
+    def num_parameters(self) -> int:
+        """Weights and biases."""
+        return sum(array.size for layer in self.network for array in layer)
+
+    @property
+    def architecture(self) -> str:
+        """The architecture in words."""
+        if not feed_forward.is_convolutional(self.network):
+            return "fully connected, ReLU between the layers"
+        num = sum(layer.weight.ndim == 4 for layer in self.network)
+        return (
+            f"{num} convolutions of stride 1 that keep the size, each with ReLU and then 2x2 "
+            f"pooling ({self.pooling}), then fully connected, ReLU between the layers"
+        )
+
+    @property
+    def _flattened(self) -> str:
+        plain = not feed_forward.is_convolutional(self.network)
+        return ", flattened row by row, channels last" if plain else ""
+
+    def logits(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
+        """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
+        scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
+        parts = [
+            _logits(
+                self.network, batch.astype(np.float32) / scale, self.mean, self.std, self.pooling
+            )
+            for batch in np.split(images, range(batch_size, len(images), batch_size))
+        ]
+        return np.concatenate(parts)
+
+    def export(self) -> bytes:
+        """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
+        and TPU; `jax.export.deserialize` reads it."""
+        return export(
+            lambda images: _logits(self.network, images, self.mean, self.std, self.pooling),
+            self.image_shape,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write network.safetensors, network.json and network.stablehlo into `directory`."""
+        feed_forward.save(directory / "network.safetensors", self.network)
+        sizes = [self.network[0].weight.shape[1], *(len(layer.bias) for layer in self.network)]
+        write_json(
+            directory / "network.json",
+            {
+                "architecture": self.architecture,
+                "layer_sizes": sizes,
+                "pooling": self.pooling,
+                "num_parameters": self.num_parameters,
+                "image_shape": self.image_shape,
+                "inputs": f"((pixels / 255) - mean) / std{self._flattened}",
+                "mean": self.mean,
+                "std": self.std,
+                "class_names": self.class_names,
+                "dataset": self.dataset,
+                "lineage": self.lineage,
+            },
+        )
+        write_atomically(directory / "network.stablehlo", self.export())
+
+
+def load(directory: Path | str) -> CompressedNetwork:
+    """The network that `CompressedNetwork.save` wrote. Raises ValueError or OSError, one line."""
+    path = Path(directory) / "network.json"
+    try:
+        about = {"pooling": "average"} | json.loads(path.read_text())
+        values = {name: about[name] for name in ("dataset", "lineage", "pooling")}
+        values |= {name: as_tuple(about[name]) for name in ("image_shape", "class_names")}
+        check_types(values, CompressedNetwork)
+        if min(values["image_shape"]) < 1:
+            raise ValueError(f"image_shape is {values['image_shape']}, allowed: numbers above 0")
+        mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
+        check_constants(mean, std, values["image_shape"][2])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        said = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = " ".join(said.splitlines())
+        raise ValueError(f"{path} does not describe a compressed network: {reason}") from error
+    file, num_classes = path.with_suffix(".safetensors"), len(values["class_names"])
+    network = feed_forward.load(file, values["image_shape"], num_classes, values["pooling"])
+    return CompressedNetwork(network=network, mean=mean, std=std, **values)

@@ -1,0 +1,226 @@
+"""Synthetic datasets as flat vectors: where a search starts, and the images and labels that a
+vector stands for."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from evojax_suite.data.transforms import normalize
+from evojax_suite.operators import encodings, random_examples
+from evojax_suite.operators.encodings import Encoding
+from evojax_suite.systems.ga_distillation.config import Config
+from evojax_suite.types import Array, Dataset
+
+
+@struct.dataclass
+class Data:
+    """The parts of a dataset that evolution sees, on the device. Images as the dataset has them."""
+
+    train_images: Array  # (N, H, W, C): initial individuals
+    train_labels: Array  # (N,)
+    fitness_images: Array  # (M, H, W, C)
+    fitness_labels: Array  # (M,)
+    mean: Array  # (C,)
+    std: Array  # (C,)
+    spread: Array  # (H, W, C): of cosine coefficients (`encodings`)
+    contrast: Array  # (): the standard deviation of normalised training images
+    given: Array | None = None  # (n, H, W, C), normalised, class by class: where to start
+
+
+class Individual(NamedTuple):
+    """A synthetic dataset: images (n, H, W, C) in normalised space, labels (n, num_classes)."""
+
+    images: Array
+    labels: Array
+
+
+def make_data(dataset: Dataset, given: np.ndarray | None = None) -> Data:
+    """The train and validation parts of `dataset`: the test part stays closed. given: images
+    (n, H, W, C), normalised, class by class, where `start` is given."""
+    height, width, _ = dataset.image_shape
+    number = min(1000, max(200, 2**23 // (height * width)))  # a spread needs no more
+    some = dataset.train.images[:: max(1, len(dataset.train) // number)][:number]
+    some = normalize(some, np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32))
+    return Data(
+        train_images=jnp.asarray(dataset.train.images),
+        train_labels=jnp.asarray(dataset.train.labels),
+        fitness_images=jnp.asarray(dataset.validation.images),
+        fitness_labels=jnp.asarray(dataset.validation.labels),
+        mean=jnp.asarray(dataset.mean, jnp.float32),
+        std=jnp.asarray(dataset.std, jnp.float32),
+        spread=jnp.asarray(encodings.cosine_spread(some)),
+        contrast=jnp.asarray(some.std(), jnp.float32),
+        given=None if given is None else jnp.asarray(given),
+    )
+
+
+def encoding_of(config: Config, image_shape: tuple[int, ...]) -> Encoding:
+    """The encoding of images (height, width, channels) that `config` asks for."""
+    height, width, channels = image_shape
+    shape = height, width, channels
+    return encodings.create(config.encoding, shape, config.num_cosines, config.factor)
+
+
+def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> int:
+    """Numbers that an individual is."""
+    num_images = num_classes * config.images_per_class
+    num_labels = num_classes if config.evolve_labels else 0
+    return num_images * (encoding_of(config, image_shape).num_dims + num_labels)
+
+
+LABEL_STEP = 0.2
+"""What a step of one changes in a label that evolves by kernel regression: a fifth of what tells
+one class from another."""
+
+
+def images_and_targets(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    individual: Array,
+    data: Data,
+) -> tuple[Array, Array]:
+    """The images that a flat individual (D,) is, and for each (n, num_classes) numbers: what kernel
+    regression makes of it, 1 for the class and 0 for others where labels do not evolve."""
+    num_images = num_classes * config.images_per_class
+    encoding = encoding_of(config, image_shape)
+    numbers = individual.reshape(num_images, -1)
+    images = encoding.decode(numbers[:, : encoding.num_dims], data.spread)
+    if config.levels is not None:
+        pixels = encodings.rounded(images * data.std + data.mean, config.levels)
+        images = (pixels - data.mean) / data.std
+    if not config.evolve_labels:
+        return images, one_hot_classes(config, num_classes)
+    return images, numbers[:, encoding.num_dims :] * label_step(config)
+
+
+def decode(
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    individual: Array,
+    data: Data,
+) -> Individual:
+    """The synthetic dataset that a flat individual (D,) is.
+
+    Features of a network with instance normalisation do not depend on contrast, and a search by
+    kernel regression on them leaves any. So these images get that of real ones, which other
+    networks need, unless their pixels have bounds or levels.
+
+    Labels that evolve are cut at 0 and scaled to sum 1, all zero they are uniform. By kernel
+    regression, whose predictions become probabilities by a softmax, so do they: a network that
+    fits such a label has the logits that the regression was given.
+    """
+    own = config, num_classes, image_shape, individual, data
+    images, targets = images_and_targets(*own)
+    if (
+        config.fitness == "kernel_regression"
+        and config.network.normalization in ("default", "instance")
+        and config.levels is None
+        and config.clip != "image"
+    ):
+        images *= data.contrast / jnp.maximum(images.std(), 1e-6)
+    if not config.evolve_labels:
+        return Individual(images, targets)
+    if config.fitness == "kernel_regression":
+        return Individual(images, jax.nn.softmax(config.regression.temperature * targets))
+    labels = jnp.maximum(targets, 0.0)
+    total = labels.sum(-1, keepdims=True)
+    labels = jnp.where(total > 0, labels / jnp.where(total > 0, total, 1.0), 1.0 / num_classes)
+    return Individual(images, labels)
+
+
+def one_hot_classes(config: Config, num_classes: int) -> Array:
+    """(n, num_classes): 1 for the class of each image."""
+    classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
+    return jax.nn.one_hot(classes, num_classes)
+
+
+def label_step(config: Config) -> float:
+    """The change of a label that a step of one stands for."""
+    return LABEL_STEP if config.fitness == "kernel_regression" else 1.0
+
+
+def encode(config: Config, num_classes: int, images: Array, spread: Array) -> Array:
+    """The flat individual (D,) of normalised images (n, H, W, C), as many of each class, in the
+    order of classes."""
+    codes = encoding_of(config, images.shape[1:]).encode(images, spread)
+    if config.evolve_labels:
+        labels = one_hot_classes(config, num_classes) / label_step(config)
+        codes = jnp.concatenate([codes, labels], -1)
+    return codes.reshape(-1)
+
+
+def random_individuals(
+    key: Array, config: Config, num_classes: int, data: Data, num_individuals: int
+) -> Array:
+    """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
+    num_images = num_classes * config.tiles_per_class
+
+    def draw(key):
+        indices = random_examples(key, data.train_labels, num_images, num_classes)
+        images = normalize(data.train_images[indices], data.mean, data.std)
+        return encode(config, num_classes, encodings.packed(images, config.factor), data.spread)
+
+    return jax.lax.map(draw, jax.random.split(key, num_individuals))
+
+
+def class_means(config: Config, num_classes: int, data: Data) -> Array:
+    """The flat individual (D,) whose images are each the mean of their class's training images."""
+
+    num_images, *shape = data.train_images.shape
+    size = min(1000, num_images)
+
+    def add(block, totals):
+        start = jnp.minimum(block * size, num_images - size)  # the last overlaps the one before
+        images, labels = (
+            jax.lax.dynamic_slice_in_dim(array, start, size)
+            for array in (data.train_images, data.train_labels)
+        )
+        new = start + jnp.arange(size) >= block * size
+        members = jax.nn.one_hot(labels, num_classes) * new[:, None]
+        images = images.astype(jnp.float32)
+        return totals + jnp.einsum("nk,nhwc->khwc", members, images, precision="highest")
+
+    empty = jnp.zeros((num_classes, *shape))
+    totals = jax.lax.fori_loop(0, -(-num_images // size), add, empty)
+    counts = jnp.bincount(data.train_labels, length=num_classes)
+    means = totals / counts[:, None, None, None]
+    if jnp.issubdtype(data.train_images.dtype, jnp.integer):
+        means /= 255
+    images = normalize(means, data.mean, data.std)
+    images = encodings.packed(images.repeat(config.tiles_per_class, 0), config.factor)
+    return encode(config, num_classes, images, data.spread)
+
+
+def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> Array:
+    """The flat individual (D,) whose images are centres of k-means in each class: Lloyd's
+    algorithm on at most 8,192 training images, from random ones."""
+    count = config.tiles_per_class
+    key_some, key_first = jax.random.split(key)
+    some = jax.random.permutation(key_some, len(data.train_images))[:8192]
+    points = normalize(data.train_images[some], data.mean, data.std)
+    labels, shape = data.train_labels[some], points.shape[1:]
+    points = points.reshape(len(points), -1)
+    first = random_examples(key_first, data.train_labels, num_classes * count, num_classes)
+    starts = normalize(data.train_images[first], data.mean, data.std)
+
+    def of_class(label: Array, centres: Array) -> Array:
+        def step(centres, _):
+            distances = (centres**2).sum(1) - 2 * points @ centres.T
+            nearest = jax.nn.one_hot(distances.argmin(1), count) * (labels == label)[:, None]
+            sizes = nearest.sum(0)[:, None]
+            means = nearest.T @ points / jnp.maximum(sizes, 1)
+            return jnp.where(sizes > 0, means, centres), None
+
+        return jax.lax.scan(step, centres, length=25)[0]
+
+    starts = starts.reshape(num_classes, count, -1)
+    centres = jax.lax.map(lambda found: of_class(*found), (jnp.arange(num_classes), starts))
+    images = encodings.packed(centres.reshape(-1, *shape), config.factor)
+    return encode(config, num_classes, images, data.spread)

@@ -1,0 +1,98 @@
+"""Strong random selection (paper 002, section 3.3): the best of many random individuals.
+
+One repeat draws as many individuals of real training images as the evolution has and keeps the one
+with the best fitness. Repeats are steps, so that they are interrupted and resumed like generations.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from evojax_suite.systems.ga_distillation.algorithm import (
+    Config,
+    Data,
+    Individual,
+    Params,
+    decode,
+    over_members,
+    random_individuals,
+    rank_last,
+    score_population,
+)
+from evojax_suite.types import Algorithm, Array, Divided
+
+
+@struct.dataclass
+class State:
+    """The chosen individuals of the repeats done so far."""
+
+    chosen: Array  # (num_repeats, D)
+    repeat: Array  # () int32
+
+
+class Metrics(NamedTuple):
+    """What one repeat reports."""
+
+    generation: Array  # the repeat, from 1
+    fitness_best: Array
+    fitness_mean: Array
+    num_failed: Array
+
+
+def build(
+    config: Config, num_repeats: int, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm:
+    """`num_repeats` repeats; the result holds their individuals, (num_repeats, n, ...)."""
+
+    def init(key: Array, params: Params, data: Data) -> State:
+        del params
+        individual = random_individuals(key, config, num_classes, data, 1)
+        return State(chosen=jnp.tile(individual, (num_repeats, 1)), repeat=jnp.int32(0))
+
+    def keys(key: Array) -> tuple[Array, None]:
+        return jax.random.split(key), None
+
+    def score(
+        keys: Array, state: State, params: Params, data: Data, members: Array
+    ) -> tuple[Array, Array]:
+        """Random individuals and their fitness."""
+        del state, params
+        key_individuals, key_score = keys
+        population = random_individuals(
+            key_individuals, config, num_classes, data, config.population_size
+        )
+        own = config, num_classes, image_shape, population, data
+        return population[members], score_population(key_score, *own, members).fitness
+
+    def advance(
+        keys: None, state: State, scored: tuple[Array, Array], params: Params, data: Data
+    ) -> tuple[State, Metrics]:
+        del keys, params, data
+        population, fitness = scored
+        failed = ~jnp.isfinite(fitness)
+        leader = rank_last(fitness).argmax()
+        metrics = Metrics(
+            generation=state.repeat + 1,
+            fitness_best=fitness[leader],
+            fitness_mean=jnp.mean(fitness, where=~failed),
+            num_failed=failed.sum(),
+        )
+        chosen = state.chosen.at[state.repeat].set(population[leader])
+        return State(chosen=chosen, repeat=state.repeat + 1), metrics
+
+    def result(state: State, params: Params, data: Data) -> Individual:
+        del params
+        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one, data))(
+            state.chosen
+        )
+
+    def finished(state: State) -> Array:
+        del state
+        return jnp.bool_(False)
+
+    divided = Divided(config.population_size, keys, score, advance)
+    return over_members(config, init, divided, result, finished)
