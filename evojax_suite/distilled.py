@@ -30,7 +30,7 @@ from evojax_suite.training import (
     TrainingConfig,
     fit_and_evaluate_population,
 )
-from evojax_suite.types import Array, Dataset, Divided
+from evojax_suite.types import Array, Dataset, Divided, Split
 
 LITERATURE = TrainingConfig(
     num_epochs=300,
@@ -262,7 +262,8 @@ def _judge(
     return lambda keys, data: judge(keys, None, None, data)
 
 
-def accuracies_on_test(
+def accuracies_on(
+    split: Split,
     key: Array,
     images: Array | np.ndarray,
     labels: Array | np.ndarray,
@@ -273,7 +274,8 @@ def accuracies_on_test(
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
 ) -> np.ndarray:
-    """Accuracy on the test part of `num_networks` networks trained on images (n, H, W, C).
+    """Accuracy on `split`, a part of `dataset`, of `num_networks` networks trained on images (n, H, W,
+    C).
 
     images: normalised. labels: (n, num_classes). Both may have a leading axis, a set for each
     network. The networks are divided over `num_devices` devices of each process. Returns
@@ -284,8 +286,8 @@ def accuracies_on_test(
     data = (
         jnp.asarray(images),
         jnp.asarray(labels),
-        jnp.asarray(dataset.test.images),
-        jnp.asarray(dataset.test.labels),
+        jnp.asarray(split.images),
+        jnp.asarray(split.labels),
         jnp.asarray(dataset.mean, jnp.float32),
         jnp.asarray(dataset.std, jnp.float32),
     )

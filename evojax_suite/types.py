@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -56,6 +56,10 @@ class Dataset:
         """Height, width, channels."""
         height, width, channels = self.train.images.shape[1:]
         return height, width, channels
+
+    def without_test(self) -> Dataset:
+        """This dataset with an empty test split, for what must not see it."""
+        return replace(self, test=Split(self.test.images[:0], self.test.labels[:0]))
 
 
 @struct.dataclass

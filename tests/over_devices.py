@@ -18,7 +18,7 @@ devices.take(8)  # before evosax is imported
 
 from evojax_suite import cest, ga_distillation  # noqa: E402
 from evojax_suite.data import load  # noqa: E402
-from evojax_suite.distilled import accuracies_on_test  # noqa: E402
+from evojax_suite.distilled import accuracies_on  # noqa: E402
 from evojax_suite.networks import NetworkConfig  # noqa: E402
 from evojax_suite.runtime.results import read_lines  # noqa: E402
 from evojax_suite.systems.cest import predator_prey  # noqa: E402
@@ -67,10 +67,10 @@ def main(output: str) -> None:
     few = DIGITS.train.images[:20] / 255, np.eye(10)[DIGITS.train.labels[:20]]
     training = TrainingConfig(num_epochs=2)
     for number in (1, 4):
-        judged = accuracies_on_test(
-            jax.random.key(0), *few, DIGITS, NETWORK, training, 6, num_devices=number
+        judged = accuracies_on(
+            DIGITS.test, jax.random.key(0), *few, DIGITS, NETWORK, training, 6, num_devices=number
         )
-        keep(found, f"accuracies_on_test/{number}", judged)
+        keep(found, f"accuracies_on/{number}", judged)
     for name, algorithm, params, data in cases():
         state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
         for number in (1, 2, 4, 8) if name == "ga_distillation" else (1, 4):

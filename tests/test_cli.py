@@ -64,8 +64,8 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     again = ["evaluate", str(tmp_path / "smaller" / "distilled.npz"), "--num-networks", "1"]
     assert main([*again, "--output", str(output)]) == 0
     (accuracy,) = json.loads(output.read_text())["test_accuracies"]["ConvNet"]
-    expected = distilled.accuracies_on_test(
-        jax.random.key(1),
+    expected = distilled.accuracies_on(
+        load("digits").test, jax.random.key(1),
         found.unpacked().images,
         found.unpacked().labels,
         load("digits"),

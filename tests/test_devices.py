@@ -38,7 +38,7 @@ def over_devices(tmp_path_factory):
         ("kernel_regression", 4),
         ("predator_prey", 4),
         ("strong_random", 4),
-        ("accuracies_on_test", 4),
+        ("accuracies_on", 4),
     ],
 )
 def test_on_several_devices_every_member_is_as_on_one(over_devices, name, number):

@@ -11,7 +11,7 @@ import pytest
 
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.data import DataError
-from evojax_suite.distilled import DistilledDataset, accuracies_on_test
+from evojax_suite.distilled import DistilledDataset, accuracies_on
 from evojax_suite.runtime.results import (
     Rows,
     RunExists,
@@ -109,8 +109,8 @@ def test_real_images_train_better_networks_than_noise(data):
     network, training = NetworkConfig(width=16, depth=2), TrainingConfig(num_epochs=60)
 
     def judge(images):
-        return accuracies_on_test(
-            jax.random.key(0), images, labels, digits, network, training, num_networks=3
+        return accuracies_on(
+            digits.test, jax.random.key(0), images, labels, digits, network, training, num_networks=3
         )
 
     real, noise = judge(images), judge(np.random.default_rng(0).normal(size=images.shape))

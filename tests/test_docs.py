@@ -15,7 +15,7 @@ import pytest
 from evojax_suite import NetworkConfig, TrainingConfig, exports, load
 from evojax_suite.cli.main import main
 from evojax_suite.data import normalize
-from evojax_suite.distilled import DistilledDataset, accuracies_on_test
+from evojax_suite.distilled import DistilledDataset, accuracies_on
 from evojax_suite.operators import random_examples
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -86,7 +86,7 @@ def test_fifteen_lines_of_pytorch_find_what_we_find(tmp_path, monkeypatch):
         exec(block, names)
         theirs.append(float(names["accuracy"]))
     key = jax.random.key(1)
-    ours = accuracies_on_test(key, images, labels, digits, network, training, 5)
+    ours = accuracies_on(digits.test, key, images, labels, digits, network, training, 5)
     assert np.mean(theirs) > 0.6
     error = np.hypot(np.std(ours), np.std(theirs)) / np.sqrt(5)
     assert abs(np.mean(ours) - np.mean(theirs)) < 4 * error + 0.01

@@ -13,7 +13,7 @@ import pytest
 from evojax_suite import EngineConfig, NetworkConfig, TrainingConfig, load
 from evojax_suite.cli.main import main
 from evojax_suite.data import normalize
-from evojax_suite.distilled import DistilledDataset, accuracies_on_test
+from evojax_suite.distilled import DistilledDataset, accuracies_on
 from evojax_suite.robust_scores import (
     Judged,
     augmentation_robust_score,
@@ -89,11 +89,11 @@ def trained(monkeypatch) -> list:
     """What networks are trained on: (images, labels, augmented) of each set."""
     found = []
 
-    def on_test(key, images, labels, dataset, network, training, *more):
+    def on_test(split, key, images, labels, dataset, network, training, *more):
         found.append((np.asarray(images), np.asarray(labels), bool(training.shift_pixels)))
-        return accuracies_on_test(key, images, labels, dataset, network, training, *more)
+        return accuracies_on(split, key, images, labels, dataset, network, training, *more)
 
-    monkeypatch.setattr("evojax_suite.distilled.accuracies_on_test", on_test)
+    monkeypatch.setattr("evojax_suite.distilled.accuracies_on", on_test)
     return found
 
 
@@ -188,8 +188,10 @@ def test_each_network_may_have_its_own_set():
     network, training = NetworkConfig("MLP", width=8), TrainingConfig(num_epochs=20)
     key = jax.random.key(0)
     shared = digits, network, training, 3
-    together = accuracies_on_test(key, images, labels, *shared)
-    alone = [accuracies_on_test(key, images[i], labels[i], *shared)[i] for i in range(3)]
+    together = accuracies_on(digits.test, key, images, labels, *shared)
+    alone = [
+        accuracies_on(digits.test, key, images[i], labels[i], *shared)[i] for i in range(3)
+    ]
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 

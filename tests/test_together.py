@@ -19,7 +19,7 @@ from evojax_suite.cli import main as cli
 from evojax_suite.cli.main import main
 from evojax_suite.running import together
 from evojax_suite.running.options import RunOptions
-from evojax_suite.runtime import loop
+from evojax_suite.runtime import loop, program
 from evojax_suite.types import Algorithm
 
 KEYS = jax.random.split(jax.random.key(0), 4)
@@ -68,20 +68,20 @@ def waiting(patience: int = 6) -> Algorithm:
     )
 
 
-def alone(folder: Path, number: int, num_steps: int = STEPS, **settings) -> loop.Outcome:
+def alone(folder: Path, number: int, num_steps: int = STEPS, **settings) -> loop.LoopResult:
     return loop.run(
         waiting(), KEYS[number], jnp.float32(2), DATA, num_steps, folder / str(number), **settings
     )
 
 
-def all_of(folder: Path, num_steps: int = STEPS, **settings) -> list[loop.Outcome]:
+def all_of(folder: Path, num_steps: int = STEPS, **settings) -> list[loop.LoopResult]:
     directories = [folder / str(number) for number in range(len(KEYS))]
     return loop.run_together(
         waiting(), KEYS, jnp.float32(2), DATA, num_steps, directories, **settings
     )
 
 
-def assert_as_alone(found: list[loop.Outcome], folder: Path, other: Path, **settings) -> None:
+def assert_as_alone(found: list[loop.LoopResult], folder: Path, other: Path, **settings) -> None:
     assert len(found) == len(KEYS)
     for number, outcome in enumerate(found):
         expected = alone(other, number, **settings)
@@ -151,36 +151,36 @@ def test_halves_follow_one_another_where_memory_is_short(tmp_path, monkeypatch):
         asked.append(None)
         return -1 if len(asked) == 1 else 1e9
 
-    monkeypatch.setattr(loop, "_free_bytes", free)
+    monkeypatch.setattr(program, "free_bytes", free)
     seen = []
     found = all_of(tmp_path / "all", on_report=lambda reports: seen.append([*reports]))
     assert len(asked) == 3  # all, then each half
     assert seen[0] == [0, 1]
     assert [2, 3] in seen
     assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
-    monkeypatch.setattr(loop, "_free_bytes", lambda: -1)  # a run alone is not refused
+    monkeypatch.setattr(program, "free_bytes", lambda: -1)  # a run alone is not refused
     assert_as_alone(all_of(tmp_path / "small"), tmp_path / "small", tmp_path / "alone")
 
 
 def test_a_device_that_is_full_halves_what_it_does(tmp_path, monkeypatch):
     """Out of memory in the middle: the halves go on from what is saved."""
-    tried, run = [], loop._run
+    tried, drive = [], loop._drive
 
     def full(*arguments):
-        tried.append(len(arguments[5]))
+        tried.append(len(arguments[1]))
         if len(tried) == 1:
-            run(*arguments[:4], 3, *arguments[5:])
+            drive(*arguments[:2], 3, *arguments[3:])
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         if len(tried) == 4:
             raise jax.errors.JaxRuntimeError("INTERNAL: another fault")
-        return run(*arguments)
+        return drive(*arguments)
 
-    monkeypatch.setattr(loop, "_run", full)
+    monkeypatch.setattr(loop, "_drive", full)
     found = all_of(tmp_path / "all")
     assert tried == [4, 2, 2]
     monkeypatch.undo()
     assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
-    monkeypatch.setattr(loop, "_run", full)
+    monkeypatch.setattr(loop, "_drive", full)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another fault"):
         all_of(tmp_path / "all")
 

@@ -39,13 +39,13 @@ def run_folder(tmp_path) -> Path:
 
 def test_cells_are_run_once(transfer, run_folder, monkeypatch, capsys):
     judged = []
-    original = transfer.distilled.accuracies_on_test
+    original = transfer.distilled.accuracies_on
 
-    def on_test(key, images, labels, dataset, network, training, *more):
+    def on_test(split, key, images, labels, dataset, network, training, *more):
         judged.append((network.network, network.width, network.depth, training.optimizer))
-        return original(key, images, labels, dataset, network, training, *more)
+        return original(split, key, images, labels, dataset, network, training, *more)
 
-    monkeypatch.setattr(transfer.distilled, "accuracies_on_test", on_test)
+    monkeypatch.setattr(transfer.distilled, "accuracies_on", on_test)
     shared = {"num_networks": 2, "num_epochs": 8, "output": run_folder / "transfer.json"}
 
     def table(**more) -> list[str]:

@@ -17,7 +17,8 @@ from evojax_suite.distilled import AugmentationName, DistilledDataset
 from evojax_suite.networks import NetworkConfig, NetworkName
 from evojax_suite.reporting.progress import console
 from evojax_suite.running import robust
-from evojax_suite.running.options import Placement, check_seed, differing, percent
+from evojax_suite.reporting import formats
+from evojax_suite.running.options import Placement, check_seed, config_difference
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import write_json
 from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
@@ -136,9 +137,9 @@ def run(options: Options) -> None:
         f"{options.path}: {stored} images of {data.dataset}, made with "
         f"{data.network.network}, seed {data.seed}"
     )
-    changed = differing(training, data.training) | differing(network, data.network)
-    shown = ", ".join(f"{name}={value}" for name, value in changed.items()) or "none"
-    console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {shown}")
+    changed = config_difference(training, data.training)
+    changed |= config_difference(network, data.network)
+    console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {formats.settings(changed)}")
     if data.test_accuracies:
         console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
     results, scores = {}, {}
@@ -159,8 +160,8 @@ def run(options: Options) -> None:
             results[name], scores[name] = scored.judged.set_own, scored.summary()
             lines = scored.lines()
         else:
-            results[name] = distilled.accuracies_on_test(
-                key, *shared, engine=options.engine, num_devices=options.devices
+            results[name] = distilled.accuracies_on(
+                dataset.test, key, *shared, engine=options.engine, num_devices=options.devices
             )
         if devices.is_first():
             print(_row(name, results[name]), *lines, sep="\n", flush=True)
@@ -171,4 +172,4 @@ def run(options: Options) -> None:
 
 
 def _row(name: str, accuracies: np.ndarray) -> str:
-    return f"{name}: {percent(accuracies)} % ({len(accuracies)} networks)"
+    return f"{name}: {formats.percent(accuracies)} % ({len(accuracies)} networks)"

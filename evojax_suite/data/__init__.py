@@ -3,7 +3,7 @@
 from evojax_suite.data.catalog import NAMES
 from evojax_suite.data.errors import DataError
 from evojax_suite.data.loader import from_arrays, load
-from evojax_suite.data.splits import hold_out, with_whole_training_set
+from evojax_suite.data.splits import hold_out, some_images, with_whole_training_set
 from evojax_suite.data.transforms import (
     denormalize,
     mixup,
@@ -25,5 +25,6 @@ __all__ = [
     "random_crop",
     "random_flip",
     "random_shift",
+    "some_images",
     "with_whole_training_set",
 ]

@@ -74,3 +74,18 @@ def balanced_subset(labels: np.ndarray, num_images: int, num_classes: int) -> np
     shares = class_shares(num_images, num_classes)
     chosen = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
     return np.sort(np.concatenate(chosen))
+
+
+def some_images(
+    dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
+) -> Dataset:
+    """`dataset` with a fixed, balanced part of the training images and the first validation images;
+    None is all. Raises ValueError where there are no more than `num_images`."""
+    train, part = dataset.train, dataset.validation
+    if num_images is not None:
+        if not 1 <= num_images < len(train):
+            raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
+        kept = balanced_subset(train.labels, num_images, dataset.num_classes)
+        train = Split(train.images[kept], train.labels[kept])
+    most = slice(num_validation_images)
+    return replace(dataset, train=train, validation=Split(part.images[most], part.labels[most]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 
 from evojax_suite.reporting import report
 from evojax_suite.reporting.charts import COLORS, Chart, Series
-from evojax_suite.reporting.report import Figure, Table
+from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.runtime.results import flat, read_lines, write_json
 
 
@@ -26,66 +26,24 @@ class Quantity:
     digits: int = 1
 
 
-def _accuracy(key: str, title: str) -> Quantity:
+def accuracy(key: str, title: str) -> Quantity:
+    """An accuracy of the summary, shown in per cent."""
     return Quantity(key, f"{title} (%)", 100, 2)
 
 
-_SECONDS = Quantity("seconds", "seconds")
+SECONDS = Quantity("seconds", "seconds")
 
-QUANTITIES: dict[str, tuple[Quantity, ...]] = {
-    "ga_distillation": (
-        _accuracy("test_accuracy_mean", "test accuracy"),
-        _accuracy("strong_random_test_accuracy_mean", "strong random"),
-        Quantity("fitness_best", "best fitness", digits=4),
-        Quantity("num_generations", "generations", digits=0),
-        _SECONDS,
-    ),
-    "ecomp": (
-        _accuracy("test_accuracy", "test accuracy"),
-        _accuracy("parent_test_accuracy", "of the parent"),
-        _accuracy("test_agreement", "agreement"),
-        _accuracy("relative_size", "relative size"),
-        Quantity("num_parameters", "parameters", digits=0),
-        _SECONDS,
-    ),
-    "cest": (
-        _accuracy("test_accuracy", "test accuracy"),
-        _accuracy("baseline_equal_gradients.test_accuracy", "whole set, equally many gradients"),
-        _accuracy("baseline.test_accuracy", "whole set, equally many epochs"),
-        Quantity("gradient_examples", "gradient examples", digits=0),
-        _SECONDS,
-        Quantity("baseline.seconds", "seconds, whole set"),
-    ),
-    "de_nas": (
-        _accuracy("test_accuracy", "test accuracy, most accurate"),
-        Quantity("num_parameters", "parameters", digits=0),
-        _accuracy("smallest.test_accuracy", "test accuracy, smallest"),
-        Quantity("smallest.num_parameters", "parameters, smallest", digits=0),
-        Quantity("num_evaluated", "candidates", digits=0),
-        _SECONDS,
-    ),
-    "devs": (_SECONDS,),
-    "coreset": (),
-}
-"""Quantities by system, the most important first; devs and coreset have an accuracy a set, too."""
 
-CURVES: dict[str, tuple[tuple[str, str], ...]] = {
-    "ga_distillation": (("generation", "fitness_best"), ("generation", "fitness_mean")),
-    "ecomp": tuple(
-        ("generation", f"{name}_mean") for name in ("accuracy", "relative_size", "similarity_loss")
-    ),
-    "cest": (
-        ("generation", "validation_loss"),
-        ("generation", "validation_accuracy"),
-        ("gradient_examples", "validation_accuracy"),
-    ),
-    "de_nas": (("generation", "accuracy_best"), ("generation", "population_parameters")),
-    "devs": (),
-    "coreset": (),
-}
-"""Columns of metrics.jsonl that are drawn against one another."""
+@dataclass(frozen=True)
+class Columns:
+    """What comparisons show of the runs of a system."""
 
-_STEP = {"cest": "epoch", "de_nas": "candidate"}  # what a generation is there
+    quantities: tuple[Quantity, ...] = ()
+    """The most important first; the accuracies of small sets come before them."""
+    curves: tuple[tuple[str, str], ...] = ()
+    """Columns of metrics.jsonl that are drawn against one another."""
+    step: str = "generation"
+    """What a generation is called."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +80,9 @@ def _set(row: dict) -> str:
     return f"{row['method']}, {row['num_images']} images"
 
 
-def read(path: Path) -> Run:
-    """The run in the folder `path`. Raises ValueError, one line, where none ended there."""
+def read(path: Path, systems: Collection[str]) -> Run:
+    """The run of one of `systems` in the folder `path`. Raises ValueError, one line, where none ended
+    there."""
     try:
         summary = json.loads((path / "summary.json").read_text())
         settings = json.loads((path / "config.json").read_text())
@@ -132,8 +91,8 @@ def read(path: Path) -> Run:
         raise ValueError(f"{path} holds no finished run: {missing} is missing") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} holds no run: {error}") from None
-    if not isinstance(summary, dict) or summary.get("system") not in QUANTITIES:
-        raise ValueError(f"{path}/summary.json is of none of {', '.join(QUANTITIES)}")
+    if not isinstance(summary, dict) or summary.get("system") not in systems:
+        raise ValueError(f"{path}/summary.json is of none of {', '.join(systems)}")
     results = summary.get("results", [])
     if not isinstance(results, list):
         raise ValueError(f"{path}/summary.json has results that are no list")
@@ -210,10 +169,10 @@ def _setting(path: str, value: Any) -> str:
     return str(value) if isinstance(value, str) else f"{name} {value}"
 
 
-def _quantities(group: Group) -> dict[str, Quantity]:
+def _quantities(group: Group, columns: Mapping[str, Columns]) -> dict[str, Quantity]:
     """Those that a group has, by title; the accuracies of sets first."""
     sets = dict.fromkeys(_set(row) for run in group.runs for row in run.summary.get("results", ()))
-    found = [*(_accuracy(key, key) for key in sets), *QUANTITIES[group.system]]
+    found = [*(accuracy(key, key) for key in sets), *columns[group.system].quantities]
     return {quantity.title: quantity for quantity in found if len(group.values(quantity.key))}
 
 
@@ -272,16 +231,16 @@ def _curve(group: Group, x: str, y: str, color: str) -> Series | None:
     return Series(group.name, xs.mean(0), mean, *band, color=color)
 
 
-def _figures(groups: Sequence[Group]) -> list[Figure]:
+def _figures(groups: Sequence[Group], columns: Mapping[str, Columns]) -> list[Figure]:
     colors = [COLORS[i % len(COLORS)] for i in range(len(groups))]
     figures = []
     for system in dict.fromkeys(group.system for group in groups):
         own = [(g, c) for g, c in zip(groups, colors, strict=True) if g.system == system]
         charts = []
-        for x, y in CURVES[system]:
+        for x, y in columns[system].curves:
             series = [found for g, c in own if (found := _curve(g, x, y, c)) is not None]
             if series:
-                title = _STEP.get(system, x) if x == "generation" else x.replace("_", " ")
+                title = columns[system].step if x == "generation" else x.replace("_", " ")
                 charts.append(Chart(title, y.replace("_", " "), series))
         if charts:
             caption = f"{system}: mean over seeds, shaded by one standard deviation"
@@ -353,16 +312,20 @@ def _networks(run: Run) -> list[tuple[float, float, str]]:
         raise ValueError(f"{file} says nothing of its networks: {error!r}") from None
 
 
-def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
+def write(
+    paths: Sequence[Path], folder: Path, repeat: Sequence[str], columns: Mapping[str, Columns]
+) -> str:
     """Compare the runs in `paths`; write `folder`/report.html, comparison.json and figures/.
+
+    columns: what is shown of each system. repeat: lines of shell.
 
     Returns a table as text. Raises ValueError, one line, for what is no finished run.
     """
-    groups = grouped([read(path) for path in paths])
+    groups = grouped([read(path, columns) for path in paths])
     tables, headline, texts = [], [], []
     for system in dict.fromkeys(group.system for group in groups):
         own = [group for group in groups if group.system == system]
-        quantities = {t: q for group in own for t, q in _quantities(group).items()}
+        quantities = {t: q for group in own for t, q in _quantities(group, columns).items()}
         header = ["", "seeds", *quantities]
         rows = [
             [group.name, str(len(group.runs)), *(_cell(group, q) for q in quantities.values())]
@@ -379,7 +342,7 @@ def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
                 heading = f"{title}: difference from {own[0].name}, same seeds"
                 tables.append(Table(heading, columns, differences))
                 texts.append(f"{heading}\n{_as_text([columns, *differences])}")
-    figures = _figures(groups)
+    figures = _figures(groups, columns)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
         folder / "comparison.json",
@@ -389,19 +352,21 @@ def write(paths: Sequence[Path], folder: Path, repeat: Sequence[str]) -> str:
                 "system": group.system,
                 "seeds": [run.seed for run in group.runs],
                 "runs": [str(run.path) for run in group.runs],
-                "values": {q.key: group.values(q.key) for q in _quantities(group).values()},
+                "values": {q.key: group.values(q.key) for q in _quantities(group, columns).values()},
             }
             for group in groups
         ],
     )
     report.write(
         folder / "report.html",
-        "Runs compared",
-        f"{len(paths)} runs; those that differ in nothing but the seed are one row.",
-        headline,
-        tables,
-        figures,
-        [["runs", ", ".join(str(path) for path in paths)]],
+        Report(
+            "Runs compared",
+            f"{len(paths)} runs; those that differ in nothing but the seed are one row.",
+            headline,
+            tables,
+            figures,
+            [["runs", ", ".join(str(path) for path in paths)]],
+        ),
         repeat,
         {group.name: {str(run.path): run.summary for run in group.runs} for group in groups},
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from evojax_suite.data.errors import first_line
-from evojax_suite.runtime.loop import Report
+from evojax_suite.runtime.loop import StepReport
 
 Logger = Literal["tensorboard", "wandb"]
 _MODULES: dict[Logger, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -44,11 +44,11 @@ def _numbers(row: dict[str, Any]) -> dict[str, float]:
 @contextmanager
 def logged(
     names: Sequence[Logger], directory: Path, settings: dict
-) -> Iterator[Callable[[Report], None]]:
+) -> Iterator[Callable[[StepReport], None]]:
     """Give a function that logs a report; directory: of the run, which names it."""
     writer = run = None
 
-    def log(report: Report) -> None:
+    def log(report: StepReport) -> None:
         nonlocal writer, run
         for row in report.rows:
             step, numbers = int(row["generation"]), _numbers(row)

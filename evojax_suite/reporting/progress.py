@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from evojax_suite.runtime.loop import Report
+from evojax_suite.runtime.loop import StepReport
 from evojax_suite.runtime.results import plain
 
 LogFormat = Literal["text", "json"]
@@ -40,26 +40,21 @@ class Terminal(Console):
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 
-_SHOWN = {
+SHOWN = {
     "fitness_best": "best",
     "fitness_mean": "mean",
-    "accuracy_mean": "accuracy",
-    "relative_size_mean": "relative size",
-    "num_samples": "samples",
     "loss": "loss",
     "accuracy": "accuracy",
-    "matching_loss": "matching loss",
     "validation_accuracy": "validation accuracy",
-    "accuracy_best": "best accuracy",
-    "num_parameters": "parameters",
 }
+"""Metrics that the progress of any run shows, and how they are called there."""
 
 
-def _describe(report: Report, members_per_step: int) -> str:
+def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str]) -> str:
     metrics = report.metrics
     parts = [
         f"{title} {metrics[name]:{'.4f' if isinstance(metrics[name], float) else ','}}"
-        for name, title in _SHOWN.items()
+        for name, title in shown.items()
         if not math.isnan(metrics.get(name, math.nan))
     ]
     if metrics["num_failed"]:
@@ -70,12 +65,15 @@ def _describe(report: Report, members_per_step: int) -> str:
 
 
 @contextmanager
-def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
-    """Give a function for `loop.run(on_report=...)` that shows how a run goes."""
+def progress(
+    title: str, num_steps: int, members_per_step: int = 0, shown: Mapping[str, str] = SHOWN
+) -> Iterator[Callable[[StepReport], None]]:
+    """Give a function for `loop.run(on_report=...)` that shows how a run goes; shown: metrics, and
+    how they are called."""
     if not console.is_terminal or console.log_format == "json":
         last, first = 0.0, None
 
-        def line(report: Report) -> None:
+        def line(report: StepReport) -> None:
             nonlocal last, first
             now = time.monotonic()
             first = first or (report.step - 1, now - report.seconds_per_step)
@@ -85,7 +83,7 @@ def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
                 left = (report.num_steps - report.step) * pace
                 console.say(
                     f"{title} {report.step}/{report.num_steps}: "
-                    f"{_describe(report, members_per_step)}, {left:.0f} s left",
+                    f"{_describe(report, members_per_step, shown)}, {left:.0f} s left",
                     title=title,
                     step=report.step,
                     num_steps=report.num_steps,
@@ -106,8 +104,8 @@ def progress(title: str, num_steps: int, members_per_step: int = 0) -> Iterator:
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=num_steps, state="compiling")
 
-        def update(report: Report) -> None:
-            state = _describe(report, members_per_step)
+        def update(report: StepReport) -> None:
+            state = _describe(report, members_per_step, shown)
             bar.update(task, completed=report.step, state=state)
 
         yield update

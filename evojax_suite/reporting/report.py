@@ -92,28 +92,33 @@ class Figure:
     charts: Sequence[Chart] = ()
 
 
-def write(
-    path: Path,
-    title: str,
-    lead: str,
-    headline: Sequence[tuple[str, str]],
-    tables: Sequence[Table],
-    figures: Sequence[Figure],
-    numbers: Sequence[Sequence[str]],
-    repeat: Sequence[str],
-    details: dict[str, object],
-) -> None:
+@dataclass(frozen=True)
+class Report:
+    """What the page of a run shows, and what is said when it ends."""
+
+    title: str
+    lead: str
+    """The result in one or two sentences."""
+    headline: Sequence[tuple[str, str]]
+    """Numbers with what they are."""
+    tables: Sequence[Table]
+    figures: Sequence[Figure]
+    numbers: Sequence[Sequence[str]]
+    """Numbers of the run, before each what it is."""
+    closing: Sequence[str] = ()
+    """Lines for the terminal."""
+
+
+def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, object]) -> None:
     """Write the page, and figures/ beside it with the charts as PNG.
 
-    lead: the result in one or two sentences. headline: numbers with what they are. numbers: of the
-    run, with what they are before them. repeat: lines of shell. details: what can be unfolded, by
-    name, shown as JSON.
+    repeat: lines of shell. details: what can be unfolded, by name, shown as JSON.
     """
     folder = path.parent / "figures"
-    for figure in figures:
+    for figure in report.figures:
         if figure.charts:
             charts.save_png(folder / f"{figure.name}.png", figure.charts)
-    drawn = [chart for figure in figures for chart in figure.charts]
+    drawn = [chart for figure in report.figures for chart in figure.charts]
     script, elements = charts.as_html(drawn)
     waiting = iter(elements)
     shown = [
@@ -124,18 +129,18 @@ def write(
             if figure.charts
             else base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode(),
         }
-        for figure in figures
+        for figure in report.figures
     ]
     page = (
         Environment(autoescape=True)
         .from_string(_PAGE)
         .render(
-            title=title,
-            lead=lead,
-            headline=headline,
-            tables=tables,
+            title=report.title,
+            lead=report.lead,
+            headline=report.headline,
+            tables=report.tables,
             figures=shown,
-            numbers=Table("The run", ("", ""), numbers),
+            numbers=Table("The run", ("", ""), report.numbers),
             repeat="\n".join(repeat),
             made_with=made_with(),
             details={name: json.dumps(plain(value), indent=2) for name, value in details.items()},

@@ -43,21 +43,6 @@ def is_small(scale: Scale) -> bool:
     return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
 
 
-def some_images(
-    dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
-) -> Dataset:
-    """`dataset` with a fixed, balanced part of the training images and the first validation images;
-    None is all."""
-    train, part = dataset.train, dataset.validation
-    if num_images is not None:
-        if not 1 <= num_images < len(train):
-            raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
-        kept = balanced_subset(train.labels, num_images, dataset.num_classes)
-        train = Split(train.images[kept], train.labels[kept])
-    most = slice(num_validation_images)
-    return replace(dataset, train=train, validation=Split(part.images[most], part.labels[most]))
-
-
 @dataclass(frozen=True)
 class Command:
     """Options of any command."""
@@ -160,11 +145,6 @@ class RunOptions(Placement):
     """Do the first steps of the run in a folder that is deleted, and say what it would take."""
     loggers: tuple[Logger, ...] = ()
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
-    plan: tyro.conf.Suppress[Plan | None] = None
-    """Plan of a dry run."""
-    waits: tyro.conf.Suppress[bool] = False
-    """Whether the run waits for those of other seeds where a loop is the same program for all
-    (`together`)."""
 
     def __post_init__(self):
         check_seed("seed", self.seed)
@@ -240,75 +220,9 @@ class RunOptions(Placement):
         atexit.register(folder.cleanup)
         return replace(self, runs_dir=Path(folder.name))
 
-    def drive(
-        self,
-        title: str,
-        algorithm: Algorithm,
-        key: jax.Array,
-        params: PyTree,
-        data: PyTree,
-        num_steps: int,
-        directory: Path,
-        *,
-        steps_per_call: int = 1,
-        members_per_step: int = 0,
-        same_for_seeds: bool = False,
-    ) -> loop.Outcome:
-        """`loop.run` with progress. In a dry run only the first steps.
-
-        same_for_seeds: the algorithm is scannable, and the same whatever the seed. Runs whose
-        params and data are equal too may then go on in one program.
-        """
-        if self.waits and same_for_seeds:
-            return together.others_wait(
-                together.Wanted(
-                    title,
-                    algorithm,
-                    key,
-                    params,
-                    data,
-                    num_steps,
-                    directory,
-                    steps_per_call,
-                    members_per_step,
-                    self,
-                )
-            )
-        most = num_steps if self.plan is None else min(num_steps, self.plan.most_steps)
-        with (
-            progress(title, num_steps, members_per_step) as show,
-            logged(self.loggers if devices.is_first() else (), directory, self.settings()) as log,
-        ):
-
-            def on_report(report: loop.Report) -> None:
-                show(report)
-                log(report)
-
-            outcome = loop.run(
-                algorithm,
-                key,
-                params,
-                data,
-                most,
-                directory,
-                steps_per_call=steps_per_call,
-                checkpoint_seconds=self.checkpoint_seconds,
-                num_devices=self.devices,
-                on_report=on_report,
-                on_note=console.say,
-            )
-        if self.plan is not None:
-            self.plan.add(title, num_steps, directory)
-        return outcome
-
-    def end_dry_run(self) -> None:
-        """All loops are done: nothing after this is part of a dry run."""
-        if self.plan is not None:
-            raise Planned
-
-    def directory(self, system: str, dataset: Dataset) -> Path:
-        """Directory of the run."""
-        name = self.name or f"{system}-{Path(dataset.name).name}-seed{self.seed}"
+    def directory(self, system: str, dataset: str) -> Path:
+        """The directory of a run of `system` on the dataset of this name."""
+        name = self.name or f"{system}-{Path(dataset).name}-seed{self.seed}"
         return self.runs_dir / name
 
     def settings(self) -> dict:
@@ -317,7 +231,7 @@ class RunOptions(Placement):
         placement = [own.name for own in fields(Placement)]
         others = (
             "resume", "runs_dir", "data_dir", "cache_data", "checkpoint_seconds", "name", "seeds",
-            "config_file", "seeds_in_flight", "dry_run", "plan", "waits", "loggers",
+            "config_file", "seeds_in_flight", "dry_run", "loggers",
         )  # fmt: skip
         for name in (*others, *placement):
             del settings[name]
@@ -337,29 +251,16 @@ class JudgedRunOptions(RunOptions):
             raise ValueError(f"num_networks must be >= 0, got {self.num_networks}")
 
 
-def differing(value, default) -> dict:
-    """Settings of a configuration that differ from another's; how it is computed is none."""
+def config_difference(value: object, default: object) -> dict:
+    """The settings of a configuration that differ from another's; how it is computed is none."""
     found, defaults = {}, plain(default)
     for name, setting in plain(value).items():
         if name in ("engine", "convolution"):
             continue
         if isinstance(setting, dict):
-            inner = differing(setting, defaults[name])
+            inner = config_difference(setting, defaults[name])
             prefix = f"{name}." if name.startswith("feature") else ""
             found |= {f"{prefix}{key}": item for key, item in inner.items()}
         elif setting != defaults[name]:
             found[name] = setting
     return found
-
-
-def duration(seconds: float) -> str:
-    """The duration as text, in seconds or in hours and minutes."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{seconds:.0f} s" if seconds < 600 else f"{hours} h {minutes} min"
-
-
-def percent(accuracies: np.ndarray | list[float]) -> str:
-    """Mean ± standard deviation in per cent, of accuracies in [0, 1]."""
-    return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"

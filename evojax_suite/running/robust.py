@@ -17,10 +17,10 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import random_examples
 from evojax_suite.reporting.progress import console, progress
 from evojax_suite.robust_scores import Judged
-from evojax_suite.running.options import percent
+from evojax_suite.reporting.formats import percent
 from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime import devices
-from evojax_suite.runtime.loop import Report
+from evojax_suite.runtime.loop import StepReport
 from evojax_suite.training import EngineConfig, TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Array, Dataset, PyTree, training_data
 
@@ -94,7 +94,7 @@ def fit_on_all(key: Array, config: proxy_network.Config, dataset: Dataset) -> pr
             start = time.perf_counter()
             state, metrics = step(jax.random.fold_in(key_fit, epoch), state, None, data)
             row = {name: value.item() for name, value in metrics._asdict().items()}
-            show(Report(epoch + 1, num_epochs, row, time.perf_counter() - start, [row]))
+            show(StepReport(epoch + 1, num_epochs, row, time.perf_counter() - start, [row]))
     return state
 
 
@@ -185,8 +185,8 @@ def judge(
 
     def on(name: str, images, labels, training: TrainingConfig) -> np.ndarray:
         if (name, training) not in done:
-            done[name, training] = distilled.accuracies_on_test(
-                key_fit,
+            done[name, training] = distilled.accuracies_on(
+                dataset.test, key_fit,
                 images,
                 labels,
                 dataset,

@@ -4,9 +4,9 @@ them, keep and show them."""
 from __future__ import annotations
 
 import time
+from collections.abc import Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +15,15 @@ from evojax_suite import distilled, proxy_network
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.reporting import plotting, report
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.formats import percent
 from evojax_suite.reporting.progress import console
-from evojax_suite.reporting.report import Figure, Table
-from evojax_suite.running.options import JudgedRunOptions, percent
-from evojax_suite.runtime.results import write_json
+from evojax_suite.reporting.report import Figure, Report, Table
+from evojax_suite.running.options import JudgedRunOptions
+from evojax_suite.running.system import Job, Phase
+from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Dataset, PyTree, training_data
+from evojax_suite.types import Dataset, PyTree, Split, training_data
 
 
 @dataclass(frozen=True)
@@ -125,25 +127,20 @@ class Teacher(NamedTuple):
 
 
 def train_teacher(
-    options: JudgedRunOptions,
-    key: jax.Array,
-    dataset: Dataset,
-    config: proxy_network.Config,
-    temperature: float,
-    directory: Path,
-) -> Teacher:
-    """Train one on the training part of `dataset`, with its checkpoints below `directory`."""
-    outcome = options.drive(
+    key: jax.Array, dataset: Dataset, config: proxy_network.Config, temperature: float
+) -> Generator[Phase, LoopResult, Teacher]:
+    """Train one on the training split of `dataset`, with its files in the folder `teacher`."""
+    found = yield Phase(
         "teacher",
         proxy_network.build(config, dataset.num_classes, dataset.image_shape),
         key,
         None,
         training_data(dataset),
         config.training.num_epochs,
-        directory / "teacher",
+        "teacher",
     )
-    seconds = outcome.seconds + outcome.compile_seconds
-    return Teacher(config, outcome.state.fit.variables, temperature, seconds, outcome.num_failed)
+    seconds = found.seconds + found.compile_seconds
+    return Teacher(config, found.state.fit.variables, temperature, seconds, found.num_failed)
 
 
 def taught(sets: list[SmallSet], teacher: Teacher) -> list[SmallSet]:
@@ -157,32 +154,43 @@ def taught(sets: list[SmallSet], teacher: Teacher) -> list[SmallSet]:
     return found
 
 
-def finish(
-    directory: Path,
-    options: JudgedRunOptions,
-    dataset: Dataset,
+@dataclass(frozen=True)
+class EvaluatedSets:
+    """Small sets and what networks that were trained on them get right of the test split."""
+
+    sets: list[SmallSet]  # by method, the largest first
+    accuracies: list[np.ndarray]  # (num_networks,) of each set
+    augmentation: str
+    numbers: dict[str, Any]  # of the summary
+    num_test_images: int
+
+
+def evaluate_sets(
+    job: Job[JudgedRunOptions],
     sets: list[SmallSet],
     key: jax.Array,
     network: NetworkConfig,
     training: TrainingConfig,
     engine: EngineConfig,
-    summary: dict,
-    title: str,
-    numbers: list[list[str]],
-) -> None:
-    """Judge `sets` on the test part, write artefacts, figures, summary and report, print a table.
+    test_split: Split,
+    numbers: dict[str, Any],
+) -> EvaluatedSets:
+    """Train networks on each of `sets`, evaluate them on the test split and write the sets.
 
     Every set of n images meets the same initialisations, so that methods compare. Without networks
-    the sets are only written, for `evaluate`.
+    the sets are only written, for `evaluate`. numbers: of the summary, beside the results.
     """
-    results, rows, figures = [], [], []
+    options, dataset = job.options, job.dataset
     augmentation = distilled.augmentation_of(training)
     console.say(f"judged by {options.num_networks} networks each; augmentation: {augmentation}")
-    for small in sorted(sets, key=lambda small: (small.method, -len(small.images))):
+    sets = sorted(sets, key=lambda small: (small.method, -len(small.images)))
+    results, found = [], []
+    for small in sets:
         size = len(small.images)
         accuracies = np.array([])
         if options.num_networks:
-            accuracies = distilled.accuracies_on_test(
+            accuracies = distilled.accuracies_on(
+                test_split,
                 jax.random.fold_in(key, size),
                 small.images,
                 small.labels,
@@ -193,7 +201,7 @@ def finish(
                 engine,
                 options.devices,
             )
-        path = directory / f"{small.stem}.npz"
+        found.append(accuracies)
         DistilledDataset(
             images=small.images,
             labels=small.labels,
@@ -205,7 +213,7 @@ def finish(
             training=training,
             seed=options.seed,
             test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
-        ).save(path)
+        ).save(job.directory / f"{small.stem}.npz")
         results.append(
             {
                 "method": small.method,
@@ -221,24 +229,38 @@ def finish(
                 "indices": small.indices,
             }
         )
-        shown = percent(accuracies) if accuracies.size else "not judged"
-        seconds = f"{small.seconds:.1f} s"
-        rows.append([small.method, f"{size:,}", shown, small.label_source, seconds, small.features])
-        unit = " %" if accuracies.size else ""
+        shown, unit = _shown(accuracies), " %" if accuracies.size else ""
         console.say(
-            f"{small.method}, {size} images: {shown}{unit}, made in {seconds}; "
+            f"{small.method}, {size} images: {shown}{unit}, made in {small.seconds:.1f} s; "
             f"labels: {small.label_source}; features: {small.features}"
         )
-        if size <= 2 * dataset.num_classes or len(sets) == 1:
-            picture = directory / "figures" / f"{small.stem}.png"
+    numbers = {**numbers, "num_networks": options.num_networks, "results": results}
+    return EvaluatedSets(sets, found, augmentation, numbers, len(test_split))
+
+
+def _shown(accuracies: np.ndarray) -> str:
+    return percent(accuracies) if accuracies.size else "not judged"
+
+
+def report_of(
+    job: Job[JudgedRunOptions], found: EvaluatedSets, title: str, numbers: list[list[str]]
+) -> Report | None:
+    """The page of a run that makes small sets, None where they were not judged; the pictures of
+    small ones are written. numbers: of the run."""
+    dataset = job.dataset
+    rows, figures = [], []
+    for small, accuracies in zip(found.sets, found.accuracies, strict=True):
+        size, seconds = len(small.images), f"{small.seconds:.1f} s"
+        shown = _shown(accuracies)
+        rows.append([small.method, f"{size:,}", shown, small.label_source, seconds, small.features])
+        if size <= 2 * dataset.num_classes or len(found.sets) == 1:
+            picture = job.directory / "figures" / f"{small.stem}.png"
             plotting.soft_label_images(picture, dataset, small.images, small.labels)
             caption = f"{small.method}: {size} images with the probabilities of their labels"
             figures.append(Figure(picture.stem, caption))
-    summary |= {"results": results}
-    write_json(directory / "summary.json", summary)
-    if not options.num_networks:
-        return
-    methods = sorted({row["method"] for row in results})
+    if not job.options.num_networks:
+        return None
+    results = found.numbers["results"]
     curves = plotting.accuracy_by_size(
         {
             method: [
@@ -246,7 +268,7 @@ def finish(
                 for row in results
                 if row["method"] == method
             ]
-            for method in methods
+            for method in sorted({row["method"] for row in results})
         }
     )
     best = max(results, key=lambda row: row["test_accuracy_mean"])
@@ -254,13 +276,12 @@ def finish(
     lead = (
         f"{best['num_images']} images by {best['method']}{labelled} stand for the "
         f"{len(dataset.train):,} training images of {dataset.name}: networks trained on "
-        f"them alone classify {100 * best['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} "
-        "test images."
+        f"them alone classify {100 * best['test_accuracy_mean']:.2f}% of the "
+        f"{found.num_test_images:,} test images."
     )
     header = ["method", "images", "mean ± std", "labels", "time to make it", "features"]
-    judges = f"{options.num_networks} networks each, augmentation {augmentation}"
-    report.write(
-        directory / "report.html",
+    judges = f"{job.options.num_networks} networks each, augmentation {found.augmentation}"
+    return Report(
         title,
         lead,
         [
@@ -268,12 +289,7 @@ def finish(
             for row in sorted(rows, key=lambda row: int(row[1].replace(",", "")))
             if int(row[1].replace(",", "")) == best["num_images"]
         ],
-        [
-            Table(f"Accuracy on the test part (%), {judges}", header, rows),
-        ],
+        [Table(f"Accuracy on the test part (%), {judges}", header, rows)],
         [Figure("accuracy", "Accuracy against the number of images", curves), *figures],
         numbers,
-        report.commands(directory, summary["system"], options.typed, options.data_dir),
-        {"config.json": options.settings(), "summary.json": summary},
     )
-    console.say(f"report: {directory / 'report.html'}")

@@ -855,11 +855,11 @@ def judged(found: Search, individual: ga_distillation.Individual, judges: int) -
     images, labels = encodings.unpacked(*individual, found.config.factor)
     row = {}
     for name, part in (("validation", found.dataset.validation), ("test", found.dataset.test)):
-        accuracies = distilled.accuracies_on_test(
-            jax.random.key(2),
+        accuracies = distilled.accuracies_on(
+            part, jax.random.key(2),
             images,
             labels,
-            replace(found.dataset, test=part),
+            found.dataset,
             replace(found.config.network, compute_dtype="float32"),
             found.config.training,
             judges,
@@ -929,7 +929,7 @@ def transfer(results: Results, options: Options, sizes: Sizes) -> None:
         key = jax.random.key(wanted.seed)
         own = data.images, data.labels, dataset, network, training, wanted.num_networks
         with contextlib.suppress(ValueError):  # a network that images are too small for
-            distilled.accuracies_on_test(key, *own)
+            distilled.accuracies_on(dataset.test, key, *own)
 
     def judged() -> dict[str, Any]:
         transfer.main(wanted)

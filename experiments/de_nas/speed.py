@@ -31,7 +31,7 @@ import tyro
 
 from evojax_suite import de_nas
 from evojax_suite.data import load, normalize
-from evojax_suite.running.options import some_images
+from evojax_suite.data import some_images
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.types import Dataset

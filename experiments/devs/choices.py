@@ -68,8 +68,8 @@ def main(options: Options) -> None:
     def judge(name, seed, sets, seconds):
         cells = []
         for images, labels in sets:
-            found = distilled.accuracies_on_test(
-                jax.random.key(seed),
+            found = distilled.accuracies_on(
+                dataset.test, jax.random.key(seed),
                 images,
                 labels,
                 dataset,

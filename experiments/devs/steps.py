@@ -52,8 +52,8 @@ def main(options: table.Options) -> None:
     accuracies = {("step-wise", row["num_images"]): row["accuracies"] for row in rows}
     for seed in range(options.num_seeds):
         for size, (images, labels) in one_step_sets(options, setting, seed).items():
-            found = distilled.accuracies_on_test(
-                jax.random.key(1000 + seed),
+            found = distilled.accuracies_on(
+                dataset.test, jax.random.key(1000 + seed),
                 images,
                 labels,
                 dataset,

@@ -182,8 +182,8 @@ def judge(options: Options, seeds: range) -> list[dict]:
         for row, path in find_sets(options, seed):
             if str(path) not in known:
                 data = DistilledDataset.load(path)
-                known[str(path)] = distilled.accuracies_on_test(
-                    jax.random.key(1000 + seed),
+                known[str(path)] = distilled.accuracies_on(
+                    distilled.normalized_as(dataset, data).test, jax.random.key(1000 + seed),
                     data.images,
                     data.labels,
                     distilled.normalized_as(dataset, data),

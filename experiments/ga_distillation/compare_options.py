@@ -92,8 +92,8 @@ def main(options: Options) -> None:
     data = ga_distillation.make_data(dataset)
 
     def judge(seed, config, individual):
-        return 100 * distilled.accuracies_on_test(
-            jax.random.key(1000 + seed),
+        return 100 * distilled.accuracies_on(
+            dataset.test, jax.random.key(1000 + seed),
             individual.images,
             individual.labels,
             dataset,

@@ -37,7 +37,7 @@ from evojax_suite import distilled, load
 from evojax_suite import ga_distillation as ga
 from evojax_suite.reporting.charts import Chart, Series, save_png
 from evojax_suite.reporting.progress import console
-from evojax_suite.running.options import percent
+from evojax_suite.reporting.formats import percent
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import Rows, spread
 from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
@@ -244,8 +244,8 @@ def main(options: Options) -> None:
             for mark, (seconds, steps, found) in zip(
                 sorted(marks), snapshots(search, seed, marks), strict=True
             ):
-                accuracies = distilled.accuracies_on_test(
-                    jax.random.key(1000 + seed),
+                accuracies = distilled.accuracies_on(
+                    dataset.test, jax.random.key(1000 + seed),
                     found.images,
                     found.labels,
                     dataset,

@@ -30,7 +30,7 @@ from evojax_suite import distilled, ga_distillation, load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.reporting.charts import save_figure
 from evojax_suite.reporting.plotting import stretched
-from evojax_suite.running.options import percent
+from evojax_suite.reporting.formats import percent
 from evojax_suite.runtime.results import write_json
 from evojax_suite.types import Dataset
 
@@ -60,8 +60,8 @@ def class_means(dataset: Dataset) -> ga_distillation.Individual:
 def judged_class_means(dataset: Dataset, found: DistilledDataset, num_networks: int) -> np.ndarray:
     """Accuracies of networks trained on the mean image of each class."""
     own = class_means(dataset)
-    return distilled.accuracies_on_test(
-        jax.random.key(found.seed),
+    return distilled.accuracies_on(
+        dataset.test, jax.random.key(found.seed),
         own.images,
         own.labels,
         dataset,

@@ -26,7 +26,7 @@ from evojax_suite import distilled, load, networks
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting.progress import console
-from evojax_suite.running.options import percent
+from evojax_suite.reporting.formats import percent
 from evojax_suite.runtime.results import Rows
 from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset
@@ -128,8 +128,8 @@ def main(options: Options) -> None:
                 console.say(f"{name}: {error}")
                 accuracies = []
             else:
-                accuracies = distilled.accuracies_on_test(
-                    jax.random.key(options.seed),
+                accuracies = distilled.accuracies_on(
+                    dataset.test, jax.random.key(options.seed),
                     data.images,
                     data.labels,
                     dataset,

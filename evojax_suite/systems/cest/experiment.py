@@ -4,36 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
 
 from evojax_suite import networks
-from evojax_suite.data import load
+from evojax_suite.data import some_images
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.reporting import plotting, report
-from evojax_suite.reporting.progress import console
-from evojax_suite.reporting.report import Figure, Table
-from evojax_suite.running.options import (
-    RunOptions,
-    Scale,
-    differing,
-    duration,
-    is_small,
-    some_images,
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
+from evojax_suite.reporting.formats import duration
+from evojax_suite.reporting.report import Figure, Report, Table
+from evojax_suite.running.options import RunOptions, Scale, config_difference, is_small
+from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.runtime.loop import LoopResult
+from evojax_suite.runtime.results import load_variables, read_lines, save_variables
+from evojax_suite.systems.cest.algorithm import (
+    build,
+    cost_seconds,
+    epochs_of_equal_gradients,
+    make_data,
 )
-from evojax_suite.runtime import loop
-from evojax_suite.runtime.resources import recorded
-from evojax_suite.runtime.results import (
-    load_variables,
-    open_run,
-    read_lines,
-    save_variables,
-    write_json,
-)
-from evojax_suite.systems import cest
+from evojax_suite.systems.cest.config import Config, Params
 from evojax_suite.training import batches_of, evaluate
-from evojax_suite.types import Dataset, PyTree
+from evojax_suite.types import Dataset, PyTree, Split
 
 _NARROW = 16
 
@@ -52,40 +47,107 @@ class Options(RunOptions):
     """Train on the whole set as well."""
     scale: Scale = "auto"
     """small makes a width that is left at the paper's 256 16; auto is small without accelerator."""
-    config: tyro.conf.OmitArgPrefixes[cest.Config] = field(default_factory=cest.Config)
-    params: tyro.conf.OmitArgPrefixes[cest.Params] = field(default_factory=cest.Params)
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
 
-def trainer(config: cest.Config, dataset: Dataset, options: Options, directory: Path):
-    """A function of a title and a number of epochs that trains so far, in `directory`, and gives
-    the network's variables and how it went; a later call goes on."""
-    algorithm = cest.build(config, dataset.num_classes, dataset.image_shape, timed=True)
-    data = cest.make_data(config, dataset)
-
-    def train(title: str, num_epochs: int) -> tuple[PyTree, loop.Outcome]:
-        directory.mkdir(parents=True, exist_ok=True)
-        with recorded(directory / "resources.jsonl"):  # Figs. 8 and 9
-            outcome = options.drive(
-                title,
-                algorithm,
-                jax.random.key(options.seed),
-                options.params,
-                data,
-                num_epochs,
-                directory,
-            )
-        return algorithm.result(outcome.state, options.params, data), outcome
-
-    return train
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    phase: Phase  # of the rule of selection
 
 
-def times(outcome: loop.Outcome) -> dict[str, float]:
+@dataclass(frozen=True)
+class _Training:
+    """A network that was trained to the end of an epoch."""
+
+    variables: PyTree
+    folder: Path
+    num_epochs: int
+    times: dict[str, float] | None = None
+    """Seconds of the whole training, where this is its end."""
+
+
+@dataclass(frozen=True)
+class _Trainings:
+    of: dict[str, _Training]
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class _Summary:
+    numbers: dict[str, Any]
+    rows: dict[str, dict[str, float]]
+    trainings: dict[str, _Training]
+    num_test_images: int
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Check the options; the paper's width is reduced where the scale is small."""
+    options.params.check()
+    dataset = some_images(dataset, options.num_images)
+    if is_small(options.scale) and options.config.network == Config().network:
+        network = replace(options.config.network, width=_NARROW)
+        options = replace(options, config=replace(options.config, network=network))
+    config = options.config
+    num_epochs = config.training.num_epochs
+    phase = _phase(config.selection, config, options, dataset, num_epochs, ".")
+    differences = config_difference(config, Config()) | config_difference(options.params, Params())
+    notes = ()
+    if config.network == NetworkConfig(network="VGG10", width=_NARROW):
+        notes = (f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)",)
+    return _Job(options, dataset, directory, differences, phase, notes=notes)
+
+
+def _phase(
+    title: str, config: Config, options: Options, dataset: Dataset, num_epochs: int, folder: str
+) -> Phase:
+    return Phase(
+        title,
+        build(config, dataset.num_classes, dataset.image_shape, timed=True),
+        jax.random.key(options.seed),
+        options.params,
+        make_data(config, dataset),
+        num_epochs,
+        folder,
+        records_resources=True,  # Figs. 8 and 9
+    )
+
+
+def search(job: _Job) -> Search:
+    """Train by the rule of selection, then on the whole set."""
+    options, config, directory = job.options, job.options.config, job.directory
+    num_epochs = config.training.num_epochs
+
+    def trained(phase: Phase, found: LoopResult) -> PyTree:
+        return phase.algorithm.result(found.state, options.params, phase.data)
+
+    found = yield job.phase
+    variables = trained(job.phase, found)
+    ends = {config.selection: _Training(variables, directory, num_epochs, times(found))}
+    if options.baseline and config.selection != "full":
+        below = directory / "full"
+        whole = replace(config, selection="full")
+        few = min(epochs_of_equal_gradients(config, len(job.dataset.train)), num_epochs)
+        file = below / f"network-{few}.safetensors"
+        if not file.exists() and not options.dry_run:
+            passing = _phase(f"full, {few} epochs", whole, options, job.dataset, few, "full")
+            save_variables(file, trained(passing, (yield passing)))
+        full = _phase("full", whole, options, job.dataset, num_epochs, "full")
+        found_full = yield full
+        if not options.dry_run:
+            after_few = _Training(load_variables(file), below, few)
+            after_all = _Training(trained(full, found_full), below, num_epochs, times(found_full))
+            ends |= {"full, equal gradients": after_few, "full": after_all}
+    return _Trainings(ends, found.num_failed)
+
+
+def times(found: LoopResult) -> dict[str, float]:
     """Seconds of a run: the cost of the rule, without compilation and validation, and those of
     compilation and of each stage."""
-    stages = outcome.stage_seconds
+    stages = found.stage_seconds
     return {
-        "seconds": cest.cost_seconds(stages),
-        "compile_seconds": outcome.compile_seconds + stages.get("compilation", 0.0),
+        "seconds": cost_seconds(stages),
+        "compile_seconds": found.compile_seconds + stages.get("compilation", 0.0),
         "training_seconds": stages.get("training", 0.0),
         "pass_seconds": stages.get("pass", 0.0),
         "evolution_seconds": stages.get("evolution", 0.0),
@@ -93,11 +155,11 @@ def times(outcome: loop.Outcome) -> dict[str, float]:
     }
 
 
-def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
+def _of_epoch(directory: Path, epoch: int) -> dict[str, float]:
     """What the metrics say of an epoch, and what it cost to come so far."""
     line = next(x for x in read_lines(directory / "metrics.jsonl") if x["generation"] == epoch)
     timings = [x for x in read_lines(directory / "timing.jsonl") if x["generation"] <= epoch]
-    seconds = sum(cest.cost_seconds(x["stages"]) for x in timings)
+    seconds = sum(cost_seconds(x["stages"]) for x in timings)
     return {
         "epochs": epoch,
         "train_loss": line["loss"],
@@ -110,96 +172,42 @@ def of_epoch(directory: Path, epoch: int) -> dict[str, float]:
     }
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
-    options.params.check()
-    dataset = some_images(
-        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
-    )
-    if is_small(options.scale) and options.config.network == cest.Config().network:
-        network = replace(options.config.network, width=_NARROW)
-        options = replace(options, config=replace(options.config, network=network))
-    config = options.config
-    num_epochs = config.training.num_epochs
+def finish(job: _Job, found: _Trainings, test_split: Split) -> _Summary:
+    """Write the networks and evaluate each on the test split."""
+    config, dataset = job.options.config, job.dataset
+    save_variables(job.directory / "network.safetensors", found.of[config.selection].variables)
+    if "full" in found.of:
+        file = found.of["full"].folder / "network.safetensors"
+        save_variables(file, found.of["full"].variables)
     network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
-    directory = options.directory("cest", dataset)
-    train = trainer(config, dataset, options, directory)
-    open_run(directory, options.settings(), options.resume)
-    beyond = differing(config, cest.Config()) | differing(options.params, cest.Params())
-    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.say(
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
-        f"{len(dataset.test):,} test images; run in {directory}"
-    )
-    console.say(f"settings that differ from the paper's: {shown}")
-    if config.network == NetworkConfig(network="VGG10", width=_NARROW):
-        console.say(f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)")
-
-    baseline = options.baseline and config.selection != "full"
-    variables, outcome = train(config.selection, num_epochs)
-    trained = {config.selection: variables}
-    taken = {config.selection: times(outcome)}
-    ends = {config.selection: (directory, num_epochs)}
-    if baseline:
-        below = directory / "full"
-        train = trainer(replace(config, selection="full"), dataset, options, below)
-        few = min(cest.epochs_of_equal_gradients(config, len(dataset.train)), num_epochs)
-        file = below / f"network-{few}.safetensors"
-        if not file.exists() and options.plan is None:
-            save_variables(file, train(f"full, {few} epochs", few)[0])
-        after_all, outcome_full = train("full", num_epochs)
-        options.end_dry_run()
-        trained |= {"full, equal gradients": load_variables(file), "full": after_all}
-        ends |= {"full, equal gradients": (below, few), "full": (below, num_epochs)}
-        taken["full"] = times(outcome_full)
-        save_variables(below / "network.safetensors", after_all)
-    options.end_dry_run()
-    rows = {name: of_epoch(folder, epoch) for name, (folder, epoch) in ends.items()}
-    save_variables(directory / "network.safetensors", variables)
-
-    # Selection is over: only here is the test part opened.
-    test = batches_of(dataset, dataset.test, config.engine)
-    judge = jax.jit(lambda variables: evaluate(network, variables, test))
-    for name, row in rows.items():
-        found = judge(trained[name])
-        row |= {
-            "test_accuracy": float(found.accuracy),
-            "test_loss": float(found.cross_entropy),
+    test = batches_of(dataset, test_split, config.engine)
+    evaluated = jax.jit(lambda variables: evaluate(network, variables, test))
+    rows = {}
+    for name, one in found.of.items():
+        on_test = evaluated(one.variables)
+        rows[name] = _of_epoch(one.folder, one.num_epochs) | {
+            "test_accuracy": float(on_test.accuracy),
+            "test_loss": float(on_test.cross_entropy),
         }
-    summary = {
-        "system": "cest",
-        "dataset": dataset.name,
+    numbers = {
         "selection": config.selection,
         **rows[config.selection],
-        **taken[config.selection],
-        "num_failed": outcome.num_failed,
-        "seed": options.seed,
+        **(found.of[config.selection].times or {}),
+        "num_failed": found.num_failed,
         "width": config.network.width,
-        "options": beyond,
     }
     if len(rows) > 1:
-        summary["baseline"] = rows["full"] | taken["full"]
-        summary["baseline_equal_gradients"] = rows["full, equal gradients"]
-    write_json(directory / "summary.json", summary)
-    _present(directory, options, dataset, rows, taken, summary, shown)
-    return directory
+        numbers["baseline"] = rows["full"] | (found.of["full"].times or {})
+        numbers["baseline_equal_gradients"] = rows["full, equal gradients"]
+    return _Summary(numbers, rows, found.of, len(test_split))
 
 
-def _present(
-    directory: Path,
-    options: Options,
-    dataset: Dataset,
-    rows: dict[str, dict],
-    taken: dict[str, dict],
-    summary: dict,
-    shown: str,
-) -> None:
-    """Figures, report and the closing lines on the terminal."""
-    selection = options.config.selection
-    folders = {selection: directory} | ({"full": directory / "full"} if len(rows) > 1 else {})
-    lines = {name: read_lines(folder / "metrics.jsonl") for name, folder in folders.items()}
-    used = {name: read_lines(folder / "resources.jsonl") for name, folder in folders.items()}
+def present(job: _Job, summary: _Summary) -> Report:
+    """The accuracies and costs of each training."""
+    selection, dataset, rows = job.options.config.selection, job.dataset, summary.rows
+    whole = {name: one for name, one in summary.trainings.items() if one.times is not None}
+    lines = {name: read_lines(one.folder / "metrics.jsonl") for name, one in whole.items()}
+    used = {name: read_lines(one.folder / "resources.jsonl") for name, one in whole.items()}
 
     def percent(value):
         return f"{100 * value:.2f}"
@@ -216,18 +224,18 @@ def _present(
         ]
         for name, row in rows.items()
     ]
+    kinds = ("seconds", "training_seconds", "pass_seconds", "evolution_seconds")
+    kinds += ("validation_seconds", "compile_seconds")
     costs = [
-        [name, *(f"{of[kind]:.1f}" for kind in (
-            "seconds", "training_seconds", "pass_seconds", "evolution_seconds",
-            "validation_seconds", "compile_seconds",
-        ))]
-        for name, of in taken.items()
-    ]  # fmt: skip
+        [name, *(f"{one.times[kind]:.1f}" for kind in kinds)]
+        for name, one in whole.items()
+        if one.times
+    ]
     mine = rows[selection]
     lead = (
         f"Trained on {mine['gradient_examples']:,.0f} gradient examples in {mine['seconds']:.1f} s "
         f"({selection}), the network classifies {percent(mine['test_accuracy'])}% of the "
-        f"{len(dataset.test):,} test images of {dataset.name}"
+        f"{summary.num_test_images:,} test images of {dataset.name}"
     )
     headline = [(f"{percent(mine['test_accuracy'])} %", f"test accuracy, {selection}")]
     if len(rows) > 1:
@@ -245,18 +253,11 @@ def _present(
         (f"{mine['gradient_examples']:,.0f}", "gradient examples"),
         (duration(mine["seconds"]), "of training and selection"),
     ]
-    header = [
-        "",
-        "epochs",
-        "gradient examples",
-        "seconds",
-        "train (%)",
-        "validation (%)",
-        "test (%)",
-    ]
+    header = ["", "epochs", "gradient examples", "seconds"]
+    header += ["train (%)", "validation (%)", "test (%)"]
     stages = ["", "seconds", "training", "pass", "evolution", "validation", "compilation apart"]
-    report.write(
-        directory / "report.html",
+    took = summary.numbers
+    return Report(
         f"{dataset.name}, trained on selected examples",
         lead + ".",
         headline,
@@ -278,15 +279,37 @@ def _present(
                 plotting.resource_curves(used),
             ),
         ],
-        [["unlike the paper", shown]],
-        report.commands(directory, "cest", options.typed, options.data_dir),
-        {"config.json": options.settings(), "summary.json": summary},
+        [],
+        [
+            lead,
+            f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} s, "
+            f"evolution {took['evolution_seconds']:.2f} s, validation "
+            f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s apart",
+        ],
     )
-    console.say(lead)
-    of = taken[selection]
-    console.say(
-        f"time: training {of['training_seconds']:.1f} s, passes {of['pass_seconds']:.1f} s, "
-        f"evolution {of['evolution_seconds']:.2f} s, validation {of['validation_seconds']:.1f} s; "
-        f"compilation {of['compile_seconds']:.1f} s apart"
-    )
-    console.say(f"report: {directory / 'report.html'}")
+
+
+SYSTEM = System(
+    "cest",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=Columns(
+        quantities=(
+            accuracy("test_accuracy", "test accuracy"),
+            accuracy("baseline_equal_gradients.test_accuracy", "whole set, equally many gradients"),
+            accuracy("baseline.test_accuracy", "whole set, equally many epochs"),
+            Quantity("gradient_examples", "gradient examples", digits=0),
+            SECONDS,
+            Quantity("baseline.seconds", "seconds, whole set"),
+        ),
+        curves=(
+            ("generation", "validation_loss"),
+            ("generation", "validation_accuracy"),
+            ("gradient_examples", "validation_accuracy"),
+        ),
+        step="epoch",
+    ),
+)

@@ -1,4 +1,4 @@
-"""Shrink a training set by DEvS, judge the sets on the test part, beside random selection."""
+"""Shrink a training set by DEvS, beside random selection."""
 
 from __future__ import annotations
 
@@ -11,15 +11,19 @@ import jax
 import numpy as np
 import tyro
 
-from evojax_suite.data import load, with_whole_training_set
+from evojax_suite.data import with_whole_training_set
 from evojax_suite.operators import check_shares, random_examples
+from evojax_suite.reporting.comparison import SECONDS, Columns
 from evojax_suite.reporting.progress import console
+from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
-from evojax_suite.running.options import JudgedRunOptions, differing
-from evojax_suite.running.small_sets import SmallSet
-from evojax_suite.runtime.results import open_run
-from evojax_suite.systems import devs
-from evojax_suite.types import training_data
+from evojax_suite.running.options import JudgedRunOptions, config_difference
+from evojax_suite.running.small_sets import EvaluatedSets, SmallSet, Teacher
+from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.runtime.loop import LoopResult
+from evojax_suite.systems.devs.algorithm import build, num_steps
+from evojax_suite.systems.devs.config import Config, size_sequence
+from evojax_suite.types import Dataset, Split, TrainingData, training_data
 
 
 @dataclass(frozen=True)
@@ -41,117 +45,170 @@ class Options(JudgedRunOptions):
     """Divides the teacher's logits; above 1 its labels are softer."""
     teacher_epochs: int = small_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
-    config: tyro.conf.OmitArgPrefixes[devs.Config] = field(default_factory=devs.Config)
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
 
     def __post_init__(self):
         super().__post_init__()
         small_sets.check_labels(self.labels, self.label_temperature, self.teacher_epochs)
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
-    dataset = with_whole_training_set(
-        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
-    )
-    training = small_sets.fitted_to(options.config.training, dataset)
-    config = replace(options.config, training=training)
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    phase: Phase  # the reduction
+    data: TrainingData
+    sizes: tuple[int, ...]
+    key_random: jax.Array
+    key_test: jax.Array
+    key_teacher: jax.Array
+
+
+@dataclass(frozen=True)
+class _Reduced:
+    sets: list[SmallSet]
+    reduction: LoopResult
+    teacher: Teacher | None
+
+    @property
+    def seconds(self) -> float:
+        return self.reduction.seconds + self.reduction.compile_seconds
+
+    @property
+    def stages(self) -> dict[str, float]:
+        return {name: round(value, 3) for name, value in self.reduction.stage_seconds.items()}
+
+    @property
+    def num_failed(self) -> int:
+        return self.reduction.num_failed + (self.teacher.num_failed if self.teacher else 0)
+
+
+@dataclass(frozen=True)
+class _Summary:
+    reduced: _Reduced
+    evaluated: EvaluatedSets
+
+    @property
+    def numbers(self) -> dict:
+        return self.evaluated.numbers
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Fit the augmentation to the images and check the sizes."""
+    dataset = with_whole_training_set(dataset, options.num_images)
+    config = options.config
+    config = replace(config, training=small_sets.fitted_to(config.training, dataset))
     options = replace(options, config=config)
-    sizes = devs.size_sequence(config, len(dataset.train))
-    algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
+    sizes = size_sequence(config, len(dataset.train))
+    algorithm = build(config, dataset.num_classes, dataset.image_shape)
     if options.random_baseline:
         for size in config.target_sizes:
             check_shares(dataset.train.labels, size, dataset.num_classes, balanced=True)
-    directory = options.directory("devs", dataset)
-    open_run(directory, options.settings(), options.resume)
-    beyond = differing(config, devs.Config())
+    differences = config_difference(config, Config())
     for name in ("labels", "label_temperature", "teacher_epochs"):
         if getattr(options, name) != getattr(Options, name):
-            beyond[name] = getattr(options, name)
-    console.say(
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
-        f"{dataset.num_classes} classes; run in {directory}"
-    )
-    console.say(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}")
-    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.say(f"settings that differ from the defaults: {shown}")
-
+            differences[name] = getattr(options, name)
+    key_run, *other_keys = jax.random.split(jax.random.key(options.seed), 4)
     data = training_data(dataset)
-    key_run, key_random, key_test, key_teacher = jax.random.split(jax.random.key(options.seed), 4)
-    num_steps = devs.num_steps(config, len(dataset.train))
-    outcome = options.drive("reducing", algorithm, key_run, None, data, num_steps, directory)
-    seconds, num_failed = outcome.seconds + outcome.compile_seconds, outcome.num_failed
+    steps = num_steps(config, len(dataset.train))
+    return _Job(
+        options,
+        dataset,
+        directory,
+        differences,
+        Phase("reducing", algorithm, key_run, None, data, steps),
+        data,
+        sizes,
+        *other_keys,
+        notes=(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}",),
+    )
+
+
+def search(job: _Job) -> Search:
+    """Shrink the training set; train the teacher where its labels are asked for."""
+    options, config, dataset = job.options, job.options.config, job.dataset
+    reduction = yield job.phase
     teacher = None
     if options.labels == "teacher":
-        teacher = small_sets.train_teacher(
-            options,
-            key_teacher,
+        teacher = yield from small_sets.train_teacher(
+            job.key_teacher,
             dataset,
             small_sets.probe_config(
                 config.network, config.training, config.engine, options.teacher_epochs
             ),
             options.label_temperature,
-            directory,
         )
-        num_failed += teacher.num_failed
-    options.end_dry_run()
-    reached = jax.device_get(algorithm.result(outcome.state, None, data))
-    features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
-    sets = [
-        SmallSet("DEvS", one.images, one.labels, seconds, features, label_source="own")
-        for one in reached
-    ]
+    reached = jax.device_get(job.phase.algorithm.result(reduction.state, None, job.data))
     np.savez_compressed(
-        directory / "lineage.npz",
+        job.directory / "lineage.npz",
         **{
             f"{name}_{len(one.images)}": getattr(one, name)
             for one in reached
             for name in ("assignments", "weights")
         },
     )
-    if options.random_baseline:
-        for size in config.target_sizes:
-            start = time.perf_counter()
-            key = jax.random.fold_in(key_random, size)
-            indices = np.asarray(random_examples(key, data.labels, size, dataset.num_classes))
-            taken = time.perf_counter() - start
-            sets.append(small_sets.chosen("random", dataset, indices, taken, "none"))
-    if teacher:
-        sets = small_sets.taught(sets, teacher)
-    stages = {name: round(value, 3) for name, value in outcome.stage_seconds.items()}
-    numbers = [
-        ["sizes", " > ".join(str(size) for size in sizes)],
-        *([f"time in {name}", f"{value:.1f} s"] for name, value in stages.items()),
-        ["time in all", f"{seconds:.1f} s"],
-        ["teacher", f"{teacher.seconds:.1f} s" if teacher else "not needed"],
-        ["labels", teacher.in_words() if teacher else "own"],
-        ["failed losses", str(num_failed)],
-        ["unlike the defaults", shown],
+    features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
+    seconds = reduction.seconds + reduction.compile_seconds
+    sets = [
+        SmallSet("DEvS", one.images, one.labels, seconds, features, label_source="own")
+        for one in reached
     ]
-    console.say("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
-    small_sets.finish(
-        directory,
-        options,
-        dataset,
-        sets,
-        key_test,
+    for size in config.target_sizes if options.random_baseline else ():
+        start = time.perf_counter()
+        key = jax.random.fold_in(job.key_random, size)
+        indices = np.asarray(random_examples(key, job.data.labels, size, dataset.num_classes))
+        taken = time.perf_counter() - start
+        sets.append(small_sets.chosen("random", dataset, indices, taken, "none"))
+    return _Reduced(small_sets.taught(sets, teacher) if teacher else sets, reduction, teacher)
+
+
+def finish(job: _Job, reduced: _Reduced, test_split: Split) -> _Summary:
+    """Write the sets and evaluate them on the test split."""
+    config = job.options.config
+    times = ", ".join(f"{name} {value:.1f} s" for name, value in reduced.stages.items())
+    console.say(f"time: {times}")
+    numbers = {
+        "num_training_images": len(job.dataset.train),
+        "sizes": job.sizes,
+        "seconds": reduced.seconds,
+        "teacher_seconds": reduced.teacher.seconds if reduced.teacher else 0.0,
+        "stage_seconds": reduced.stages,
+        "num_failed": reduced.num_failed,
+    }
+    evaluated = small_sets.evaluate_sets(
+        job,
+        reduced.sets,
+        job.key_test,
         config.network,
         config.training,
         config.engine,
-        {
-            "system": "devs",
-            "dataset": dataset.name,
-            "num_training_images": len(dataset.train),
-            "sizes": sizes,
-            "seconds": seconds,
-            "teacher_seconds": teacher.seconds if teacher else 0.0,
-            "stage_seconds": stages,
-            "num_networks": options.num_networks,
-            "num_failed": num_failed,
-            "seed": options.seed,
-            "options": beyond,
-        },
-        f"{dataset.name}, shrunk by DEvS",
+        test_split,
         numbers,
     )
-    return directory
+    return _Summary(reduced, evaluated)
+
+
+def present(job: _Job, summary: _Summary) -> Report | None:
+    """The accuracy of each set, beside random selections."""
+    reduced = summary.reduced
+    teacher = reduced.teacher
+    numbers = [
+        ["sizes", " > ".join(str(size) for size in job.sizes)],
+        *([f"time in {name}", f"{value:.1f} s"] for name, value in reduced.stages.items()),
+        ["time in all", f"{reduced.seconds:.1f} s"],
+        ["teacher", f"{teacher.seconds:.1f} s" if teacher else "not needed"],
+        ["labels", teacher.in_words() if teacher else "own"],
+        ["failed losses", str(reduced.num_failed)],
+    ]
+    title = f"{job.dataset.name}, shrunk by DEvS"
+    return small_sets.report_of(job, summary.evaluated, title, numbers)
+
+
+SYSTEM = System(
+    "devs",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=Columns((SECONDS,)),
+    metrics={"num_samples": "samples"},
+)

@@ -153,7 +153,7 @@ def run(options: Options) -> Path:
     )
 
     def judged_on(part: Split, key: jax.Array, one: Individual) -> np.ndarray:
-        return distilled.accuracies_on_test(
+        return distilled.accuracies_on(
             key,
             *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
             replace(dataset, test=part),

@@ -1,0 +1,245 @@
+"""The one runner of all systems: a run, several seeds, a dry run."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+import yaml
+
+from evojax_suite.data import load
+from evojax_suite.reporting import formats, report
+from evojax_suite.reporting.loggers import logged
+from evojax_suite.reporting.progress import SHOWN, console, progress
+from evojax_suite.running.options import RunOptions
+from evojax_suite.running.system import Job, Phase, System
+from evojax_suite.runtime import devices, loop
+from evojax_suite.runtime.loop import LoopResult, StepReport
+from evojax_suite.runtime.resources import recorded
+from evojax_suite.runtime.results import open_run, read_lines, write_json
+from evojax_suite.types import Split
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run whose directory is open. The test split waits here for `finish`."""
+
+    system: System
+    job: Job
+    test: Split
+
+    def folder(self, phase: Phase) -> Path:
+        return self.job.directory / phase.folder
+
+    def finish(self, result: Any) -> Path:
+        """Judge what the search returned, write summary and page, return the directory."""
+        system, job = self.system, self.job
+        options, directory = job.options, job.directory
+        summary = system.finish(job, result, self.test)
+        numbers = {
+            "system": system.name,
+            "dataset": job.dataset.name,
+            **summary.numbers,
+            "seed": options.seed,
+            "options": job.differences,
+        }
+        write_json(directory / "summary.json", numbers)
+        page = system.present(job, summary)
+        if page is None:
+            return directory
+        unlike = ["unlike the paper", formats.settings(job.differences)]
+        report.write(
+            directory / "report.html",
+            replace(page, numbers=[*page.numbers, unlike]),
+            report.commands(directory, system.command, options.typed, options.data_dir),
+            {"config.json": options.settings(), "summary.json": numbers},
+        )
+        for line in (*page.closing, f"report: {directory / 'report.html'}"):
+            console.say(line)
+        return directory
+
+
+def _begin(system: System, options: RunOptions) -> _Run:
+    """Prepare a run and open its directory. Raises ValueError, DataError or OSError, one line."""
+    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
+    directory = options.directory(system.name, dataset.name)
+    job = system.prepare(options, dataset.without_test(), directory)
+    open_run(directory, job.options.settings(), options.resume, system.may_grow)
+    sizes = {"training": job.dataset.train, "validation": job.dataset.validation}
+    sizes["test"] = dataset.test
+    counts = [f"{len(split):,} {name}" for name, split in sizes.items() if len(split)]
+    console.say(
+        f"{dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes; run in "
+        f"{directory}"
+    )
+    console.say(f"settings that differ from the paper's: {formats.settings(job.differences)}")
+    for note in job.notes:
+        console.say(note)
+    return _Run(system, job, dataset.test)
+
+
+def _drive(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
+    """Do the loop of each run; those of several runs in one program."""
+    phase, options = phases[0], runs[0].job.options
+    several = f", {len(runs)} seeds" if len(runs) > 1 else ""
+    shown = {**SHOWN, **runs[0].system.metrics}
+    folders = [run.folder(own) for run, own in zip(runs, phases, strict=True)]
+    with ExitStack() as stack:
+        show = stack.enter_context(
+            progress(f"{phase.title}{several}", phase.num_steps, phase.members_per_step, shown)
+        )
+        loggers = options.loggers if devices.is_first() else ()
+        logs = [
+            stack.enter_context(logged(loggers, folder, run.job.options.settings()))
+            for run, folder in zip(runs, folders, strict=True)
+        ]
+        if phase.records_resources:
+            folders[0].mkdir(parents=True, exist_ok=True)
+            stack.enter_context(recorded(folders[0] / "resources.jsonl"))
+
+        def on_report(reports: Mapping[int, StepReport]) -> None:
+            for place, step in reports.items():
+                logs[place](step)
+            show(_mean([*reports.values()]))
+
+        shared = (phase.params, phase.data, phase.num_steps)
+        settings: dict[str, Any] = {
+            "steps_per_call": phase.steps_per_call,
+            "checkpoint_seconds": options.checkpoint_seconds,
+            "on_note": console.say,
+        }
+        if len(runs) > 1:
+            keys = [own.key for own in phases]
+            return loop.run_together(
+                phase.algorithm, keys, *shared, folders, on_report=on_report, **settings
+            )
+        result = loop.run(
+            phase.algorithm,
+            phase.key,
+            *shared,
+            folders[0],
+            num_devices=options.devices,
+            on_report=lambda step: on_report({0: step}),
+            **settings,
+        )
+        return [result]
+
+
+def _mean(reports: list[StepReport]) -> StepReport:
+    """The mean of the reports of runs at the same step; of counts the largest."""
+    metrics = {}
+    for name, value in reports[0].metrics.items():
+        values = [own.metrics[name] for own in reports]
+        metrics[name] = float(np.mean(values)) if isinstance(value, float) else max(values)
+    return replace(reports[0], metrics=metrics)
+
+
+def _may_share(one: Phase, other: Phase) -> bool:
+    """Whether two phases may share a program: the same loop, of the same numbers."""
+    if one is other:
+        return True
+    if one.title != other.title or not (one.same_for_seeds and other.same_for_seeds):
+        return False
+    same = jax.tree.map(jnp.array_equal, (one.params, one.data), (other.params, other.data))
+    return all(jax.tree.leaves(same))
+
+
+def run(system: System, *options: RunOptions) -> list[Path]:
+    """Run `system` with each of `options`, which differ in their seeds alone, side by side: loops
+    that are the same program for several seeds go on in one. Returns the directories.
+
+    Raises ValueError, DataError or OSError, each with one line to show, and `loop.Interrupted`.
+    """
+    runs = [_begin(system, own) for own in options]
+    searches = [system.search(own.job) for own in runs]
+    results: list[Any] = [None] * len(runs)
+    waiting: dict[int, Phase] = {}
+
+    def resume(place: int, result: LoopResult | None) -> None:
+        waiting.pop(place, None)
+        try:
+            waiting[place] = searches[place].send(result)  # pyright: ignore[reportArgumentType]
+        except StopIteration as end:
+            results[place] = end.value
+
+    for place in range(len(runs)):
+        resume(place, None)
+    while waiting:
+        first = waiting[min(waiting)]  # a run that has another loop first waits for its turn
+        places = [place for place in sorted(waiting) if _may_share(waiting[place], first)]
+        phases = [waiting[place] for place in places]
+        found = _drive([runs[place] for place in places], phases)
+        for place, result in zip(places, found, strict=True):
+            resume(place, result)
+    return [own.finish(result) for own, result in zip(runs, results, strict=True)]
+
+
+def dry_run(system: System, options: RunOptions) -> None:
+    """Do the first steps of each loop in a folder that is deleted; print settings, times and memory
+    of the whole."""
+    seeds = options.each()
+    rows: list[tuple[str, int, float, float]] = []
+    most_steps = 0
+    with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
+        here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
+        one = _begin(system, replace(seeds[0], **here).here())
+        search = system.search(one.job)
+        result: LoopResult | None = None
+        try:
+            while True:
+                phase = search.send(result)  # pyright: ignore[reportArgumentType]
+                steps = min(phase.num_steps, phase.dry_run_steps)
+                most_steps = max(most_steps, phase.dry_run_steps)
+                (result,) = _drive([one], [replace(phase, num_steps=steps)])
+                rows.append((phase.title, phase.num_steps, *_pace(phase, one.folder(phase))))
+        except StopIteration:
+            pass
+        settings = json.loads((one.job.directory / "config.json").read_text())
+    if not devices.is_first():
+        return
+    print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
+    print(f"\nmemory: {_memory()}")
+    in_words = formats.short_duration
+    total = 0.0
+    for title, num_steps, a_step, compiling in rows:
+        seconds = compiling + num_steps * a_step
+        total += len(seeds) * seconds
+        print(
+            f"{title}: {in_words(seconds)}, {num_steps:,} steps of {in_words(a_step)} and "
+            f"{in_words(compiling)} of compilation"
+        )
+    if not rows:
+        print("no steps to time: what selects and judges is not predicted")
+        return
+    of_seeds = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+    print(
+        f"in all {in_words(total)}{of_seeds}, if the other steps are like the first {most_steps}; "
+        "what judges at the end is not in it"
+    )
+
+
+def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
+    """Seconds of a step and of compilation. The very first step counts only where there is no
+    other, as it may compile."""
+    lines = read_lines(folder / "timing.jsonl")
+    seconds = [line["seconds"] / line["steps"] for line in lines]
+    a_step = phase.dry_run_factor * float(np.mean(seconds[1:] or seconds))
+    return a_step, sum(line["compile_seconds"] for line in lines) + max(0.0, seconds[0] - a_step)
+
+
+def _memory() -> str:
+    """The most that was in use: of a device where it tells, of the process else."""
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    peaks = [one["peak_bytes_in_use"] for one in stats if "peak_bytes_in_use" in one]
+    if peaks:
+        return f"{max(peaks) / 2**30:.1f} GiB on a device"
+    return f"{psutil.Process().memory_info().rss / 2**30:.1f} GiB"
