@@ -274,8 +274,8 @@ def accuracies_on(
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
 ) -> np.ndarray:
-    """Accuracy on `split`, a part of `dataset`, of `num_networks` networks trained on images (n, H, W,
-    C).
+    """Accuracy on `split`, a part of `dataset`, of `num_networks` networks that were trained on
+    images (n, H, W, C).
 
     images: normalised. labels: (n, num_classes). Both may have a leading axis, a set for each
     network. The networks are divided over `num_devices` devices of each process. Returns

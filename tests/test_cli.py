@@ -32,7 +32,7 @@ TINY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.SYSTEM.name)
 def test_what_a_run_was_made_with_comes_back_from_its_file(command, tmp_path):
     given = {
         ga_distillation: ["--no-common-random-numbers", "--patience", "3", "--holdout-ratio", ".1"],
@@ -65,7 +65,8 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     assert main([*again, "--output", str(output)]) == 0
     (accuracy,) = json.loads(output.read_text())["test_accuracies"]["ConvNet"]
     expected = distilled.accuracies_on(
-        load("digits").test, jax.random.key(1),
+        load("digits").test,
+        jax.random.key(1),
         found.unpacked().images,
         found.unpacked().labels,
         load("digits"),
@@ -155,7 +156,7 @@ def test_an_unknown_recipe_is_one_line(capsys):
     assert "recommended" in said
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.__name__.split(".")[-1])
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda module: module.SYSTEM.name)
 def test_where_data_lie_and_whether_they_are_kept_is_no_setting(command):
     given = ["--data-dir", "there", "--no-cache-data"]
     options = tyro.cli(command.Options, args=given)

@@ -112,9 +112,7 @@ def test_forgetting_counts_changes_from_right_to_wrong():
     np.testing.assert_array_equal(history.num_forgotten, [0, 0, 1, 2, 1, 0])
     scores = proxy_network.forgetting_scores(history)
     np.testing.assert_array_equal(scores, [0, 3, 1, 2, 1, 0])
-    chosen = forgetting.select(
-        KEY, scores, jnp.zeros(6, jnp.int32), 2, 1
-    )
+    chosen = forgetting.select(KEY, scores, jnp.zeros(6, jnp.int32), 2, 1)
     np.testing.assert_array_equal(chosen, [1, 3])
 
 

@@ -110,7 +110,14 @@ def test_real_images_train_better_networks_than_noise(data):
 
     def judge(images):
         return accuracies_on(
-            digits.test, jax.random.key(0), images, labels, digits, network, training, num_networks=3
+            digits.test,
+            jax.random.key(0),
+            images,
+            labels,
+            digits,
+            network,
+            training,
+            num_networks=3,
         )
 
     real, noise = judge(images), judge(np.random.default_rng(0).normal(size=images.shape))

@@ -14,7 +14,8 @@ import pytest
 from evojax_suite.cli.main import main
 from evojax_suite.reporting import comparison, report
 from evojax_suite.reporting.charts import Chart, Series, as_html, save_png
-from evojax_suite.reporting.report import Figure, Table
+from evojax_suite.reporting.comparison import Columns
+from evojax_suite.reporting.report import Figure, Report, Table
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHARTS = [
@@ -45,12 +46,14 @@ CHARTS = [
 def write(folder, name="report.html"):
     report.write(
         folder / name,
-        "A <title> & more",
-        "One sentence.",
-        [("12.3 %", "test accuracy")],
-        [Table("Results <1>", ["", "x" * 40, "y" * 40], [["row", "1", "2"]])],
-        [Figure("curves", "Two charts", CHARTS), Figure("again", "One", CHARTS[:1])],
-        [["seconds", "3"]],
+        Report(
+            "A <title> & more",
+            "One sentence.",
+            [("12.3 %", "test accuracy")],
+            [Table("Results <1>", ["", "x" * 40, "y" * 40], [["row", "1", "2"]])],
+            [Figure("curves", "Two charts", CHARTS), Figure("again", "One", CHARTS[:1])],
+            [["seconds", "3"]],
+        ),
         ["evojax-suite ga-distillation --name 'a b'"],
         {"config.json": {"reduction_factor": float("inf"), "array": np.arange(2)}},
     )
@@ -166,7 +169,7 @@ def test_sets_of_several_methods_are_compared(tmp_path):
     ]
     run = fake(tmp_path / "a", 0, 0.0, system="devs", results=results)
     other = fake(tmp_path / "b", 1, 0.0, system="devs", results=results[:2])
-    said = comparison.write([run, other], tmp_path / "page", ["x"])
+    said = comparison.write([run, other], tmp_path / "page", ["x"], {"devs": Columns()})
     assert said.splitlines()[0].split("  ")[-1].strip() == "random, 10 images (%)"
     assert "30.00 ± 0.00" in said
 

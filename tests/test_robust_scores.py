@@ -189,9 +189,7 @@ def test_each_network_may_have_its_own_set():
     key = jax.random.key(0)
     shared = digits, network, training, 3
     together = accuracies_on(digits.test, key, images, labels, *shared)
-    alone = [
-        accuracies_on(digits.test, key, images[i], labels[i], *shared)[i] for i in range(3)
-    ]
+    alone = [accuracies_on(digits.test, key, images[i], labels[i], *shared)[i] for i in range(3)]
     np.testing.assert_allclose(together, alone, atol=1e-6)
 
 

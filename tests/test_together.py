@@ -17,10 +17,11 @@ from flax import struct
 
 from evojax_suite.cli import main as cli
 from evojax_suite.cli.main import main
-from evojax_suite.running import together
+from evojax_suite.running import runner
 from evojax_suite.running.options import RunOptions
+from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime import loop, program
-from evojax_suite.types import Algorithm
+from evojax_suite.types import Algorithm, Dataset, Split
 
 KEYS = jax.random.split(jax.random.key(0), 4)
 DATA = jnp.arange(1.0, 4)
@@ -191,51 +192,70 @@ class Options(RunOptions):
     other: int | None = None
 
 
-def command(options: Options) -> Path:
-    """Two loops for all seeds, but the first of them not for seed 2; between them one for each."""
-    directory = options.runs_dir / str(options.seed)
-    key = jax.random.key(options.seed)
+@dataclass(frozen=True)
+class Summary:
+    numbers: dict
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> Job[Options]:
+    assert len(dataset.test) == 0
     if options.seed == options.bad:
         raise ValueError("a bad seed")
-    common = (waiting(), key, jnp.float32(2), DATA + (options.seed == options.other))
-    if options.seed != 2:
-        options.drive("first", *common, 4, directory / "first", same_for_seeds=True)
-    options.drive("own", *common, 2, directory / "own")
-    outcome = options.drive("last", *common, 6, directory / "last", same_for_seeds=True)
-    (directory / "end").write_text(str(outcome.state.best))
-    return directory
+    return Job(options, dataset, directory, None)
 
 
-def test_a_command_goes_on_as_a_coroutine(tmp_path, capsys):
-    options = Options(runs_dir=tmp_path, seeds="1:4").each()
-    assert together.run(command, options) == [tmp_path / str(seed) for seed in (1, 2, 3)]
+def search(job: Job[Options]) -> Search:
+    """Two loops for all seeds, but the first of them not for seed 2; between them one for each."""
+    key, data = jax.random.key(job.options.seed), DATA + (job.options.seed == job.options.other)
+    common = (waiting(), key, jnp.float32(2), data)
+    if job.options.seed != 2:
+        yield Phase("first", *common, 4, "first", same_for_seeds=True)
+    yield Phase("own", *common, 2, "own")
+    found = yield Phase("last", *common, 6, "last", same_for_seeds=True)
+    return found.state.best
+
+
+def finish(job: Job[Options], best: jax.Array, test_split: Split) -> Summary:
+    assert len(test_split) == 360
+    return Summary({"best": best})
+
+
+SYSTEM = System("waiting", Options, prepare, search, finish, lambda job, summary: None)
+
+
+def run_all(folder: Path, seeds: str, **more) -> list[Path]:
+    return runner.run(SYSTEM, *Options(runs_dir=folder, seeds=seeds, **more).each())
+
+
+def assert_runs_alike(one: Path, other: Path) -> None:
+    assert (one / "summary.json").read_bytes() == (other / "summary.json").read_bytes()
+    for file in one.rglob("metrics.jsonl"):
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes()
+
+
+def test_searches_of_several_seeds_go_on_side_by_side(tmp_path, capsys):
+    folders = run_all(tmp_path, "1:4")
+    assert folders == [tmp_path / f"waiting-digits-seed{seed}" for seed in (1, 2, 3)]
     said = capsys.readouterr().err
     assert "first, 2 seeds 4/4" in said
     assert "last, 3 seeds 6/6" in said
-    for seed in (1, 2, 3):
-        alone = command(Options(runs_dir=tmp_path / "alone", seed=seed))
-        for file in alone.rglob("metrics.jsonl"):
-            twin = tmp_path / file.relative_to(tmp_path / "alone")
-            assert file.read_bytes() == twin.read_bytes()
-        assert (alone / "end").read_text() == (tmp_path / str(seed) / "end").read_text()
+    for seed, folder in zip((1, 2, 3), folders, strict=True):
+        (alone,) = runner.run(SYSTEM, Options(runs_dir=tmp_path / "alone", seed=seed))
+        assert_runs_alike(alone, folder)
 
 
 def test_runs_with_other_data_go_on_by_themselves(tmp_path, capsys):
-    options = Options(runs_dir=tmp_path, seeds="3:6", other=4).each()
-    assert together.run(command, options) == [tmp_path / str(seed) for seed in (3, 4, 5)]
+    folders = run_all(tmp_path, "3:6", other=4)
     said = capsys.readouterr().err
     assert "last, 2 seeds 6/6" in said
     assert "last, 1 seeds" not in said
-    command(Options(runs_dir=tmp_path / "alone", seed=4, other=4))
-    for part in ("first", "last"):
-        one, two = (folder / f"4/{part}/metrics.jsonl" for folder in (tmp_path, tmp_path / "alone"))
-        assert one.read_bytes() == two.read_bytes()
+    (alone,) = runner.run(SYSTEM, Options(runs_dir=tmp_path / "alone", seed=4, other=4))
+    assert_runs_alike(alone, folders[1])
 
 
 def test_what_is_wrong_with_one_ends_all(tmp_path):
-    options = [Options(runs_dir=tmp_path, seed=seed, bad=2) for seed in (1, 2, 3)]
     with pytest.raises(ValueError, match="a bad seed"):
-        together.run(command, options)
+        run_all(tmp_path, "1:4", bad=2)
 
 
 def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):

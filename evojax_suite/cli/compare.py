@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import tyro
 
 from evojax_suite.reporting import comparison
+from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.progress import console
 from evojax_suite.running.options import Command
 
@@ -31,11 +33,11 @@ class Options(Command):
             raise ValueError(f"runs must be two folders or more, got {len(self.runs)}")
 
 
-def run(options: Options) -> None:
+def run(options: Options, columns: Mapping[str, Columns]) -> None:
     """Write the page, print the table. Raises ValueError or OSError, each with one line to show."""
     runs = [run for run in options.runs if not (run / "comparison.json").exists()]
     for left_out in sorted({*options.runs} - {*runs}):
         console.say(f"{left_out} is a comparison itself, and left out")
     repeat = [shlex.join(["evojax-suite", *options.typed])]
-    print(comparison.write(runs, options.output, repeat))
+    print(comparison.write(runs, options.output, repeat, columns))
     print(f"report: {options.output / 'report.html'}")

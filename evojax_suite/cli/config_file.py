@@ -10,12 +10,12 @@ import types
 import typing
 from collections.abc import Container
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import tyro
 import yaml
 
-from evojax_suite.runtime.results import flat
+from evojax_suite.runtime.results import flat, typed_option
 
 _OMITTED, _SUPPRESSED = (
     marker[int].__metadata__[0]  # pyright: ignore[reportAttributeAccessIssue]
@@ -129,14 +129,5 @@ def arguments_of(
             continue
         if value is None and not option.may_be_none:
             raise ValueError(f"{file}: {path} needs a value, got null")
-        arguments += argument(option.flag, value)
+        arguments += typed_option(option.flag, value)
     return arguments
-
-
-def argument(flag: str, value: Any) -> list[str]:
-    """An option and its value, as they are typed."""
-    if isinstance(value, bool):
-        return [flag if value else f"--no-{flag.removeprefix('--')}"]
-    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
-    values = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.I) for item in values]
-    return [flag, *([",".join(values)] if flag == "--seeds" else values)]

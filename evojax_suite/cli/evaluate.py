@@ -15,9 +15,9 @@ from evojax_suite import distilled, networks
 from evojax_suite.data import load
 from evojax_suite.distilled import AugmentationName, DistilledDataset
 from evojax_suite.networks import NetworkConfig, NetworkName
+from evojax_suite.reporting import formats
 from evojax_suite.reporting.progress import console
 from evojax_suite.running import robust
-from evojax_suite.reporting import formats
 from evojax_suite.running.options import Placement, check_seed, config_difference
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import write_json
@@ -139,7 +139,10 @@ def run(options: Options) -> None:
     )
     changed = config_difference(training, data.training)
     changed |= config_difference(network, data.network)
-    console.say(f"protocol {options.protocol}, labels {options.labels}; unlike stored: {formats.settings(changed)}")
+    console.say(
+        f"protocol {options.protocol}, labels {options.labels}; unlike stored: "
+        f"{formats.settings(changed)}"
+    )
     if data.test_accuracies:
         console.say(f"stored: {_row(data.network.network, np.array(data.test_accuracies))}")
     results, scores = {}, {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import logging
 import os
@@ -13,9 +14,15 @@ import sys
 import tempfile
 import threading
 import traceback
-from typing import Annotated, Union
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
 import tyro
+
+if TYPE_CHECKING:
+    from evojax_suite.reporting.comparison import Columns
+    from evojax_suite.running.options import Command, RunOptions
+    from evojax_suite.running.system import System
 
 _LOST = 75  # EX_TEMPFAIL of sysexits.h: to try again may help
 
@@ -89,45 +96,50 @@ def _settle(arguments: list[str]) -> None:
         placement.settle()
 
 
-def _commands() -> dict:
-    """The modules of the commands by name."""
-    from evojax_suite.cli import compare, doctor, evaluate, export
-    from evojax_suite.systems.cest import experiment as cest
-    from evojax_suite.systems.coresets import experiment as coreset
-    from evojax_suite.systems.de_nas import experiment as de_nas
-    from evojax_suite.systems.devs import experiment as devs
-    from evojax_suite.systems.ecomp import experiment as ecomp
-    from evojax_suite.systems.ga_distillation import experiment as ga_distillation
+class _Command(NamedTuple):
+    """What a command takes, and what it does with it."""
 
-    return {
-        "ga-distillation": ga_distillation,
-        "devs": devs,
-        "coreset": coreset,
-        "cest": cest,
-        "ecomp": ecomp,
-        "de-nas": de_nas,
-        "evaluate": evaluate,
-        "export": export,
-        "compare": compare,
-        "doctor": doctor,
+    options: type[Command]
+    run: Callable[[Any], int | None]
+    recipes: Mapping[str, Sequence[str]] = {}
+
+
+def _commands() -> dict[str, _Command]:
+    """The commands by name: the systems, then what works on what they made."""
+    from evojax_suite import systems
+    from evojax_suite.cli import compare, doctor, evaluate, export
+
+    records = systems.find()
+    columns = {system.name: system.columns for system in records.values()}
+    found = {
+        name: _Command(
+            system.options, functools.partial(_run_system, system, columns), system.recipes
+        )
+        for name, system in records.items()
+    }
+    return found | {
+        "evaluate": _Command(evaluate.Options, evaluate.run),
+        "export": _Command(export.Options, export.run),
+        "compare": _Command(compare.Options, functools.partial(compare.run, columns=columns)),
+        "doctor": _Command(doctor.Options, doctor.run),
     }
 
 
-def _completed(arguments: list[str], modules: dict) -> list[str]:
+def _completed(arguments: list[str], commands: dict[str, _Command]) -> list[str]:
     """`arguments`, before them those of the recipe and of the file that they name: what is given
     later wins."""
     from evojax_suite.cli.config_file import arguments_of, named_in, value_of
 
-    module = modules.get(arguments[0]) if arguments else None
-    if module is None:
+    command = commands.get(arguments[0]) if arguments else None
+    if command is None:
         return arguments
     said: list[str] = []
     if (file := named_in(arguments)) is not None:
         typed = {argument.partition("=")[0] for argument in arguments}
         without = ({"--seed", "--seeds"} if {"--seed", "--seeds"} & typed else set()) - typed
-        said = arguments_of(file, module.Options, "refuse", without)
+        said = arguments_of(file, command.options, "refuse", without)
     recipe = value_of("--recipe", [*said, *arguments])
-    return [arguments[0], *getattr(module, "RECIPES", {}).get(recipe, ()), *said, *arguments[1:]]
+    return [arguments[0], *command.recipes.get(recipe or "", ()), *said, *arguments[1:]]
 
 
 @contextlib.contextmanager
@@ -167,32 +179,27 @@ def _compiled_once():
             compilation_cache.reset_cache()
 
 
-def _run(command, options) -> int:
-    """The command; for each seed where there are several, and then a page of them all."""
+def _run_system(system: System, columns: Mapping[str, Columns], options: RunOptions) -> None:
+    """A run; one for each seed where there are several, and then a page of them all."""
     from evojax_suite.reporting import comparison
     from evojax_suite.reporting.progress import console
-    from evojax_suite.running import dry_run, together
-    from evojax_suite.running.options import RunOptions
+    from evojax_suite.running import runner
 
-    if isinstance(options, RunOptions) and options.dry_run:
-        dry_run.show(command, options)
-        return 0
-    if not isinstance(options, RunOptions) or options.seeds is None:
-        code = command.run(options.here())
-        return code if isinstance(code, int) else 0
+    if options.dry_run:
+        runner.dry_run(system, options)
+        return
+    if options.seeds is None:
+        runner.run(system, options.here())
+        return
     each = [one.here() for one in options.each()]
     at_once = options.resolved_seeds_in_flight()
+    parts = [each[first : first + at_once] for first in range(0, len(each), at_once)]
     with _compiled_once():
-        if at_once == 1:
-            runs = [command.run(one) for one in each]
-        else:
-            parts = [each[first : first + at_once] for first in range(0, len(each), at_once)]
-            runs = [found for part in parts for found in together.run(command.run, part)]
+        runs = [directory for part in parts for directory in runner.run(system, *part)]
     folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
-    text = comparison.write(runs, folder, [shlex.join(["evojax-suite", *options.typed])])
-    console.say(text)
+    repeat = [shlex.join(["evojax-suite", *options.typed])]
+    console.say(comparison.write(runs, folder, repeat, columns))
     console.say(f"all seeds: {folder / 'report.html'}")
-    return 0
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -213,19 +220,19 @@ def main(arguments: list[str] | None = None) -> int:
         with _terminate_like_interrupt(received):
             with _naming_the_file(arguments):
                 _settle(arguments)
-            modules = _commands()
-            commands = Union[  # noqa: UP007
+            commands = _commands()
+            choices = Union[  # noqa: UP007
                 tuple(
-                    Annotated[module.Options, tyro.conf.subcommand(name)]
-                    for name, module in modules.items()
+                    Annotated[command.options, tyro.conf.subcommand(name)]
+                    for name, command in commands.items()
                 )
             ]
             with _naming_the_file(arguments):
-                options = _parse(commands, _completed(arguments, modules))
-            command = next(m for m in modules.values() if isinstance(options, m.Options))
-            options = options.from_command_line(arguments)
+                options = _parse(choices, _completed(arguments, commands))
+            command = next(c for c in commands.values() if isinstance(options, c.options))
+            options = options.from_command_line(arguments).here()
             with owned_runs():
-                return _run(command, options)
+                return command.run(options) or 0
     except loop.Interrupted as stop:
         print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
         return 128 + stop.signal_number

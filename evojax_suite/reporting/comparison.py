@@ -81,8 +81,8 @@ def _set(row: dict) -> str:
 
 
 def read(path: Path, systems: Collection[str]) -> Run:
-    """The run of one of `systems` in the folder `path`. Raises ValueError, one line, where none ended
-    there."""
+    """The run of one of `systems` in the folder `path`. Raises ValueError, one line, where none
+    ended there."""
     try:
         summary = json.loads((path / "summary.json").read_text())
         settings = json.loads((path / "config.json").read_text())
@@ -338,10 +338,10 @@ def write(
             headline += [(row[2] + unit, f"{name}, {row[0]}") for row in rows[:6] if row[2]]
             differences = _differences(own, quantity)
             if differences:
-                columns = ["", "difference", "seeds with more", "p (paired t-test)"]
+                header = ["", "difference", "seeds with more", "p (paired t-test)"]
                 heading = f"{title}: difference from {own[0].name}, same seeds"
-                tables.append(Table(heading, columns, differences))
-                texts.append(f"{heading}\n{_as_text([columns, *differences])}")
+                tables.append(Table(heading, header, differences))
+                texts.append(f"{heading}\n{_as_text([header, *differences])}")
     figures = _figures(groups, columns)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(
@@ -352,7 +352,9 @@ def write(
                 "system": group.system,
                 "seeds": [run.seed for run in group.runs],
                 "runs": [str(run.path) for run in group.runs],
-                "values": {q.key: group.values(q.key) for q in _quantities(group, columns).values()},
+                "values": {
+                    q.key: group.values(q.key) for q in _quantities(group, columns).values()
+                },
             }
             for group in groups
         ],

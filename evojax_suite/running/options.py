@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import jax
-import numpy as np
 import tyro
 
-from evojax_suite.data.splits import balanced_subset
-from evojax_suite.reporting.loggers import Logger, check, logged
-from evojax_suite.reporting.progress import LogFormat, console, progress
-from evojax_suite.running import together
-from evojax_suite.running.dry_run import Plan, Planned
-from evojax_suite.runtime import devices, loop
+from evojax_suite.reporting.loggers import Logger, check
+from evojax_suite.reporting.progress import LogFormat, console
+from evojax_suite.runtime import devices
 from evojax_suite.runtime.devices import Devices
 from evojax_suite.runtime.results import plain
-from evojax_suite.types import Algorithm, Dataset, PyTree, Split
 
 
 def check_seed(name: str, seed: int) -> None:

@@ -15,9 +15,9 @@ from evojax_suite.data import normalize, with_whole_training_set
 from evojax_suite.distilled import LITERATURE
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import random_examples
+from evojax_suite.reporting.formats import percent
 from evojax_suite.reporting.progress import console, progress
 from evojax_suite.robust_scores import Judged
-from evojax_suite.reporting.formats import percent
 from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import StepReport
@@ -186,7 +186,8 @@ def judge(
     def on(name: str, images, labels, training: TrainingConfig) -> np.ndarray:
         if (name, training) not in done:
             done[name, training] = distilled.accuracies_on(
-                dataset.test, key_fit,
+                dataset.test,
+                key_fit,
                 images,
                 labels,
                 dataset,

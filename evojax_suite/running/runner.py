@@ -50,16 +50,18 @@ class _Run:
             "dataset": job.dataset.name,
             **summary.numbers,
             "seed": options.seed,
-            "options": job.differences,
         }
+        unlike = []
+        if job.differences is not None:
+            numbers["options"] = job.differences
+            unlike = [["unlike the paper", formats.settings(job.differences)]]
         write_json(directory / "summary.json", numbers)
         page = system.present(job, summary)
         if page is None:
             return directory
-        unlike = ["unlike the paper", formats.settings(job.differences)]
         report.write(
             directory / "report.html",
-            replace(page, numbers=[*page.numbers, unlike]),
+            replace(page, numbers=[*page.numbers, *unlike]),
             report.commands(directory, system.command, options.typed, options.data_dir),
             {"config.json": options.settings(), "summary.json": numbers},
         )
@@ -81,7 +83,8 @@ def _begin(system: System, options: RunOptions) -> _Run:
         f"{dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes; run in "
         f"{directory}"
     )
-    console.say(f"settings that differ from the paper's: {formats.settings(job.differences)}")
+    if job.differences is not None:
+        console.say(f"settings that differ from the paper's: {formats.settings(job.differences)}")
     for note in job.notes:
         console.say(note)
     return _Run(system, job, dataset.test)

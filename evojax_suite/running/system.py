@@ -54,7 +54,7 @@ class Phase:
 
 Search = Generator[Phase, LoopResult, Any]
 
-OptionsT = TypeVar("OptionsT", bound=RunOptions)
+OptionsT = TypeVar("OptionsT", bound=RunOptions, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class Job(Generic[OptionsT]):
     dataset: Dataset
     """Without its test split."""
     directory: Path
-    differences: dict[str, Any]
-    """Settings that are not the paper's."""
+    differences: dict[str, Any] | None
+    """Settings that are not the paper's; None where there is no paper."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """Lines to say before it begins."""
 

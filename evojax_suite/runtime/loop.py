@@ -70,10 +70,10 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 class _Turn(NamedTuple):
-    """Steps that are done in one call: `count` from `first` on, of the runs that are `going`."""
+    """Steps that are done in one call, from `first` on, of the runs that are `going`."""
 
     first: int
-    count: int
+    num_steps: int
     going: np.ndarray  # (R,) bool
 
 
@@ -222,13 +222,13 @@ def _drive(
                 reports = {}
                 for place in np.flatnonzero(turn.going).tolist():
                     rows = files[place].write(
-                        metrics[place], turn.count, seconds * share, compile_seconds * share
+                        metrics[place], turn.num_steps, seconds * share, compile_seconds * share
                     )
                     reports[place] = StepReport(
-                        turn.first + turn.count,
+                        turn.first + turn.num_steps,
                         num_steps,
                         rows[-1],
-                        seconds * share / turn.count,
+                        seconds * share / turn.num_steps,
                         rows,
                     )
                 on_report(reports)
@@ -238,6 +238,6 @@ def _drive(
                     saved_at = time.perf_counter()
                 if stopped:
                     number = signals[0] if signals else signal.SIGTERM
-                    raise Interrupted(number, turn.first + turn.count)
+                    raise Interrupted(number, turn.first + turn.num_steps)
             save()
     return [file.result(state) for file, state in zip(files, states, strict=True)]

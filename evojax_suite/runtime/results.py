@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -143,6 +144,15 @@ def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
         path = f"{prefix}{name}"
         found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
     return found
+
+
+def typed_option(flag: str, value: Any) -> list[str]:
+    """An option and its value, as they are typed."""
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+    values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
+    values = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.I) for item in values]
+    return [flag, *([",".join(values)] if flag == "--seeds" else values)]
 
 
 class RunExists(ValueError):

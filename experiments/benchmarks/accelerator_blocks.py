@@ -856,7 +856,8 @@ def judged(found: Search, individual: ga_distillation.Individual, judges: int) -
     row = {}
     for name, part in (("validation", found.dataset.validation), ("test", found.dataset.test)):
         accuracies = distilled.accuracies_on(
-            part, jax.random.key(2),
+            part,
+            jax.random.key(2),
             images,
             labels,
             found.dataset,

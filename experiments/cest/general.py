@@ -19,9 +19,8 @@ import tyro
 from matplotlib.figure import Figure
 
 from evojax_suite import cest, networks
-from evojax_suite.data import load
+from evojax_suite.data import load, some_images
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.data import some_images
 from evojax_suite.runtime.results import Rows, plain, spread
 from evojax_suite.systems.cest import predator_prey
 from evojax_suite.systems.cest.predator_prey import Params

@@ -19,11 +19,10 @@ import numpy as np
 import tyro
 
 from evojax_suite import cest, networks
-from evojax_suite.data import load
+from evojax_suite.data import load, some_images
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
-from evojax_suite.data import some_images
 from evojax_suite.runtime.results import Rows, plain, spread
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split

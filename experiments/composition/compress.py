@@ -25,7 +25,7 @@ from evojax_suite.networks import NetworkConfig, create
 from evojax_suite.operators import random_examples
 from evojax_suite.runtime.results import Rows, spread
 from evojax_suite.systems.ecomp import compression, feed_forward
-from evojax_suite.systems.ecomp.experiment import as_plain
+from evojax_suite.systems.ecomp.parent import from_flax
 from evojax_suite.training import TrainingConfig, fit
 from evojax_suite.types import Dataset
 
@@ -95,7 +95,7 @@ def main(options: Options) -> None:
                 num_epochs=-(-STEPS // batches), batch_size=100, learning_rate=1e-3
             )
             variables = fit(key_parent, module, training, images, jnp.asarray(labels))
-            parent = as_plain(jax.device_get(variables["params"]), NETWORK, dataset)
+            parent = from_flax(jax.device_get(variables["params"]), NETWORK, dataset)
             hard = labels if labels.ndim == 1 else labels.argmax(-1).astype(np.int32)
             part = np.asarray(
                 random_examples(jax.random.key(99), train.labels, options.num_images, classes)

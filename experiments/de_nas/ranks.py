@@ -21,8 +21,7 @@ import tyro
 from scipy import stats
 
 from evojax_suite import de_nas
-from evojax_suite.data import load
-from evojax_suite.data import some_images
+from evojax_suite.data import load, some_images
 from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime.results import Rows, spread
 from evojax_suite.systems.de_nas import architectures

@@ -30,8 +30,7 @@ import torch.nn.functional as F
 import tyro
 
 from evojax_suite import de_nas
-from evojax_suite.data import load, normalize
-from evojax_suite.data import some_images
+from evojax_suite.data import load, normalize, some_images
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.types import Dataset

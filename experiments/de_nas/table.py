@@ -20,10 +20,9 @@ import numpy as np
 import tyro
 
 from evojax_suite import de_nas
-from evojax_suite.data import load
+from evojax_suite.data import load, some_images
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
-from evojax_suite.data import some_images
 from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime.results import Rows, plain, spread
 from evojax_suite.systems.de_nas import architectures

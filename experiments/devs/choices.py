@@ -69,7 +69,8 @@ def main(options: Options) -> None:
         cells = []
         for images, labels in sets:
             found = distilled.accuracies_on(
-                dataset.test, jax.random.key(seed),
+                dataset.test,
+                jax.random.key(seed),
                 images,
                 labels,
                 dataset,

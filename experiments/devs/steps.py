@@ -53,7 +53,8 @@ def main(options: table.Options) -> None:
     for seed in range(options.num_seeds):
         for size, (images, labels) in one_step_sets(options, setting, seed).items():
             found = distilled.accuracies_on(
-                dataset.test, jax.random.key(1000 + seed),
+                dataset.test,
+                jax.random.key(1000 + seed),
                 images,
                 labels,
                 dataset,

@@ -183,7 +183,8 @@ def judge(options: Options, seeds: range) -> list[dict]:
             if str(path) not in known:
                 data = DistilledDataset.load(path)
                 known[str(path)] = distilled.accuracies_on(
-                    distilled.normalized_as(dataset, data).test, jax.random.key(1000 + seed),
+                    distilled.normalized_as(dataset, data).test,
+                    jax.random.key(1000 + seed),
                     data.images,
                     data.labels,
                     distilled.normalized_as(dataset, data),

@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 from evojax_suite import ecomp
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.running.options import RunOptions
+from evojax_suite.runtime import loop
 from evojax_suite.runtime.results import write_atomically
 from evojax_suite.systems.ecomp import compression, feed_forward
-from evojax_suite.systems.ecomp.experiment import evolution_images, train_parent
 from evojax_suite.systems.ecomp.feed_forward import Network
+from evojax_suite.systems.ecomp.parent import evolution_images, from_flax, parent_training
 from evojax_suite.types import Algorithm
 
 STUDIES = {
@@ -135,7 +135,9 @@ def set_up(dataset_name: str, data_dir: Path | None, runs_dir: Path) -> Setting:
     places = evolution_images(dataset, None, ecomp.Config().batch_size)
     start = time.perf_counter()
     network = NetworkConfig(network="MLP", width=256)
-    parent = train_parent(dataset, "unit", network, 4, 0, runs_dir / "parent", RunOptions())
+    algorithm, data = parent_training(dataset, "unit", network, 4)
+    trained = loop.run(algorithm, jax.random.key(0), None, data, 4, runs_dir / "parent")
+    parent = from_flax(trained.state.fit.parameters, network, dataset)
     seconds = time.perf_counter() - start
     train = dataset.train
     parts = {

@@ -93,7 +93,8 @@ def main(options: Options) -> None:
 
     def judge(seed, config, individual):
         return 100 * distilled.accuracies_on(
-            dataset.test, jax.random.key(1000 + seed),
+            dataset.test,
+            jax.random.key(1000 + seed),
             individual.images,
             individual.labels,
             dataset,

@@ -36,8 +36,8 @@ import tyro
 from evojax_suite import distilled, load
 from evojax_suite import ga_distillation as ga
 from evojax_suite.reporting.charts import Chart, Series, save_png
-from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.formats import percent
+from evojax_suite.reporting.progress import console
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import Rows, spread
 from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
@@ -245,7 +245,8 @@ def main(options: Options) -> None:
                 sorted(marks), snapshots(search, seed, marks), strict=True
             ):
                 accuracies = distilled.accuracies_on(
-                    dataset.test, jax.random.key(1000 + seed),
+                    dataset.test,
+                    jax.random.key(1000 + seed),
                     found.images,
                     found.labels,
                     dataset,

@@ -27,8 +27,8 @@ from evojax_suite.data import normalize, with_whole_training_set
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import random_examples
-from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.formats import percent
+from evojax_suite.reporting.progress import console
 from evojax_suite.running.robust import fit_on_all
 from evojax_suite.running.small_sets import probe_config
 from evojax_suite.runtime import devices
@@ -111,7 +111,8 @@ def main(options: Options) -> None:
                 continue
             start = time.perf_counter()
             accuracies = distilled.accuracies_on(
-                dataset.test, jax.random.fold_in(key, len(images)),
+                dataset.test,
+                jax.random.fold_in(key, len(images)),
                 images,
                 given,
                 dataset,

@@ -29,8 +29,8 @@ from matplotlib.figure import Figure
 from evojax_suite import distilled, ga_distillation, load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.reporting.charts import save_figure
-from evojax_suite.reporting.plotting import stretched
 from evojax_suite.reporting.formats import percent
+from evojax_suite.reporting.plotting import stretched
 from evojax_suite.runtime.results import write_json
 from evojax_suite.types import Dataset
 
@@ -61,7 +61,8 @@ def judged_class_means(dataset: Dataset, found: DistilledDataset, num_networks: 
     """Accuracies of networks trained on the mean image of each class."""
     own = class_means(dataset)
     return distilled.accuracies_on(
-        dataset.test, jax.random.key(found.seed),
+        dataset.test,
+        jax.random.key(found.seed),
         own.images,
         own.labels,
         dataset,

@@ -25,8 +25,8 @@ from ten_images import class_means
 from evojax_suite import distilled, load, networks
 from evojax_suite.distilled import LITERATURE, DistilledDataset
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.formats import percent
+from evojax_suite.reporting.progress import console
 from evojax_suite.runtime.results import Rows
 from evojax_suite.training import TrainingConfig
 from evojax_suite.types import Dataset
@@ -129,7 +129,8 @@ def main(options: Options) -> None:
                 accuracies = []
             else:
                 accuracies = distilled.accuracies_on(
-                    dataset.test, jax.random.key(options.seed),
+                    dataset.test,
+                    jax.random.key(options.seed),
                     data.images,
                     data.labels,
                     dataset,

@@ -282,9 +282,10 @@ def present(job: _Job, summary: _Summary) -> Report:
         [],
         [
             lead,
-            f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} s, "
-            f"evolution {took['evolution_seconds']:.2f} s, validation "
-            f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s apart",
+            f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} "
+            f"s, evolution {took['evolution_seconds']:.2f} s, validation "
+            f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s "
+            "apart",
         ],
     )
 

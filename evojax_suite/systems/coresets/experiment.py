@@ -1,26 +1,27 @@
-"""Choose or condense a small set by the methods that the papers compare with, and judge it."""
+"""Choose or make a small set by the methods that the papers compare with."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import jax
 import numpy as np
 import tyro
 
 from evojax_suite import proxy_network
-from evojax_suite.data import load, with_whole_training_set
+from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import augmentation_of
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares, random_examples
-from evojax_suite.reporting.progress import console
+from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
 from evojax_suite.running.options import JudgedRunOptions
-from evojax_suite.running.small_sets import SmallSet
-from evojax_suite.runtime.results import open_run
+from evojax_suite.running.small_sets import EvaluatedSets, SmallSet, Teacher
+from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.systems import ga_distillation
 from evojax_suite.systems.coresets import (
     forgetting,
@@ -29,9 +30,9 @@ from evojax_suite.systems.coresets import (
     k_center,
     kernel_inducing_points,
 )
-from evojax_suite.systems.devs.algorithm import NETWORK, RECIPE
+from evojax_suite.systems.devs import NETWORK, RECIPE
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Algorithm, Dataset, training_data
+from evojax_suite.types import Algorithm, Array, Dataset, Split, training_data
 
 Method = Literal[
     "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
@@ -41,6 +42,7 @@ CONDENSING = {
     "kernel_inducing_points": kernel_inducing_points,
 }
 """Methods that make images, equally many of each class, by gradients; the others choose some."""
+METRICS = {"matching_loss": "matching loss"}
 
 
 @dataclass(frozen=True)
@@ -114,40 +116,51 @@ def _check(options: Options, dataset: Dataset) -> None:
                 ga_distillation.check(least.search(), dataset)
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
-    dataset = with_whole_training_set(
-        load(options.dataset, options.data_dir, cache=options.cache_data), options.num_images
-    )
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    key_probe: jax.Array
+    key_select: jax.Array
+    key_condense: jax.Array
+    key_test: jax.Array
+
+
+@dataclass(frozen=True)
+class _Found:
+    sets: list[SmallSet]
+    probe_seconds: float | None  # of the network on all images, None where it was not needed
+    teacher: Teacher | None
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class _Summary:
+    found: _Found
+    evaluated: EvaluatedSets
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        return self.evaluated.numbers
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Check the sizes and fit the augmentation to the images."""
+    dataset = with_whole_training_set(dataset, options.num_images)
     _check(options, dataset)
-    training = small_sets.fitted_to(options.training, dataset)
-    options = replace(options, training=training)
-    directory = options.directory("coreset", dataset)
-    open_run(directory, options.settings(), options.resume)
-    console.say(
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.test):,} test images, "
-        f"{dataset.num_classes} classes; run in {directory}"
-    )
-    key_probe, key_select, key_condense, key_test = jax.random.split(
-        jax.random.key(options.seed), 4
-    )
+    options = replace(options, training=small_sets.fitted_to(options.training, dataset))
+    keys = jax.random.split(jax.random.key(options.seed), 4)
+    return _Job(options, dataset, directory, None, *keys)
+
+
+def search(job: _Job) -> Search:
+    """Train the network that the methods ask, make images by gradients, choose real ones."""
+    options, dataset, data = job.options, job.dataset, training_data(job.dataset)
     num_failed = 0
 
-    def drive(title, algorithm, key, data, num_steps, where):
-        nonlocal num_failed
-        outcome = options.drive(
-            title,
-            algorithm,
-            key,
-            None,
-            data,
-            num_steps,
-            directory / where,
-            same_for_seeds=True,
-        )
-        num_failed += outcome.num_failed
-        return outcome.state, outcome.seconds + outcome.compile_seconds
+    def phase(title: str, algorithm: Algorithm, key: Array, data: Any, steps: int, folder: str):
+        return Phase(title, algorithm, key, None, data, steps, folder, same_for_seeds=True)
+
+    def seconds_of(result: LoopResult) -> float:
+        return result.seconds + result.compile_seconds
 
     config = small_sets.probe_config(
         options.network,
@@ -167,25 +180,20 @@ def run(options: Options) -> Path:
         "kernel_inducing_points": "features of new networks",
     }
     sets: list[SmallSet] = []
-    data = training_data(dataset)
-    trained, evidence, probe_seconds, teacher = None, None, 0.0, None
+    evidence, probe_seconds, teacher = None, None, None
     informed = set(options.method) & {"herding", "k_center", "forgetting"}
     if informed or options.labels == "teacher":
         algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
-        trained, probe_seconds = drive(
-            "training on all",
-            algorithm,
-            key_probe,
-            data,
-            options.probe_epochs,
-            "probe",
+        trained = yield phase(
+            "training on all", algorithm, job.key_probe, data, options.probe_epochs, "probe"
         )
+        probe_seconds = seconds_of(trained)
+        num_failed += trained.num_failed
         if options.labels == "teacher":
-            teacher = small_sets.Teacher(
-                config, trained.fit.variables, options.label_temperature, probe_seconds, 0
-            )
+            variables = trained.state.fit.variables
+            teacher = Teacher(config, variables, options.label_temperature, probe_seconds, 0)
         if informed:
-            evidence = jax.device_get(algorithm.result(trained, None, data))
+            evidence = jax.device_get(algorithm.result(trained.state, None, data))
 
     for method, module in CONDENSING.items():
         if method not in options.method:
@@ -193,25 +201,26 @@ def run(options: Options) -> Path:
         data_of_method = module.make_data(dataset)
         for size in options.num_samples:
             algorithm, iterations = _condensing(options, dataset, method, size)
-            state, seconds = drive(
+            condensed = yield phase(
                 f"{method.replace('_', ' ')}, {size} images",
                 algorithm,
-                jax.random.fold_in(key_condense, size),
+                jax.random.fold_in(job.key_condense, size),
                 data_of_method,
                 iterations,
                 f"{method}-{size}",
             )
-            made = jax.device_get(algorithm.result(state, None, data_of_method))
+            num_failed += condensed.num_failed
+            made = jax.device_get(algorithm.result(condensed.state, None, data_of_method))
+            seconds = seconds_of(condensed)
             sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
 
-    options.end_dry_run()
-    for method in options.method:
+    for method in options.method if not options.dry_run else ():
         if method in CONDENSING:
             continue
         for size in options.num_samples:
             start = time.perf_counter()
             shared = (data.labels, size, dataset.num_classes, options.balanced)
-            key = jax.random.fold_in(jax.random.fold_in(key_select, size), number_of(method))
+            key = jax.random.fold_in(jax.random.fold_in(job.key_select, size), number_of(method))
             match method:
                 case "random":
                     indices = random_examples(key, *shared)
@@ -226,40 +235,46 @@ def run(options: Options) -> Path:
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start
             if method in informed and not teacher:  # else it is the teacher, and counted with it
-                seconds += probe_seconds
+                seconds += probe_seconds or 0.0
             sets.append(small_sets.chosen(method, dataset, indices, seconds, features[method]))
     if teacher:
         sets = small_sets.taught(sets, teacher)
+    return _Found(sets, probe_seconds, teacher, num_failed)
 
-    numbers = [
-        ["balanced", str(options.balanced)],
-        ["network on all images", f"{probe_seconds:.1f} s" if trained else "not needed"],
-        ["labels", teacher.in_words() if teacher else "hard"],
-        ["failed losses", str(num_failed)],
-    ]
-    small_sets.finish(
-        directory,
-        options,
-        dataset,
-        sets,
-        key_test,
+
+def finish(job: _Job, found: _Found, test_split: Split) -> _Summary:
+    """Write the sets and evaluate them on the test split."""
+    options = job.options
+    numbers = {
+        "num_training_images": len(job.dataset.train),
+        "balanced": options.balanced,
+        "probe_seconds": found.probe_seconds or 0.0,
+        "num_failed": found.num_failed,
+    }
+    evaluated = small_sets.evaluate_sets(
+        job,
+        found.sets,
+        job.key_test,
         options.network,
         options.training,
         options.engine,
-        {
-            "system": "coreset",
-            "dataset": dataset.name,
-            "num_training_images": len(dataset.train),
-            "balanced": options.balanced,
-            "probe_seconds": probe_seconds,
-            "num_networks": options.num_networks,
-            "num_failed": num_failed,
-            "seed": options.seed,
-        },
-        f"{dataset.name}, small sets",
+        test_split,
         numbers,
     )
-    return directory
+    return _Summary(found, evaluated)
+
+
+def present(job: _Job, summary: _Summary) -> Report | None:
+    """The accuracy of each set."""
+    seconds, teacher = summary.found.probe_seconds, summary.found.teacher
+    numbers = [
+        ["balanced", str(job.options.balanced)],
+        ["network on all images", "not needed" if seconds is None else f"{seconds:.1f} s"],
+        ["labels", teacher.in_words() if teacher else "hard"],
+        ["failed losses", str(summary.found.num_failed)],
+    ]
+    title = f"{job.dataset.name}, small sets"
+    return small_sets.report_of(job, summary.evaluated, title, numbers)
 
 
 def _condensing(
@@ -278,3 +293,6 @@ def _condensing(
 def number_of(method: Method) -> int:
     """A number for the key of a method, the same wherever it stands in the list."""
     return get_args(Method).index(method)
+
+
+SYSTEM = System("coreset", Options, prepare, search, finish, present, metrics=METRICS)

@@ -27,7 +27,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators.encodings import EncodingName
 from evojax_suite.strategies.block_es import averaged
 from evojax_suite.systems import ga_distillation
-from evojax_suite.systems.ga_distillation.algorithm import Data, Individual, make_data
+from evojax_suite.systems.ga_distillation import Data, Individual, make_data
 from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig
 from evojax_suite.training import EngineConfig
 from evojax_suite.types import Algorithm, Array, PyTree

@@ -4,26 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import tyro
 
-from evojax_suite.data import load
-from evojax_suite.reporting import plotting, report
-from evojax_suite.reporting.progress import console
-from evojax_suite.reporting.report import Figure, Table
-from evojax_suite.running.options import RunOptions, Scale, differing, is_small, some_images
+from evojax_suite.data import some_images
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
+from evojax_suite.reporting.report import Figure, Report, Table
+from evojax_suite.running.options import RunOptions, Scale, config_difference, is_small
 from evojax_suite.running.small_sets import fitted_to
-from evojax_suite.runtime import devices, loop
-from evojax_suite.runtime.results import open_run, read_lines, write_json
-from evojax_suite.systems import de_nas
+from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.runtime import devices
+from evojax_suite.runtime.loop import LoopResult
+from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.algorithm import Found, State, best_first, build, num_workers
 from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
+from evojax_suite.systems.de_nas.candidates import make_data, network_of
+from evojax_suite.systems.de_nas.config import Config, Params
+from evojax_suite.systems.de_nas.final_training import build_final
 from evojax_suite.systems.de_nas.networks import layers
 from evojax_suite.training import batches_of, evaluate
-from evojax_suite.types import Dataset
+from evojax_suite.types import Dataset, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
 _SMALL = {
@@ -48,8 +54,8 @@ class Options(RunOptions):
     scale: Scale = "auto"
     """small makes what is left at the paper's setting small, and lets networks learn in the few
     steps that remain; the run says what it sets. auto is small without accelerator."""
-    config: tyro.conf.OmitArgPrefixes[de_nas.Config] = field(default_factory=de_nas.Config)
-    params: tyro.conf.OmitArgPrefixes[de_nas.Params] = field(default_factory=de_nas.Params)
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
 
 def reduced(options: Options, num_images: int) -> Options:
@@ -59,7 +65,7 @@ def reduced(options: Options, num_images: int) -> Options:
         kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
         return replace(value, **kept)
 
-    default = de_nas.Config()
+    default = Config()
     config = options.config
     training = config.training
     if training.optimizer == "sgd" and training.learning_rate == default.training.learning_rate:
@@ -75,7 +81,7 @@ def reduced(options: Options, num_images: int) -> Options:
     return replace(options, config=config, num_images=number)
 
 
-def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> list[dict]:
+def history(config: Config, state: State, dataset: Dataset) -> list[dict]:
     """Every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
@@ -100,13 +106,13 @@ def history(config: de_nas.Config, state: de_nas.State, dataset: Dataset) -> lis
     ]
 
 
-def populations(config: de_nas.Config, rows: list[dict], params: de_nas.Params) -> list[list[dict]]:
+def populations(config: Config, rows: list[dict], params: Params) -> list[list[dict]]:
     """The survivors of each generation, from the first population on, told from the history."""
     alive, found = [], []
     for generation in range(config.num_generations + 1):
         start, end = config.candidates_of(generation)
         alive = alive + rows[start:end]
-        order = de_nas.best_first(
+        order = best_first(
             np.array([row["accuracy"] for row in alive]),
             np.array([row[f"num_{config.size}"] for row in alive]),
             params,
@@ -117,11 +123,33 @@ def populations(config: de_nas.Config, rows: list[dict], params: de_nas.Params) 
     return found
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    phase: Phase  # the search
+    key_final: jax.Array
+
+
+@dataclass(frozen=True)
+class _Searched:
+    found: Found
+    rows: list[dict]  # `history`
+    units: dict[str, tuple[Unit, ...]]  # of each role
+    loop: LoopResult
+    trainings: dict[str, LoopResult]  # the final ones
+    trained: dict[str, SearchedNetwork]
+
+
+@dataclass(frozen=True)
+class _Summary:
+    numbers: dict[str, Any]
+    searched: _Searched
+    models: dict[str, dict]
+    num_test_images: int
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Reduce what was left at the paper's size where the scale is small; fit the augmentation."""
     options.params.check()
-    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
     small = is_small(options.scale)
     if small:
         options = reduced(options, len(dataset.train))
@@ -129,115 +157,111 @@ def run(options: Options) -> Path:
     training = fitted_to(options.config.training, dataset)
     options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
-    shape, num_classes = dataset.image_shape, dataset.num_classes
     num_devices = devices.take(options.devices)
-    if options.plan is not None:  # workers end together: a step of each, after the first
-        at_once = de_nas.num_workers(config, num_devices) * jax.process_count()
-        options.plan.most_steps = max(options.plan.most_steps, 1 + at_once)
-    algorithm = de_nas.build(config, num_classes, shape, num_devices)
-    data = de_nas.make_data(config, dataset)
-    directory = options.directory("de-nas", dataset)
-    open_run(directory, options.settings(), options.resume)
-    beyond = differing(config, de_nas.Config()) | differing(params, de_nas.Params())
-    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.say(
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} validation, "
-        f"{len(dataset.test):,} test images; run in {directory}"
-    )
-    if small:
-        console.say(
-            f"small: {len(dataset.train):,} images, {config.num_candidates} candidates; --scale "
-            "paper for the paper's sizes"
-        )
-    console.say(f"settings that differ from the paper's: {shown}")
-
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
-    searched = options.drive(
+    differences = config_difference(config, Config()) | config_difference(params, Params())
+    at_once = num_workers(config, num_devices) * jax.process_count()
+    phase = Phase(
         "candidates",
-        algorithm,
+        build(config, dataset.num_classes, dataset.image_shape, num_devices),
         key_search,
         params,
-        data,
+        make_data(config, dataset),
         config.num_candidates,
-        directory,
+        dry_run_steps=max(3, 1 + at_once),  # workers end together: a step of each, after the first
     )
-    found = algorithm.result(searched.state, params, data)
-    rows = history(config, searched.state, dataset)
-    write_json(directory / "history.json", rows)
+    reduced_to = (
+        f"small: {len(dataset.train):,} images, {config.num_candidates} candidates; --scale paper "
+        "for the paper's sizes"
+    )
+    notes = (reduced_to,) if small else ()
+    return _Job(options, dataset, directory, differences, phase, key_final, notes=notes)
 
-    places = {"most accurate": found.most_accurate, "smallest": found.smallest}
+
+def search(job: _Job) -> Search:
+    """Search, then train the most accurate and the smallest architecture at length."""
+    config, dataset, phase = job.options.config, job.dataset, job.phase
+    shape, num_classes = dataset.image_shape, dataset.num_classes
+    searched = yield phase
+    found = phase.algorithm.result(searched.state, phase.params, phase.data)
+    rows = history(config, searched.state, dataset)
+    write_json(job.directory / "history.json", rows)
     units = {
         role: architectures.to_units(architectures.member(found.genomes, place))
-        for role, place in places.items()
+        for role, place in _places(found).items()
     }
-    outcomes: dict[str, loop.Outcome] = {}
+    trainings: dict[str, LoopResult] = {}
     trained: dict[str, SearchedNetwork] = {}
     for number, (role, own) in enumerate(units.items() if config.final_epochs else ()):
         if role == "smallest" and own == units["most accurate"]:
             trained[role] = trained["most accurate"]
             continue
-        final = de_nas.build_final(config, own, num_classes, shape)
-        outcomes[role] = options.drive(
+        final = build_final(config, own, num_classes, shape)
+        trainings[role] = yield Phase(
             role,
             final,
-            jax.random.fold_in(key_final, number),
+            jax.random.fold_in(job.key_final, number),
             None,
-            data,
+            phase.data,
             config.final_epochs,
-            directory / "training" / role.replace(" ", "_"),
+            _training_folder(role),
         )
         trained[role] = SearchedNetwork(
-            network=de_nas.network_of(config, own, num_classes),
-            variables=jax.device_get(final.result(outcomes[role].state, None, data)),
+            network=network_of(config, own, num_classes),
+            variables=jax.device_get(final.result(trainings[role].state, None, phase.data)),
             image_shape=shape,
             mean=dataset.mean,
             std=dataset.std,
             class_names=dataset.class_names,
             dataset=dataset.name,
         )
+    return _Searched(found, rows, units, searched, trainings, trained)
 
-    options.end_dry_run()
-    # Selection is over: only here is the test part opened.
-    test = batches_of(dataset, dataset.test, config.engine)
-    judge = jax.jit(evaluate, static_argnums=0)
-    tests = {
-        role: float(judge(own.network, own.variables, test).accuracy)
-        for role, own in trained.items()
+
+def _places(found: Found) -> dict[str, int]:
+    return {"most accurate": found.most_accurate, "smallest": found.smallest}
+
+
+def _training_folder(role: str) -> str:
+    return f"training/{role.replace(' ', '_')}"
+
+
+def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
+    """Write the networks and evaluate them on the test split."""
+    dataset, found, rows = job.dataset, searched.found, searched.rows
+    test = batches_of(dataset, test_split, job.options.config.engine)
+    evaluated = jax.jit(evaluate, static_argnums=0)
+    accuracies = {
+        role: float(evaluated(own.network, own.variables, test).accuracy)
+        for role, own in searched.trained.items()
     }
-    for role, own in trained.items():
-        own.save(directory if role == "most accurate" else directory / "smallest")
-
-    sizes = [row["num_parameters"] for row in rows]
+    for role, own in searched.trained.items():
+        own.save(job.directory if role == "most accurate" else job.directory / "smallest")
     models = {}
-    for role, place in places.items():
-        costs = architectures.costs(architectures.member(found.genomes, place), shape, num_classes)
+    for role, place in _places(found).items():
+        genome = architectures.member(found.genomes, place)
+        costs = architectures.costs(genome, dataset.image_shape, dataset.num_classes)
         models[role] = {
-            "test_accuracy": tests.get(role),
+            "test_accuracy": accuracies.get(role),
             "search_accuracy": float(found.accuracy[place]),
             "num_parameters": int(costs.parameters),
             "num_multiplications": int(costs.multiplications),
         }
-    seconds = searched.seconds + sum(outcome.seconds for outcome in outcomes.values())
-    summary = {
-        "system": "de_nas",
-        "dataset": dataset.name,
+    trainings = searched.trainings.values()
+    numbers = {
         **models["most accurate"],
         "smallest": models["smallest"],
         "num_evaluated": len(rows),
-        "num_failed": searched.num_failed,
+        "num_failed": searched.loop.num_failed,
         "num_epochs": sum(row["num_epochs"] for row in rows),
-        "num_parameters_largest": max(sizes),
-        "seconds": seconds,
-        "search_seconds": searched.seconds,
-        "candidates_per_hour": 3600 * len(rows) / searched.seconds,
-        "compile_seconds": searched.stage_seconds.get("compilation", 0.0)
-        + sum(outcome.compile_seconds for outcome in outcomes.values()),
-        "seed": options.seed,
-        "options": beyond,
+        "num_parameters_largest": max(row["num_parameters"] for row in rows),
+        "seconds": searched.loop.seconds + sum(training.seconds for training in trainings),
+        "search_seconds": searched.loop.seconds,
+        "candidates_per_hour": 3600 * len(rows) / searched.loop.seconds,
+        "compile_seconds": searched.loop.stage_seconds.get("compilation", 0.0)
+        + sum(training.compile_seconds for training in trainings),
     }
-    write_json(directory / "summary.json", summary)
-    _present(directory, options, dataset, rows, units, models, searched, outcomes, summary, shown)
-    return directory
+    return _Summary(numbers, searched, models, len(test_split))
 
 
 def _layer_rows(units: tuple[Unit, ...], dataset: Dataset) -> list[list[str]]:
@@ -247,21 +271,16 @@ def _layer_rows(units: tuple[Unit, ...], dataset: Dataset) -> list[list[str]]:
     ]
 
 
-def _present(
-    directory: Path,
-    options: Options,
-    dataset: Dataset,
-    rows: list[dict],
-    units: dict[str, tuple[Unit, ...]],
-    models: dict[str, dict],
-    searched: loop.Outcome,
-    outcomes: dict[str, loop.Outcome],
-    summary: dict,
-    shown: str,
-) -> None:
-    """Figures, report and the closing lines on the terminal."""
-    config = options.config
-    alive = populations(config, rows, options.params)
+def present(job: _Job, summary: _Summary) -> Report:
+    """The two networks, and how the population moved."""
+    config, dataset = job.options.config, job.dataset
+    rows, units, trainings = (
+        summary.searched.rows,
+        summary.searched.units,
+        summary.searched.trainings,
+    )
+    models = summary.models
+    alive = populations(config, rows, job.options.params)
     figures = [
         Figure(
             "search",
@@ -269,10 +288,10 @@ def _present(
             plotting.population_movement(alive, f"num_{config.size}", config.size),
         )
     ]
-    if outcomes:
+    if trainings:
         curves = {
-            role: read_lines(directory / "training" / role.replace(" ", "_") / "metrics.jsonl")
-            for role in outcomes
+            role: read_lines(job.directory / _training_folder(role) / "metrics.jsonl")
+            for role in trainings
         }
         caption = "Final trainings: loss and accuracy by epoch"
         figures.append(Figure("training", caption, plotting.training_curves(curves)))
@@ -298,7 +317,7 @@ def _present(
         "multiplications",
     ]
     best, smallest = models["most accurate"], models["smallest"]
-    hourly = 3600 * len(rows) / searched.seconds
+    hourly = summary.numbers["candidates_per_hour"]
     lead = (
         f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters, "
         f"the smallest {smallest['num_parameters']:,}; {hourly:,.0f} candidates an hour"
@@ -310,11 +329,11 @@ def _present(
             (f"{model['num_parameters']:,}", "parameters"),
         ]
     headline.append((str(len(rows)), "candidates"))
-    if outcomes:
+    if trainings:
         lead += (
             f". They classify {percent(best['test_accuracy'])}% and "
-            f"{percent(smallest['test_accuracy'])}% of the {len(dataset.test):,} test images of "
-            f"{dataset.name}"
+            f"{percent(smallest['test_accuracy'])}% of the {summary.num_test_images:,} test "
+            f"images of {dataset.name}"
         )
     tables = [Table("Result", header, results)]
     for role, own in units.items():
@@ -322,16 +341,35 @@ def _present(
             continue
         heading = f"Layers of the {role}"
         tables.append(Table(heading, ["", "outputs", "parameters"], _layer_rows(own, dataset)))
-    report.write(
-        directory / "report.html",
+    return Report(
         f"{dataset.name}, networks found by differential evolution",
         lead + ".",
         headline,
         tables,
         figures,
-        [["unlike the paper", shown]],
-        report.commands(directory, "de-nas", options.typed, options.data_dir),
-        {"config.json": options.settings(), "summary.json": summary},
+        [],
+        [lead],
     )
-    console.say(lead)
-    console.say(f"report: {directory / 'report.html'}")
+
+
+SYSTEM = System(
+    "de_nas",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=Columns(
+        quantities=(
+            accuracy("test_accuracy", "test accuracy, most accurate"),
+            Quantity("num_parameters", "parameters", digits=0),
+            accuracy("smallest.test_accuracy", "test accuracy, smallest"),
+            Quantity("smallest.num_parameters", "parameters, smallest", digits=0),
+            Quantity("num_evaluated", "candidates", digits=0),
+            SECONDS,
+        ),
+        curves=(("generation", "accuracy_best"), ("generation", "population_parameters")),
+        step="candidate",
+    ),
+    metrics={"accuracy_best": "best accuracy", "num_parameters": "parameters"},
+)

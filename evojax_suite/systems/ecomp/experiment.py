@@ -1,37 +1,50 @@
-"""Compress a trained network by evolution and judge what it still does on the test part."""
+"""Compress a trained network by evolution and tell what it still does on the test split."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import networks, proxy_network
-from evojax_suite.data import load, with_whole_training_set
-from evojax_suite.data.splits import balanced_subset
+from evojax_suite.data import with_whole_training_set
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import non_dominated_ranks
-from evojax_suite.reporting import plotting, report
-from evojax_suite.reporting.progress import console
-from evojax_suite.reporting.report import Figure, Table
-from evojax_suite.running.options import RunOptions, check_seed, differing, duration
-from evojax_suite.runtime.results import open_run, read_lines, write_json
-from evojax_suite.systems import ecomp
-from evojax_suite.systems.ecomp import artifact as compressed
-from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
+from evojax_suite.reporting.formats import duration
+from evojax_suite.reporting.report import Figure, Report, Table
+from evojax_suite.running.options import RunOptions, check_seed, config_difference
+from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.runtime.loop import LoopResult
+from evojax_suite.runtime.results import read_lines, write_json
+from evojax_suite.systems.ecomp import artifact, compression, feed_forward
+from evojax_suite.systems.ecomp.algorithm import (
+    Compressed,
+    State,
+    build,
+    check,
+    final_scores,
+    make_data,
+    num_steps,
+)
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
+from evojax_suite.systems.ecomp.config import Config, Params
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.training import TrainingConfig
-from evojax_suite.types import Dataset, PyTree, TrainingData, training_data
+from evojax_suite.systems.ecomp.parent import (
+    evolution_images,
+    from_flax,
+    parent_training,
+    untrained,
+)
+from evojax_suite.types import Algorithm, Dataset, Split
 
-_PAPER_IMAGES = 10_000
 _STEPS_PER_CALL = 10  # half a second on two cores
 
 
@@ -48,7 +61,7 @@ class Options(RunOptions):
     parent: Path | None = None
     """Your own network: .safetensors or .npz with <layer>.weight (PyTorch) or .kernel (flax) and
     <layer>.bias; ReLU between its layers."""
-    inputs: compressed.Inputs = "unit"
+    inputs: artifact.Inputs = "unit"
     """What the parent takes: pixels in [0, 1] as in the paper, or normalised."""
     pooling: feed_forward.Pooling = "average"
     """Pooling after each convolution of a parent that has any."""
@@ -63,8 +76,8 @@ class Options(RunOptions):
     num_images: int | None = None
     """Images that evolution sees, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
-    config: tyro.conf.OmitArgPrefixes[ecomp.Config] = field(default_factory=ecomp.Config)
-    params: tyro.conf.OmitArgPrefixes[ecomp.Params] = field(default_factory=ecomp.Params)
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,68 +100,85 @@ class Options(RunOptions):
         )
 
 
-def evolution_images(dataset: Dataset, num_images: int | None, batch_size: int) -> np.ndarray:
-    """Positions of the training images that evolution sees."""
-    labels = dataset.train.labels
-    if num_images is None:
-        most = dataset.num_classes * int(np.bincount(labels, minlength=dataset.num_classes).min())
-        num_images = min(_PAPER_IMAGES, min(most, len(labels) - 1) // batch_size * batch_size)
-        if not num_images:
-            raise ValueError(
-                f"{dataset.name} has {most} images of balanced classes, fewer than batch_size "
-                f"{batch_size}"
-            )
-    return balanced_subset(labels, num_images, dataset.num_classes)
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    algorithm: Algorithm
+    places: np.ndarray  # of the training images that evolution sees
+    parent: Network | None  # None where it is to be trained
+
+    def compressed(self, network: Network, lineage: dict[str, Any]) -> CompressedNetwork:
+        dataset = self.dataset
+        mean, std = artifact.constants(dataset, self.options.inputs)
+        about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
+        return CompressedNetwork(network, *about, lineage, self.options.pooling)
+
+    @property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Images and labels that evolution sees."""
+        train = self.dataset.train
+        return train.images[self.places], train.labels[self.places]
 
 
-def parent_data(dataset: Dataset, inputs: compressed.Inputs) -> TrainingData:
-    """The training part, as a network of these inputs takes it."""
-    mean, std = compressed.constants(dataset, inputs)
-    return training_data(replace(dataset, mean=tuple(mean), std=tuple(std)))
+@dataclass(frozen=True)
+class _Found:
+    parent: Network
+    parent_seconds: float
+    best: Compressed
+    loop: LoopResult
 
 
-def train_parent(
-    dataset: Dataset,
-    inputs: compressed.Inputs,
-    network: NetworkConfig,
-    epochs: int,
-    seed: int,
-    directory: Path,
-    options: RunOptions,
-) -> Network:
-    """Train the parent, an epoch a step, kept and resumed in `directory`."""
-    config = proxy_network.Config(
-        network=network,
-        training=TrainingConfig(num_epochs=epochs, batch_size=100, learning_rate=1e-3),
+@dataclass(frozen=True)
+class _Summary:
+    numbers: dict[str, Any]
+    front: list[dict[str, Any]]
+    num_test_images: int
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Read the parent, or check the shapes of the one that will be trained."""
+    config, params = options.config, options.params
+    dataset = with_whole_training_set(dataset)
+    places = evolution_images(dataset, options.num_images, config.batch_size)
+    parent = None
+    if options.parent is not None:
+        parent = feed_forward.load(
+            options.parent, dataset.image_shape, dataset.num_classes, options.pooling
+        )
+    check(config, params, parent or untrained(options.trained_parent, dataset), len(places))
+    differences = config_difference(config, Config()) | config_difference(params, Params())
+    notes = (f"evolution sees {len(places):,} of the training images",)
+    return _Job(
+        options, dataset, directory, differences, build(config), places, parent, notes=notes
     )
-    algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
-    data = parent_data(dataset, inputs)
-    outcome = options.drive(
-        "parent", algorithm, jax.random.key(seed), None, data, epochs, directory
+
+
+def search(job: _Job) -> Search:
+    """Train the parent where none is given, then compress it."""
+    options, config, dataset = job.options, job.options.config, job.dataset
+    parent, parent_seconds = job.parent, 0.0
+    if parent is None:
+        network = options.trained_parent
+        trainer, data = parent_training(dataset, options.inputs, network, options.parent_epochs)
+        key = jax.random.key(options.parent_seed)
+        trained = yield Phase("parent", trainer, key, None, data, options.parent_epochs, "parent")
+        parent = from_flax(trained.state.fit.parameters, network, dataset)
+        parent_seconds = trained.seconds + trained.compile_seconds
+        feed_forward.save(job.directory / "parent.safetensors", parent)
+    mean, std = artifact.constants(dataset, options.inputs)
+    data = make_data(parent, *job.seen, mean, std, options.pooling)
+    found = yield Phase(
+        "compressing",
+        job.algorithm,
+        jax.random.key(options.seed),
+        options.params,
+        data,
+        num_steps(config, len(job.places)),
+        steps_per_call=_STEPS_PER_CALL,
+        members_per_step=config.population_size,
+        same_for_seeds=True,
     )
-    return as_plain(outcome.state.fit.parameters, network, dataset)
-
-
-def untrained(network: NetworkConfig, dataset: Dataset) -> Network:
-    """A parent of zeros, with the shapes of the trained one. Raises ValueError where the images do
-    not fit."""
-    module = networks.create(network, dataset.num_classes, dataset.image_shape)
-    images = np.zeros((1, *dataset.image_shape), np.float32)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
-    zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    return as_plain(zeros, network, dataset)
-
-
-def as_plain(parameters: PyTree, network: NetworkConfig, dataset: Dataset) -> Network:
-    """What `network` has learned, as plain arrays."""
-    arrays = {
-        f"{layer}.{role}": np.asarray(array)
-        for layer, parts in parameters.items()
-        for role, array in parts.items()
-    }
-    return feed_forward.from_arrays(
-        arrays, dataset.image_shape, dataset.num_classes, network.pooling
-    )
+    best = jax.device_get(jax.jit(job.algorithm.result)(found.state, options.params, data))
+    return _Found(parent, parent_seconds, best, found)
 
 
 def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray]) -> float:
@@ -167,14 +197,18 @@ def likeness_to_parent(network: Network, parent: Network, units: list[np.ndarray
 
 
 def save_front(
-    directory: Path, config: ecomp.Config, state: ecomp.State, parts: dict, wrap
+    directory: Path,
+    config: Config,
+    state: State,
+    parts: dict[str, tuple[np.ndarray, np.ndarray]],
+    wrap: Callable[[Network], CompressedNetwork],
 ) -> list[dict]:
     """Write the networks of the last population that no other beats in accuracy, similarity loss
     and parameters together, and what is known of each, smallest first.
 
     parts: images and labels by name; wrap: makes a CompressedNetwork of a network.
     """
-    scores = jax.device_get(ecomp.final_scores(config, state))
+    scores = jax.device_get(final_scores(config, state))
     objectives = np.stack(
         [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters], 1
     )
@@ -212,65 +246,12 @@ def save_front(
     return rows
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
-    config, params = options.config, options.params
-    dataset = with_whole_training_set(
-        load(options.dataset, options.data_dir, cache=options.cache_data)
-    )
-    places = evolution_images(dataset, options.num_images, config.batch_size)
-    parent = None
-    if options.parent is not None:
-        parent = feed_forward.load(
-            options.parent, dataset.image_shape, dataset.num_classes, options.pooling
-        )
-    ecomp.check(config, params, parent or untrained(options.trained_parent, dataset), len(places))
-    directory = options.directory("ecomp", dataset)
-    open_run(directory, options.settings(), options.resume)
-    beyond = differing(config, ecomp.Config()) | differing(params, ecomp.Params())
-    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.say(
-        f"{dataset.name}: {len(places):,} of {len(dataset.train):,} training, "
-        f"{len(dataset.test):,} test images; run in {directory}"
-    )
-    console.say(f"settings that differ from the paper's: {shown}")
-
-    start = time.perf_counter()
-    if parent is None:
-        parent = train_parent(
-            dataset,
-            options.inputs,
-            options.trained_parent,
-            options.parent_epochs,
-            options.parent_seed,
-            directory / "parent",
-            options,
-        )
-        feed_forward.save(directory / "parent.safetensors", parent)
-    parent_seconds = time.perf_counter() - start
-
-    mean, std = compressed.constants(dataset, options.inputs)
-    images, labels = dataset.train.images[places], dataset.train.labels[places]
-    data = ecomp.make_data(parent, images, labels, mean, std, options.pooling)
-    algorithm = ecomp.build(config)
-    num_steps = ecomp.num_steps(config, len(places))
-    outcome = options.drive(
-        "compressing",
-        algorithm,
-        jax.random.key(options.seed),
-        params,
-        data,
-        num_steps,
-        directory,
-        steps_per_call=_STEPS_PER_CALL,
-        members_per_step=config.population_size,
-        same_for_seeds=True,
-    )
-    options.end_dry_run()
-    best = jax.device_get(jax.jit(algorithm.result)(outcome.state, params, data))
-    network = compression.trimmed(best.network, best.sizes)
-    units = [u[:size] for u, size in zip(best.units, best.sizes, strict=True)]
+def finish(job: _Job, found: _Found, test_split: Split) -> _Summary:
+    """Write the compressed network, and tell how often it agrees with its parent."""
+    options, best, parent = job.options, found.best, found.parent
+    sizes = np.asarray(best.sizes)
+    network = compression.trimmed(best.network, sizes)
+    units = [np.asarray(own[:size]) for own, size in zip(best.units, sizes, strict=True)]
     lineage = {
         "member": int(best.member),
         "num_mutations": int(best.num_mutations),
@@ -279,69 +260,48 @@ def run(options: Options) -> Path:
         "parent_hidden_units": feed_forward.hidden_sizes(parent),
         "units_kept": units,
     }
-    about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
-    result = CompressedNetwork(network, *about, lineage, options.pooling)
-    result.save(directory)
-
-    # Selection is over: only here is the test part opened.
-    before = CompressedNetwork(parent, *about, {}, options.pooling)
-    agreement, accuracy = {}, {}
-    parts = {
-        "evolution": (images, labels),
-        "test": (dataset.test.images, dataset.test.labels),
-    }
-    for part, (split_images, split_labels) in parts.items():
-        predictions = [one.logits(split_images).argmax(-1) for one in (before, result)]
-        accuracy[part] = [float(np.mean(p == split_labels)) for p in predictions]
+    before, result = job.compressed(parent, {}), job.compressed(network, lineage)
+    result.save(job.directory)
+    agreement, accuracies = {}, {}
+    parts = {"evolution": job.seen, "test": (test_split.images, test_split.labels)}
+    for part, (images, labels) in parts.items():
+        predictions = [one.logits(images).argmax(-1) for one in (before, result)]
+        accuracies[part] = [float(np.mean(p == labels)) for p in predictions]
         agreement[part] = float(np.mean(predictions[0] == predictions[1]))
-    sizes = [int(size) for size in best.sizes]
-    summary = {
-        "system": "ecomp",
-        "dataset": dataset.name,
-        "test_accuracy": accuracy["test"][1],
-        "parent_test_accuracy": accuracy["test"][0],
+    numbers = {
+        "test_accuracy": accuracies["test"][1],
+        "parent_test_accuracy": accuracies["test"][0],
         "test_agreement": agreement["test"],
-        "evolution_accuracy": accuracy["evolution"][1],
-        "parent_evolution_accuracy": accuracy["evolution"][0],
+        "evolution_accuracy": accuracies["evolution"][1],
+        "parent_evolution_accuracy": accuracies["evolution"][0],
         "evolution_agreement": agreement["evolution"],
-        "relative_size": sum(sizes) / sum(feed_forward.hidden_sizes(parent)),
-        "hidden_units": sizes,
+        "relative_size": int(sizes.sum()) / sum(feed_forward.hidden_sizes(parent)),
+        "hidden_units": sizes.tolist(),
         "num_parameters": result.num_parameters,
         "parent_num_parameters": before.num_parameters,
         "fitness": float(best.fitness),
-        "num_generations": config.num_generations,
+        "num_generations": options.config.num_generations,
         "num_mutations": lineage["num_mutations"],
         "weights_cosine": lineage["weights_cosine"],
-        "num_failed": outcome.num_failed,
-        "seconds": outcome.seconds,
-        "compile_seconds": outcome.compile_seconds,
-        "parent_seconds": parent_seconds,
-        "seed": options.seed,
-        "options": beyond,
+        "num_failed": found.loop.num_failed,
+        "seconds": found.loop.seconds,
+        "compile_seconds": found.loop.compile_seconds,
+        "parent_seconds": found.parent_seconds,
     }
     front = []
-    if config.selection == "nsga2":
-
-        def wrap(network):
-            return CompressedNetwork(network, *about, {}, options.pooling)
-
-        front = save_front(directory, config, outcome.state, parts, wrap)
-        summary["front_size"] = len(front)
-    write_json(directory / "summary.json", summary)
-    _present(directory, options, dataset, summary, shown, front)
-    return directory
+    if options.config.selection == "nsga2":
+        state = found.loop.state
+        front = save_front(
+            job.directory, options.config, state, parts, lambda one: job.compressed(one, {})
+        )
+        numbers["front_size"] = len(front)
+    return _Summary(numbers, front, len(test_split))
 
 
-def _present(
-    directory: Path,
-    options: Options,
-    dataset: Dataset,
-    summary: dict,
-    shown: str,
-    front: list[dict],
-) -> None:
-    """Figure, report and the closing lines on the terminal."""
-    lines = [line for line in read_lines(directory / "metrics.jsonl") if not line["judging"]]
+def present(job: _Job, found: _Summary) -> Report:
+    """The compressed network beside its parent, and the front of sizes where there is one."""
+    summary, front = found.numbers, found.front
+    lines = [line for line in read_lines(job.directory / "metrics.jsonl") if not line["judging"]]
 
     def percent(name):
         return f"{100 * summary[name]:.2f}"
@@ -349,9 +309,9 @@ def _present(
     units = "-".join(map(str, summary["hidden_units"]))
     lead = (
         f"{units} hidden units, {percent('relative_size')}% of the parent's, classify "
-        f"{percent('test_accuracy')}% of the {len(dataset.test):,} test images of {dataset.name}; "
-        f"the parent classifies {percent('parent_test_accuracy')}%. They agree on "
-        f"{percent('test_agreement')}%."
+        f"{percent('test_accuracy')}% of the {found.num_test_images:,} test images of "
+        f"{job.dataset.name}; the parent classifies {percent('parent_test_accuracy')}%. They agree "
+        f"on {percent('test_agreement')}%."
     )
     rows = [
         ["parent", percent("parent_test_accuracy"), "", f"{summary['parent_num_parameters']:,}"],
@@ -375,7 +335,6 @@ def _present(
         ["compilation", f"{summary['compile_seconds']:.1f} s"],
         ["training of the parent", f"{summary['parent_seconds']:.1f} s"],
         ["failed evaluations", str(summary["num_failed"])],
-        ["unlike the paper", shown],
     ]
     tables = [
         Table("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
@@ -407,9 +366,8 @@ def _present(
         header = ["hidden units", "parameters (%)", "evolution's images (%)", "test images (%)"]
         title = f"The front, {len(shown_rows)} of {len(front)} networks"
         tables.insert(1, Table(title, header, cells))
-    report.write(
-        directory / "report.html",
-        f"A network for {dataset.name}, compressed by evolution",
+    return Report(
+        f"A network for {job.dataset.name}, compressed by evolution",
         lead,
         [
             (f"{percent('test_accuracy')} %", "test accuracy"),
@@ -421,14 +379,35 @@ def _present(
         tables,
         figures,
         numbers,
-        report.commands(directory, "ecomp", options.typed, options.data_dir),
-        {"config.json": options.settings(), "summary.json": summary},
+        [
+            lead,
+            f"time: parent {summary['parent_seconds']:.1f} s, compilation "
+            f"{summary['compile_seconds']:.1f} s, generations {summary['seconds']:.1f} s",
+            f"network: {job.directory / 'network.safetensors'}",
+        ],
     )
-    console.say(lead)
-    console.say(
-        f"time: parent {summary['parent_seconds']:.1f} s, compilation "
-        f"{summary['compile_seconds']:.1f} s, generations {summary['seconds']:.1f} s"
-    )
-    console.say(
-        f"report: {directory / 'report.html'}, network: {directory / 'network.safetensors'}"
-    )
+
+
+SYSTEM = System(
+    "ecomp",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=Columns(
+        quantities=(
+            accuracy("test_accuracy", "test accuracy"),
+            accuracy("parent_test_accuracy", "of the parent"),
+            accuracy("test_agreement", "agreement"),
+            accuracy("relative_size", "relative size"),
+            Quantity("num_parameters", "parameters", digits=0),
+            SECONDS,
+        ),
+        curves=tuple(
+            ("generation", f"{name}_mean")
+            for name in ("accuracy", "relative_size", "similarity_loss")
+        ),
+    ),
+    metrics={"accuracy_mean": "accuracy", "relative_size_mean": "relative size"},
+)

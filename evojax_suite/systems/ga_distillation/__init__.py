@@ -27,7 +27,7 @@ from evojax_suite.systems.ga_distillation.fitness import (
     own_judge,
     own_score,
     rank_last,
-    score_on_test,
+    score_on,
     score_population,
     solved_labels,
 )
@@ -85,7 +85,7 @@ __all__ = [
     "own_score",
     "random_individuals",
     "rank_last",
-    "score_on_test",
+    "score_on",
     "score_population",
     "solved_labels",
     "strong_random",

@@ -1,13 +1,12 @@
-"""Distil a dataset by evolution, judge it on the test part, compare it with strong random."""
+"""Distil a dataset by evolution, judge it on the test split, compare it with strong random."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +14,42 @@ import numpy as np
 import tyro
 
 from evojax_suite import distilled
-from evojax_suite.cli.config_file import argument
-from evojax_suite.data import DataError, load
+from evojax_suite.data import DataError
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
-from evojax_suite.reporting import plotting, report
+from evojax_suite.reporting import plotting
+from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
+from evojax_suite.reporting.formats import duration, percent
 from evojax_suite.reporting.progress import console
-from evojax_suite.reporting.report import Figure, Table
+from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running import small_sets
-from evojax_suite.running.options import JudgedRunOptions, differing, duration, percent
+from evojax_suite.running.options import JudgedRunOptions, config_difference
+from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime import devices
-from evojax_suite.runtime.results import open_run, read_lines, write_atomically, write_json
-from evojax_suite.systems import ga_distillation
+from evojax_suite.runtime.loop import LoopResult
+from evojax_suite.runtime.results import read_lines, typed_option, write_atomically
 from evojax_suite.systems.ga_distillation import strong_random
-from evojax_suite.systems.ga_distillation.algorithm import Individual
+from evojax_suite.systems.ga_distillation.algorithm import build, check, history
+from evojax_suite.systems.ga_distillation.config import FOUR_IN_ONE, RECOMMENDED, Config, Params
+from evojax_suite.systems.ga_distillation.fitness import score_on, solved_labels
+from evojax_suite.systems.ga_distillation.individuals import Data, Individual, make_data
 from evojax_suite.types import Dataset, Split
 
+Relabel = Callable[[Individual], Individual]
 
-def _recipe(config: ga_distillation.Config, num_generations: int) -> list[str]:
-    unlike_the_paper = differing(config, ga_distillation.Config())
+
+def _recipe(config: Config, num_generations: int) -> list[str]:
+    unlike_the_paper = config_difference(config, Config())
     return [
         word
         for name, value in {**unlike_the_paper, "num_generations": num_generations}.items()
-        for word in argument(f"--{name}".replace("_", "-"), value)
+        for word in typed_option(f"--{name}".replace("_", "-"), value)
     ]
 
 
 RECIPES = {
-    "recommended": _recipe(ga_distillation.RECOMMENDED, 1000),
-    "four_in_one": _recipe(ga_distillation.FOUR_IN_ONE, 400),
+    "recommended": _recipe(RECOMMENDED, 1000),
+    "four_in_one": _recipe(FOUR_IN_ONE, 400),
 }
 """The options that a recipe stands for; those given beside it win."""
 
@@ -72,12 +78,8 @@ class Options(JudgedRunOptions):
     """Epochs of the teacher, without augmentation."""
     strong_random_repeats: int = 5
     """Repeats of the strong random baseline; 0 leaves it out."""
-    config: tyro.conf.OmitArgPrefixes[ga_distillation.Config] = field(
-        default_factory=ga_distillation.Config
-    )
-    params: tyro.conf.OmitArgPrefixes[ga_distillation.Params] = field(
-        default_factory=ga_distillation.Params
-    )
+    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
     def __post_init__(self):
         super().__post_init__()
@@ -101,129 +103,192 @@ class Options(JudgedRunOptions):
             raise ValueError("start given needs --start-from, got none")
 
 
-def run(options: Options) -> Path:
-    """The whole run, in the folder that is returned. Raises ValueError, DataError or OSError, each
-    with one line to show."""
+@dataclass(frozen=True)
+class _Job(Job[Options]):
+    config: Config  # that of the options, but in a dry run, which has fewer members
+    evolving: Phase
+    strong_random: Phase | None
+    data: Data
+    key_test: jax.Array
+
+
+@dataclass(frozen=True)
+class _Found:
+    individual: Individual
+    generation: int  # after which it was the result
+    generations: np.ndarray  # (F,) of the frames
+    frames: Individual  # the results on the way
+    loop: LoopResult
+    strong_random: list[Individual]
+    strong_random_fitness: list[float]
+    num_failed: int
+
+
+@dataclass(frozen=True)
+class _Summary:
+    numbers: dict[str, Any]
+    result: DistilledDataset
+    accuracies: np.ndarray  # (num_networks,)
+    strong: np.ndarray  # (repeats, num_networks)
+    found: _Found
+    num_test_images: int
+
+
+def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
+    """Check the settings against the dataset, and read the images to start from."""
     options.params.check()
     if options.start_from is not None:
         options = replace(options, config=replace(options.config, start="given"))
-    config = options.config
-    if options.plan is not None:  # as many members as are in flight, on each device; all are alike
+    config, factor = options.config, 1.0
+    if options.dry_run:  # as many members as are in flight, on each device; all are alike
         alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
-        options.plan.members = max(1.0, config.population_size / alike)
+        factor = max(1.0, config.population_size / alike)
         config = replace(config, population_size=min(config.population_size, alike))
-    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
-    ga_distillation.check(config, dataset)
+    check(config, dataset)
     given = options.start_from and images_to_start_from(options.start_from, config, dataset)
-    algorithm = ga_distillation.build(config, dataset.num_classes, dataset.image_shape)
-    directory = options.directory("ga_distillation", dataset)
-    settings = options.settings()
-    open_run(directory, settings, options.resume, may_grow="num_generations")
-    beyond = differing(config, ga_distillation.Config())
-    beyond |= differing(options.params, ga_distillation.Params())
+    algorithm = build(config, dataset.num_classes, dataset.image_shape)
+    differences = config_difference(options.config, Config())
+    differences |= config_difference(options.params, Params())
     own = "num_generations", "start_from", "choose_from", "labels"
     for name in (*own, "label_temperature", "teacher_epochs"):
         if getattr(options, name) != getattr(Options, name):
-            beyond[name] = getattr(options, name)
-    console.say(
-        f"{dataset.name}: {len(dataset.train):,} training, {len(dataset.validation):,} fitness, "
-        f"{len(dataset.test):,} test images, {dataset.num_classes} classes; run in {directory}"
-    )
-    shown = ", ".join(f"{name}={value}" for name, value in beyond.items()) or "none"
-    console.say(f"settings that differ from the paper's: {shown}")
-
-    data = ga_distillation.make_data(dataset, given)
+            differences[name] = getattr(options, name)
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
-    per_step = config.population_size * config.networks_per_member
-
-    outcome = options.drive(
-        "evolving",
-        algorithm,
-        key_run,
-        options.params,
-        data,
-        options.num_generations,
-        directory,
-        members_per_step=per_step,
-        same_for_seeds=algorithm.scannable,
+    data = make_data(dataset, given)
+    repeats = options.strong_random_repeats
+    shared: dict[str, Any] = {
+        "members_per_step": config.population_size * config.networks_per_member,
+        "same_for_seeds": algorithm.scannable,
+        "dry_run_factor": factor,
+    }
+    evolving = Phase(
+        "evolving", algorithm, key_run, options.params, data, options.num_generations, **shared
     )
-    individual = jax.device_get(algorithm.result(outcome.state, options.params, data))
-    generations_of, frames = jax.device_get(
-        ga_distillation.history(config, dataset.num_classes, outcome.state, data)
-    )
-
-    def judged_on(part: Split, key: jax.Array, one: Individual) -> np.ndarray:
-        return distilled.accuracies_on(
-            key,
-            *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
-            replace(dataset, test=part),
-            config.network,
-            config.training,
-            options.num_networks,
-            config.engine,
-            options.devices,
-        )
-
-    on_the_way = [Individual(*found) for found in zip(frames.images, frames.labels, strict=True)][
-        -options.choose_from :
-    ]
-    numbers, chosen = generations_of[-len(on_the_way) :], -1
-    if len(on_the_way) > 1 and options.plan is None:
-        found = [judged_on(dataset.validation, key_test, one) for one in on_the_way]
-        for number, accuracies in zip(numbers, found, strict=True):
-            console.say(f"generation {number:,}: {percent(accuracies)} % of the validation part")
-        chosen = int(np.argmax([np.nan_to_num(accuracies.mean(), nan=-1) for accuracies in found]))
-        individual = on_the_way[chosen]
-
-    baseline_individuals, baseline_fitness, baseline_failed = None, [], 0
-    if options.strong_random_repeats:
-        baseline = strong_random.build(
-            config, options.strong_random_repeats, dataset.num_classes, dataset.image_shape
-        )
-        baseline_directory = directory / "strong_random"
-        baseline_outcome = options.drive(
+    baseline = None
+    if repeats:
+        baseline = Phase(
             "strong random",
-            baseline,
+            strong_random.build(config, repeats, dataset.num_classes, dataset.image_shape),
             key_baseline,
             options.params,
             data,
-            options.strong_random_repeats,
-            baseline_directory,
-            members_per_step=per_step,
-            same_for_seeds=algorithm.scannable,
+            repeats,
+            "strong_random",
+            **shared,
         )
-        baseline_individuals = baseline.result(baseline_outcome.state, options.params, data)
-        lines = read_lines(baseline_directory / "metrics.jsonl")
-        baseline_fitness = [
-            line["fitness_best"] for line in lines if line["fitness_best"] is not None
-        ]
-        baseline_failed = baseline_outcome.num_failed
+    return _Job(
+        options, dataset, directory, differences, config, evolving, baseline, data, key_test
+    )
 
-    relabel = _relabelling(options, dataset, data, directory)
-    individual = jax.device_get(relabel(individual))
-    if baseline_individuals is not None:
-        baseline_individuals = [
-            relabel(jax.tree.map(lambda leaf, i=i: leaf[i], baseline_individuals))
-            for i in range(options.strong_random_repeats)
-        ]
-    options.end_dry_run()
 
-    # Selection is over: only here is the test part opened.
-    judge = partial(judged_on, dataset.test)
-    accuracies = judge(key_test, individual)
+def search(job: _Job) -> Search:
+    """Evolve, choose among the last results, repeat strong random, label what was found."""
+    options, config, dataset, data = job.options, job.config, job.dataset, job.data
+    evolved = yield job.evolving
+    algorithm, params = job.evolving.algorithm, options.params
+    individual = jax.device_get(algorithm.result(evolved.state, params, data))
+    generations, frames = jax.device_get(history(config, dataset.num_classes, evolved.state, data))
+    last = [Individual(*found) for found in zip(*frames, strict=True)][-options.choose_from :]
+    numbers, chosen = generations[-len(last) :], -1
+    if len(last) > 1 and not options.dry_run:
+        found = [_accuracies(job, dataset.validation, job.key_test, one) for one in last]
+        for number, accuracies in zip(numbers, found, strict=True):
+            console.say(f"generation {number:,}: {percent(accuracies)} % of the validation split")
+        chosen = int(np.argmax([np.nan_to_num(accuracies.mean(), nan=-1) for accuracies in found]))
+        individual = last[chosen]
+
+    random_ones, random_fitness, num_failed = [], [], evolved.num_failed
+    if job.strong_random is not None:
+        repeated = yield job.strong_random
+        ones = job.strong_random.algorithm.result(repeated.state, params, data)
+        count = options.strong_random_repeats
+        random_ones = [jax.tree.map(lambda leaf, i=i: leaf[i], ones) for i in range(count)]
+        lines = read_lines(job.directory / job.strong_random.folder / "metrics.jsonl")
+        fitness = [line["fitness_best"] for line in lines]
+        random_fitness = [value for value in fitness if value is not None]
+        num_failed += repeated.num_failed
+    relabel = yield from _relabelling(job)
+    return _Found(
+        jax.device_get(relabel(individual)),
+        int(numbers[chosen]),
+        generations,
+        frames,
+        evolved,
+        [relabel(one) for one in random_ones],
+        random_fitness,
+        num_failed,
+    )
+
+
+def _accuracies(job: _Job, split: Split, key: jax.Array, one: Individual) -> np.ndarray:
+    """Accuracies on `split` of the networks of the recipe, trained on an individual."""
+    config = job.config
+    return distilled.accuracies_on(
+        split,
+        key,
+        *encodings.unpacked(jnp.asarray(one.images), jnp.asarray(one.labels), config.factor),
+        job.dataset,
+        config.network,
+        config.training,
+        job.options.num_networks,
+        config.engine,
+        job.options.devices,
+    )
+
+
+def _relabelling(job: _Job) -> Generator[Phase, LoopResult, Relabel]:
+    """What gives individuals the labels that the options ask for; a teacher is trained here."""
+    options, config, dataset, num_classes = (
+        job.options,
+        job.config,
+        job.dataset,
+        job.dataset.num_classes,
+    )
+    key = jax.random.fold_in(jax.random.key(options.seed), 1)
+    if options.labels == "own":
+        return lambda individual: individual
+    if options.labels == "solved":
+
+        def solved(individual: Individual) -> Individual:
+            labels = solved_labels(key, config, num_classes, individual, job.data)
+            return individual._replace(labels=np.asarray(labels))
+
+        return solved
+    own = replace(config.training, batch_size=256)
+    teacher = yield from small_sets.train_teacher(
+        key,
+        dataset,
+        small_sets.probe_config(config.network, own, config.engine, options.teacher_epochs),
+        options.label_temperature,
+    )
+    console.say(f"labels: {teacher.in_words()}")
+
+    def taught(individual: Individual) -> Individual:
+        images, _ = encodings.unpacked(
+            jnp.asarray(individual.images), jnp.asarray(individual.labels), config.factor
+        )
+        labels = teacher.labels(np.asarray(images), num_classes)
+        by_image = labels.reshape(len(individual.images), -1, num_classes).mean(1)
+        return individual._replace(labels=by_image)
+
+    return taught
+
+
+def finish(job: _Job, found: _Found, test_split: Split) -> _Summary:
+    """Write the images and judge them on the test split, beside those of strong random."""
+    options, config, dataset = job.options, job.config, job.dataset
+    individual = found.individual
+    accuracies = _accuracies(job, test_split, job.key_test, individual)
+    keys = jax.random.split(jax.random.fold_in(job.key_test, 1), options.strong_random_repeats)
     strong = np.array(
         [
-            judge(key, one)
-            for one, key in zip(
-                baseline_individuals or [],
-                jax.random.split(jax.random.fold_in(key_test, 1), options.strong_random_repeats),
-                strict=True,
-            )
+            _accuracies(job, test_split, key, one)
+            for key, one in zip(keys, found.strong_random, strict=True)
         ]
     )
     result = DistilledDataset(
-        images=individual.images,
-        labels=individual.labels,
+        images=np.asarray(individual.images),
+        labels=np.asarray(individual.labels),
         dataset=dataset.name,
         class_names=dataset.class_names,
         mean=dataset.mean,
@@ -232,63 +297,112 @@ def run(options: Options) -> Path:
         training=config.training,
         seed=options.seed,
         factor=config.factor,
-        test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
+        test_accuracies=tuple(float(value) for value in accuracies),
     )
-    result.save(directory / "distilled.npz")
+    result.save(job.directory / "distilled.npz")
     buffer = io.BytesIO()
+    frames = found.frames
     np.savez_compressed(
-        buffer, generations=generations_of, images=frames.images, labels=frames.labels
+        buffer, generations=found.generations, images=frames.images, labels=frames.labels
     )
-    write_atomically(directory / "frames.npz", buffer.getvalue())
-    test_score = ga_distillation.score_on_test(config, dataset, individual)
-    generations = int(outcome.state.generation)
-    summary = {
-        "system": "ga_distillation",
-        "dataset": dataset.name,
+    write_atomically(job.directory / "frames.npz", buffer.getvalue())
+    state = found.loop.state
+    num_generations = int(state.generation)
+    numbers = {
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_std": float(np.std(accuracies)),
         "num_networks": options.num_networks,
-        "fitness_best": float(outcome.state.best_score),
-        "best_generation": int(outcome.state.best_generation),
-        "generation": int(numbers[chosen]),
-        "num_generations": generations,
-        "seconds": outcome.seconds,
-        "compile_seconds": outcome.compile_seconds,
-        "members_per_second": per_step * generations / outcome.seconds,
-        "num_failed": outcome.num_failed + baseline_failed,
-        "seed": options.seed,
-        "options": beyond,
+        "fitness_best": float(state.best_score),
+        "best_generation": int(state.best_generation),
+        "generation": found.generation,
+        "num_generations": num_generations,
+        "seconds": found.loop.seconds,
+        "compile_seconds": found.loop.compile_seconds,
+        "members_per_second": job.evolving.members_per_step * num_generations / found.loop.seconds,
+        "num_failed": found.num_failed,
     }
+    test_score = score_on(test_split, config, dataset, individual)
     if test_score is not None:
-        summary["test_score"] = test_score
+        numbers["test_score"] = test_score
         console.say(
-            f"{config.fitness} gives the distilled images {test_score:.4f} on the test part"
+            f"{config.fitness} gives the distilled images {test_score:.4f} on the test split"
         )
-    if options.strong_random_repeats:
-        summary |= {
+    if strong.size:
+        numbers |= {
             "strong_random_test_accuracy_mean": float(np.mean(strong)),
             "strong_random_test_accuracy_std": float(np.std(strong)),
             "strong_random_repeats": options.strong_random_repeats,
         }
-    write_json(directory / "summary.json", summary)
-    _present(
-        directory,
-        options,
-        settings,
-        dataset,
-        result,
-        summary,
-        accuracies,
-        strong,
-        baseline_fitness,
-        frames.images,
+    return _Summary(numbers, result, accuracies, strong, found, len(test_split))
+
+
+def present(job: _Job, summary: _Summary) -> Report:
+    """The images and how they evolved, beside strong random."""
+    dataset, result, numbers = job.dataset, summary.result, summary.numbers
+    accuracies, strong, found = summary.accuracies, summary.strong, summary.found
+    figures = job.directory / "figures"
+    plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
+    plotting.evolution(
+        figures / "evolution.png", dataset, np.asarray(found.frames.images), result.labels
     )
-    return directory
+    curves = plotting.fitness_curves(
+        read_lines(job.directory / "metrics.jsonl"),
+        job.config.fitness,
+        found.strong_random_fitness,
+    )
+    rows = [["evolved", percent(accuracies), str(len(accuracies))]]
+    closing = [f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)"]
+    if strong.size:
+        rows.append(["strong random", percent(strong), str(strong.size)])
+        gain = 100 * (np.mean(accuracies) - np.mean(strong))
+        closing.append(
+            f"strong random {percent(strong)} % ({len(strong)} x {len(accuracies)} networks): "
+            f"evolution is {gain:+.2f} points from it"
+        )
+    size, num_generations = len(result.images), numbers["num_generations"]
+    lead = (
+        f"{size} synthetic images stand for the {len(dataset.train):,} training images of "
+        f"{dataset.name}: networks trained on them alone classify "
+        f"{100 * numbers['test_accuracy_mean']:.2f}% of the {summary.num_test_images:,} test "
+        "images."
+    )
+    return Report(
+        f"{dataset.name}, distilled by evolution",
+        lead,
+        [
+            (f"{percent(accuracies)} %", "test accuracy"),
+            *([(f"{percent(strong)} %", "strong random selection")] if strong.size else []),
+            (str(size), "synthetic images"),
+            (duration(numbers["seconds"]), "of evolution"),
+        ],
+        [Table("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows)],
+        [
+            Figure(
+                "images",
+                "Real images (upper row) and synthetic ones, each stretched to its own range",
+            ),
+            Figure(
+                "evolution",
+                f"From generation 1 to {num_generations:,}, two pictures for every doubling",
+            ),
+            Figure("fitness", "Fitness by generation", curves),
+        ],
+        [
+            ["generations", f"{num_generations:,}"],
+            [
+                "best fitness",
+                f"{numbers['fitness_best']:.4f} in generation {numbers['best_generation']}",
+            ],
+            ["time in generations", f"{numbers['seconds']:.1f} s"],
+            ["compilation", f"{numbers['compile_seconds']:.1f} s"],
+            ["members per second", f"{numbers['members_per_second']:.1f}"],
+            ["failed evaluations", str(numbers["num_failed"])],
+        ],
+        [*closing, f"dataset: {job.directory / 'distilled.npz'}"],
+    )
 
 
-def images_to_start_from(
-    path: Path, config: ga_distillation.Config, dataset: Dataset
-) -> np.ndarray:
+def images_to_start_from(path: Path, config: Config, dataset: Dataset) -> np.ndarray:
     """The images of a file (n, H, W, C), normalised as `dataset` is, class by class. Raises
     DataError where they are not as many of each class as `config` searches for."""
     found = DistilledDataset.load(path, dataset)
@@ -315,118 +429,23 @@ def images_to_start_from(
     return np.asarray(packed)
 
 
-def _relabelling(
-    options: Options, dataset: Dataset, data: ga_distillation.Data, directory: Path
-) -> Callable[[Individual], Individual]:
-    """What gives individuals the labels that `options` asks for; a teacher is trained here."""
-    config, num_classes = options.config, dataset.num_classes
-    key = jax.random.fold_in(jax.random.key(options.seed), 1)
-    if options.labels == "own":
-        return lambda individual: individual
-    if options.labels == "solved":
-
-        def solved(individual: Individual) -> Individual:
-            labels = ga_distillation.solved_labels(key, config, num_classes, individual, data)
-            return individual._replace(labels=np.asarray(labels))
-
-        return solved
-    own = replace(config.training, batch_size=256)
-    teacher = small_sets.train_teacher(
-        options,
-        key,
-        dataset,
-        small_sets.probe_config(config.network, own, config.engine, options.teacher_epochs),
-        options.label_temperature,
-        directory,
-    )
-    console.say(f"labels: {teacher.in_words()}")
-
-    def taught(individual: Individual) -> Individual:
-        images, _ = encodings.unpacked(
-            jnp.asarray(individual.images), jnp.asarray(individual.labels), config.factor
-        )
-        labels = teacher.labels(np.asarray(images), num_classes)
-        by_image = labels.reshape(len(individual.images), -1, num_classes).mean(1)
-        return individual._replace(labels=by_image)
-
-    return taught
-
-
-def _present(
-    directory: Path,
-    options: Options,
-    settings: dict,
-    dataset: Dataset,
-    result: DistilledDataset,
-    summary: dict,
-    accuracies: np.ndarray,
-    strong: np.ndarray,
-    strong_fitness: list[float],
-    frames: np.ndarray,
-) -> None:
-    """Figures, report and the closing lines on the terminal."""
-    figures = directory / "figures"
-    plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
-    plotting.evolution(figures / "evolution.png", dataset, frames, result.labels)
-    curves = plotting.fitness_curves(
-        read_lines(directory / "metrics.jsonl"), options.config.fitness, strong_fitness
-    )
-    rows = [["evolved", percent(accuracies), str(len(accuracies))]]
-    if strong.size:
-        rows.append(["strong random", percent(strong), str(strong.size)])
-    options_row = ", ".join(f"{k} = {v}" for k, v in summary["options"].items()) or "none"
-    numbers = [
-        ["generations", f"{summary['num_generations']:,}"],
-        [
-            "best fitness",
-            f"{summary['fitness_best']:.4f} in generation {summary['best_generation']}",
-        ],
-        ["time in generations", f"{summary['seconds']:.1f} s"],
-        ["compilation", f"{summary['compile_seconds']:.1f} s"],
-        ["members per second", f"{summary['members_per_second']:.1f}"],
-        ["failed evaluations", str(summary["num_failed"])],
-        ["unlike the paper", options_row],
-    ]
-    size = len(result.images)
-    lead = (
-        f"{size} synthetic images stand for the {len(dataset.train):,} training images of "
-        f"{dataset.name}: networks trained on them alone classify "
-        f"{100 * summary['test_accuracy_mean']:.2f}% of the {len(dataset.test):,} test images."
-    )
-    report.write(
-        directory / "report.html",
-        f"{dataset.name}, distilled by evolution",
-        lead,
-        [
-            (f"{percent(accuracies)} %", "test accuracy"),
-            *([(f"{percent(strong)} %", "strong random selection")] if strong.size else []),
-            (str(size), "synthetic images"),
-            (duration(summary["seconds"]), "of evolution"),
-        ],
-        [
-            Table("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows),
-        ],
-        [
-            Figure(
-                "images",
-                "Real images (upper row) and synthetic ones, each stretched to its own range",
-            ),
-            Figure(
-                "evolution",
-                f"From generation 1 to {summary['num_generations']:,}, two pictures for every "
-                "doubling",
-            ),
-            Figure("fitness", "Fitness by generation", curves),
-        ],
-        numbers,
-        report.commands(directory, "ga-distillation", options.typed, options.data_dir),
-        {"config.json": settings, "summary.json": summary},
-    )
-    console.say(f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)")
-    if strong.size:
-        gain = 100 * (np.mean(accuracies) - np.mean(strong))
-        console.say(
-            f"strong random {percent(strong)} % ({options.strong_random_repeats} x "
-            f"{options.num_networks} networks): evolution is {gain:+.2f} points from it"
-        )
-    console.say(f"report: {directory / 'report.html'}, dataset: {directory / 'distilled.npz'}")
+SYSTEM = System(
+    "ga_distillation",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=Columns(
+        quantities=(
+            accuracy("test_accuracy_mean", "test accuracy"),
+            accuracy("strong_random_test_accuracy_mean", "strong random"),
+            Quantity("fitness_best", "best fitness", digits=4),
+            Quantity("num_generations", "generations", digits=0),
+            SECONDS,
+        ),
+        curves=(("generation", "fitness_best"), ("generation", "fitness_mean")),
+    ),
+    recipes=RECIPES,
+    may_grow="num_generations",
+)

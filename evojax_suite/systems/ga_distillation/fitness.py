@@ -27,7 +27,7 @@ from evojax_suite.systems.ga_distillation.individuals import (
     images_and_targets,
 )
 from evojax_suite.training import Score, fit_and_evaluate_population
-from evojax_suite.types import Array, Dataset
+from evojax_suite.types import Array, Dataset, Split
 
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
 """How much a set of images is worth, more is better, without a network: any code, a gradient is not
@@ -241,15 +241,17 @@ def check_judge(config: Config, num_classes: int, image_shape: tuple[int, int, i
         ) from error
 
 
-def score_on_test(config: Config, dataset: Dataset, individual: Individual) -> float | None:
-    """What the function of images that `fitness` names says of an individual on the test part, None
-    where it names none. Opens the test part."""
+def score_on(
+    split: Split, config: Config, dataset: Dataset, individual: Individual
+) -> float | None:
+    """What the function of images that `fitness` names says of an individual on `split`, a part of
+    `dataset`; None where it names none."""
     if (judge := own_judge(config)) is None:
         return None
     own = jnp.asarray(individual.images), jnp.asarray(individual.labels)
     images, labels = encodings.unpacked(*own, config.factor)
-    real = np.asarray(normalize(dataset.test.images, dataset.mean, dataset.std))
-    return float(judge(np.asarray(images), np.asarray(labels), real, dataset.test.labels))
+    real = np.asarray(normalize(split.images, dataset.mean, dataset.std))
+    return float(judge(np.asarray(images), np.asarray(labels), real, split.labels))
 
 
 def own_score(config: Config, num_classes: int) -> Score | None:
