@@ -30,7 +30,7 @@ from evojax_suite.training import (
     TrainingConfig,
     fit_and_evaluate_population,
 )
-from evojax_suite.types import Array, Dataset, Divided, Split
+from evojax_suite.types import Array, Dataset, PyTree, Split
 
 LITERATURE = TrainingConfig(
     num_epochs=300,
@@ -232,34 +232,24 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
 
 
 @lru_cache(maxsize=16)
-def _judge(
-    network: nn.Module,
-    training: TrainingConfig,
-    engine: EngineConfig,
-    num_networks: int,
-    num_devices: int,
-) -> Callable[..., np.ndarray]:
-    """A compiled function of keys and data -> accuracies, one for each architecture and recipe."""
+def _trained_and_evaluated(
+    network: nn.Module, training: TrainingConfig, engine: EngineConfig
+) -> Callable[[PyTree, PyTree], Array]:
+    """A function of members and data -> accuracies, one for each architecture and recipe."""
 
-    def evaluate(keys, state, params, data, members):
-        del state, params
-        images, labels, test_images, test_labels, mean, std = data
+    def evaluate(members, data):
+        keys, own = members
+        shared, test_images, test_labels, mean, std = data
         batches = engine.batches(normalize(test_images, mean, std), test_labels)
-        keys = keys[members]
-        if images.ndim == 5:  # a set each
-            images, labels = images[members], labels[members]
-        else:
-            images, labels = (
-                jnp.broadcast_to(array, (len(keys), *array.shape)) for array in (images, labels)
-            )
+        images, labels = own or (
+            jnp.broadcast_to(array, (len(keys), *array.shape)) for array in shared
+        )
         (found,) = fit_and_evaluate_population(
             keys, network, training, images, labels, (batches,), engine
         )
         return found.accuracy
 
-    divided = Divided(num_networks, lambda key: (key, None), evaluate, lambda *found: found)
-    judge = devices.evaluator(divided, num_devices)
-    return lambda keys, data: judge(keys, None, None, data)
+    return evaluate
 
 
 def accuracies_on(
@@ -282,16 +272,22 @@ def accuracies_on(
     (num_networks,) in [0, 1], NaN for a network that failed.
     """
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
-    judge = _judge(module, training, engine, num_networks, devices.take(num_devices))
+    sets = jnp.asarray(images), jnp.asarray(labels)
+    one_for_all = sets[0].ndim == 4
+    keys = jax.random.split(key, num_networks)
     data = (
-        jnp.asarray(images),
-        jnp.asarray(labels),
+        sets if one_for_all else None,
         jnp.asarray(split.images),
         jnp.asarray(split.labels),
         jnp.asarray(dataset.mean, jnp.float32),
         jnp.asarray(dataset.std, jnp.float32),
     )
-    return judge(jax.random.split(key, num_networks), data)
+    return devices.map_population(
+        _trained_and_evaluated(module, training, engine),
+        (keys, None if one_for_all else sets),
+        data,
+        num_devices,
+    )
 
 
 def with_network(recipe: NetworkConfig, name: str) -> NetworkConfig:

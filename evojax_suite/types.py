@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -82,27 +82,52 @@ def training_data(dataset: Dataset) -> TrainingData:
     )
 
 
-class Divided(NamedTuple):
-    """A step in two parts, of which the first, the work, is done for some members at a time."""
+StateT = TypeVar("StateT")
+ParamsT = TypeVar("ParamsT")
+DataT = TypeVar("DataT")
+MetricsT = TypeVar("MetricsT")
+ResultT = TypeVar("ResultT")
 
-    population_size: int
-    keys: Callable[[Array], tuple[Any, Any]]
-    """The key of a step -> the keys of its two parts."""
-    evaluate: Callable[..., Any]
-    """(keys, state, params, data, members) -> what was found, leading axis that of members (n,)."""
-    advance: Callable[..., tuple[Any, Any]]
-    """(keys, state, found of the whole population, params, data) -> (State, Metrics)."""
 
-    def step(self, key: Array, state: Any, params: Any, data: Any) -> tuple[Any, Any]:
-        """Both parts, as `Algorithm.step`."""
-        keys_evaluate, keys_advance = self.keys(key)
-        everyone = jnp.arange(self.population_size)
-        found = self.evaluate(keys_evaluate, state, params, data, everyone)
-        return self.advance(keys_advance, state, found, params, data)
+class StepKeys(NamedTuple):
+    """The keys of the three parts of a step, each an array of keys or a tuple of them."""
+
+    ask: PyTree
+    evaluate: PyTree
+    tell: PyTree
 
 
 @dataclass(frozen=True)
-class Algorithm:
+class Generation(Generic[StateT, ParamsT, DataT, MetricsT]):
+    """A step as the ask, evaluate and tell of evosax, so that several devices may evaluate.
+
+    split_key(key) -> StepKeys
+    ask(key, state, params, data) -> candidates
+    evaluate(key, candidates, params, data, members) -> evaluations of the candidates at `members`
+        (n,), arrays whose leading axis is n. This is the work; a candidate has the same evaluation
+        whatever the others of the call are.
+    tell(key, state, candidates, evaluations, params, data) -> (State, Metrics)
+    """
+
+    population_size: int
+    split_key: Callable[[Array], StepKeys]
+    ask: Callable[[PyTree, StateT, ParamsT, DataT], PyTree]
+    evaluate: Callable[[PyTree, PyTree, ParamsT, DataT, Array], PyTree]
+    tell: Callable[[PyTree, StateT, PyTree, PyTree, ParamsT, DataT], tuple[StateT, MetricsT]]
+
+    def step(
+        self, key: Array, state: StateT, params: ParamsT, data: DataT
+    ) -> tuple[StateT, MetricsT]:
+        """All three parts, as `Algorithm.step`."""
+        keys = self.split_key(key)
+        candidates = self.ask(keys.ask, state, params, data)
+        everyone = jnp.arange(self.population_size)
+        evaluations = self.evaluate(keys.evaluate, candidates, params, data, everyone)
+        return self.tell(keys.tell, state, candidates, evaluations, params, data)
+
+
+@dataclass(frozen=True)
+class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     """What every system's `build(config, ...)` returns: pure functions that the loop drives.
 
     init(key, params, data) -> State                   cheap: shapes and first individuals
@@ -111,19 +136,26 @@ class Algorithm:
     finished(state) -> bool array                      whether further steps would change nothing
 
     `key` of step g is `fold_in(run_key, g)`, so that going on at g needs nothing but the state.
-    `scannable`: `step` may be jitted, scanned and vmapped; `compiler_options`: those of XLA under
-    which its program runs fastest; `divided`: `step` in two parts, for several devices
-    (`devices.over_devices`); `num_devices`: those of all processes over which `step` is divided;
-    `compiled`: of the arguments of `step` -> a `step` for such arguments that is compiled already,
-    where it is not scannable and can tell.
     """
 
-    init: Callable[..., Any]
-    step: Callable[..., tuple[Any, Any]]
-    result: Callable[..., Any]
-    finished: Callable[[Any], Any]
+    init: Callable[[Array, ParamsT, DataT], StateT]
+    step: Callable[[Array, StateT, ParamsT, DataT], tuple[StateT, MetricsT]]
+    result: Callable[[StateT, ParamsT, DataT], ResultT]
+    finished: Callable[[StateT], Array | bool]
     scannable: bool = True
-    compiler_options: dict[str, Any] | None = field(default=None, hash=False)
-    divided: Divided | None = None
+    """Whether `step` may be jitted, scanned and vmapped."""
+    compiler_options: dict[str, str | bool] | None = field(default=None, hash=False)
+    """The options of XLA under which its program runs fastest."""
+    generation: Generation[StateT, ParamsT, DataT, MetricsT] | None = None
+    """`step` in its parts, for several devices (`devices.over_devices`)."""
     num_devices: int = 1
-    compiled: Callable[..., Callable[..., tuple[Any, Any]]] | None = None
+    """The devices, of all processes, over which `step` evaluates."""
+    compiled: (
+        Callable[
+            [Array, StateT, ParamsT, DataT],
+            Callable[[Array, StateT, ParamsT, DataT], tuple[StateT, MetricsT]],
+        ]
+        | None
+    ) = None
+    """Of the arguments of `step`, a `step` for such arguments that is compiled already; where it is
+    not scannable and can tell."""

@@ -81,9 +81,14 @@ def main(output: str) -> None:
                 result = step(jax.random.key(1), state, params, data)
                 keep(found, f"{name}/{number}/step", result)
             if name != "strong_random":
-                keys, _ = algorithm.divided.keys(jax.random.key(1))
-                evaluate = devices.evaluator(algorithm.divided, number)
-                keep(found, f"{name}/{number}/members", evaluate(keys, state, params, data))
+                generation = algorithm.generation
+                keys = generation.split_key(jax.random.key(1))
+                candidates = generation.ask(keys.ask, state, params, data)
+                evaluate = devices.evaluator(
+                    generation.evaluate, generation.population_size, number
+                )
+                members = evaluate(keys.evaluate, candidates, params, data)
+                keep(found, f"{name}/{number}/members", members)
     found |= gone_on()
     np.savez(output, **found)
 

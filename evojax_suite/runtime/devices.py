@@ -9,6 +9,7 @@ deadlock, and a device more or less changes no result but by the order of sums.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 
 from evojax_suite.runtime.resources import cores
-from evojax_suite.types import Algorithm, Array, Divided, PyTree
+from evojax_suite.types import Algorithm, Array, PyTree
 
 Devices: TypeAlias = int | Literal["auto", "all"]
 """Number of devices of this process. all: every accelerator, or as many as a CPU has cores for this
@@ -121,10 +122,10 @@ def _shares(size: int, num_devices: int) -> tuple[int, int]:
 
 
 class _Evaluation(NamedTuple):
-    """`divided.evaluate` of the whole population, in three parts."""
+    """The evaluation of a whole population, in three parts."""
 
     place: Callable[..., tuple]
-    """Its arguments without `members` -> those of `program`."""
+    """The arguments of `Generation.evaluate` without `members` -> those of `program`."""
     program: Any
     """A jitted function, or what is compiled of it."""
     collect: Callable[[PyTree], PyTree]
@@ -134,28 +135,25 @@ class _Evaluation(NamedTuple):
         return self.collect(self.program(*self.place(*arguments)))
 
 
-def evaluator(divided: Divided, num_devices: int) -> Callable[..., PyTree]:
-    """`divided.evaluate` of the whole population, without its `members`, on `num_devices` devices
-    of each process; returns arrays on the host."""
-    return _evaluation(divided, num_devices)
-
-
-def _evaluation(divided: Divided, num_devices: int) -> _Evaluation:
+def evaluator(
+    evaluate: Callable[..., PyTree], population_size: int, num_devices: int
+) -> _Evaluation:
+    """`evaluate`, as that of `Generation`, of all `population_size` members, without its argument
+    `members`, on `num_devices` devices of each process; it returns arrays on the host."""
     num_processes, process = jax.process_count(), jax.process_index()
-    size = divided.population_size
-    count, num_devices = _shares(size, num_devices)
+    count, num_devices = _shares(population_size, num_devices)
     if num_devices * num_processes == 1:
-        everyone = jnp.arange(size)
-        alone = jax.jit(lambda *arguments: divided.evaluate(*arguments, everyone))
+        everyone = jnp.arange(population_size)
+        alone = jax.jit(lambda *arguments: evaluate(*arguments, everyone))
         return _Evaluation(lambda *arguments: arguments, alone, jax.device_get)
     mesh = jax.make_mesh((num_devices,), (_AXIS,), devices=jax.local_devices()[:num_devices])
     everywhere = NamedSharding(mesh, PartitionSpec())
 
-    def of_one_device(keys, state, params, data):
+    def of_one_device(key, candidates, params, data):
         place = process * num_devices + jax.lax.axis_index(_AXIS)
         # Those beyond the population are its first ones again, and cut off below.
-        members = (place * count + jnp.arange(count)) % size
-        return divided.evaluate(keys, state, params, data, members)
+        members = (place * count + jnp.arange(count)) % population_size
+        return evaluate(key, candidates, params, data, members)
 
     program = jax.jit(
         jax.shard_map(
@@ -168,59 +166,97 @@ def _evaluation(divided: Divided, num_devices: int) -> _Evaluation:
     )
     placed: list[Any] = [None, None]  # the data that was sent to the devices, and as it is there
 
-    def place(keys: PyTree, state: PyTree, params: PyTree, data: PyTree) -> tuple:
+    def place(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree) -> tuple:
         if placed[0] is not data:
             placed[:] = data, jax.device_put(data, everywhere)
-        return *jax.device_put((keys, state, params), everywhere), placed[1]
+        return *jax.device_put((key, candidates, params), everywhere), placed[1]
 
     def collect(found: PyTree) -> PyTree:
         found = jax.device_get(found)
         if num_processes > 1:
             found = gathered(found)
             found = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), found)
-        return jax.tree.map(lambda leaf: leaf[:size], found)
+        return jax.tree.map(lambda leaf: leaf[:population_size], found)
 
     return _Evaluation(place, program, collect)
 
 
+@functools.lru_cache(maxsize=16)
+def _mapped(
+    function: Callable[[PyTree, PyTree], PyTree], population_size: int, num_devices: int
+) -> Callable[..., PyTree]:
+    def evaluate(key: None, candidates: PyTree, params: None, data: PyTree, members: Array):
+        del key, params
+        return function(jax.tree.map(lambda leaf: leaf[members], candidates), data)
+
+    return evaluator(evaluate, population_size, num_devices)
+
+
+def map_population(
+    function: Callable[[PyTree, PyTree], PyTree],
+    members: PyTree,
+    data: PyTree,
+    num_devices: Devices = 1,
+) -> PyTree:
+    """`function(some of members, data)` with the members, arrays (P, ...), divided over
+    `num_devices` devices of each process. Returns arrays (P, ...) on the host.
+
+    function: pure; what it returns has the leading axis of its members. It is compiled once for
+    each shape as long as it is the same object.
+    """
+    population_size = jax.tree.leaves(members)[0].shape[0]
+    return _mapped(function, population_size, take(num_devices))(None, members, None, data)
+
+
 def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
-    """`algorithm` with its population over `num_devices` devices of each process; itself where
-    there is one of one, or where its steps have no population to divide. Devices that would have no
+    """`algorithm` with its population evaluated on `num_devices` devices of each process; itself
+    where there is one of one, or where its steps have no population. Devices that would have no
     members are left out.
 
     A step is then no longer scannable.
     """
-    divided = algorithm.divided
-    if divided is None:
+    generation = algorithm.generation
+    if generation is None:
         return algorithm
-    _, num_devices = _shares(divided.population_size, num_devices)
+    _, num_devices = _shares(generation.population_size, num_devices)
     in_all = num_devices * jax.process_count()
     if in_all == 1:
         return algorithm
-    keys_of = jax.jit(divided.keys)
 
-    def made_of(evaluate, advance):
+    @jax.jit
+    def ask(key: Array, state: PyTree, params: PyTree, data: PyTree):
+        keys = generation.split_key(key)
+        return keys, generation.ask(keys.ask, state, params, data)
+
+    def made_of(ask, evaluate, tell):
         def step(key: Array, state: PyTree, params: PyTree, data: PyTree):
-            keys_evaluate, keys_advance = keys_of(key)
-            found = evaluate(keys_evaluate, state, params, data)
-            return advance(keys_advance, state, found, params, data)
+            keys, candidates = ask(key, state, params, data)
+            evaluations = evaluate(keys.evaluate, candidates, params, data)
+            return tell(keys.tell, state, candidates, evaluations, params, data)
 
         return step
 
-    evaluate, advance = _evaluation(divided, num_devices), jax.jit(divided.advance)
+    evaluate = evaluator(generation.evaluate, generation.population_size, num_devices)
+    tell = jax.jit(generation.tell)
 
     def compiled(key: Array, state: PyTree, params: PyTree, data: PyTree):
-        keys_evaluate, keys_advance = keys_of(key)
-        program = evaluate.program.lower(*evaluate.place(keys_evaluate, state, params, data))
-        everyone = jnp.arange(divided.population_size)
-        found = jax.eval_shape(divided.evaluate, keys_evaluate, state, params, data, everyone)
-        rest = advance.lower(keys_advance, state, found, params, data)
-        return made_of(evaluate._replace(program=program.compile()), rest.compile())
+        asking = ask.lower(key, state, params, data).compile()
+        keys, candidates = asking(key, state, params, data)
+        evaluating = evaluate.program.lower(
+            *evaluate.place(keys.evaluate, candidates, params, data)
+        )
+        everyone = jnp.arange(generation.population_size)
+        evaluations = jax.eval_shape(
+            generation.evaluate, keys.evaluate, candidates, params, data, everyone
+        )
+        telling = tell.lower(keys.tell, state, candidates, evaluations, params, data)
+        evaluation = evaluate._replace(program=evaluating.compile())
+        return made_of(asking, evaluation, telling.compile())
 
     return replace(
         algorithm,
         init=jax.jit(algorithm.init),
-        step=made_of(evaluate, advance),
+        step=made_of(ask, evaluate, tell),
         scannable=False,
         compiled=compiled,
         num_devices=in_all,

@@ -199,7 +199,7 @@ def _drive(
         for place, file in enumerate(files):
             states[place] = file.restore(states[place])
             stack.callback(file.close)
-            note = file.other_devices() if algorithm.divided and file.done < num_steps else None
+            note = file.other_devices() if algorithm.generation and file.done < num_steps else None
             if note:
                 on_note(note)
 

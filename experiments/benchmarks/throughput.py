@@ -40,7 +40,6 @@ from evojax_suite.training import (
     fit_and_evaluate_population,
     make_batches,
 )
-from evojax_suite.types import Divided
 
 
 @dataclass(frozen=True)
@@ -103,19 +102,22 @@ def population(
     if targets is None:
         targets = np.tile(np.eye(10, dtype=np.float32), (members, 1, 1))
 
-    def evaluate(key, state, params, data, chosen):
-        del state, params
-        sets, targets, images, labels = data
-        batches = make_batches(images, labels, engine.resolved_evaluation_batch_size(shape))
-        keys = jax.random.split(key, members)[chosen]
-        own = sets[chosen], targets[chosen]
-        (found,) = fit_and_evaluate_population(keys, module, training, *own, (batches,), engine)
+    def evaluate(own, data):
+        keys, sets, targets = own
+        batches = make_batches(*data, engine.resolved_evaluation_batch_size(shape))
+        (found,) = fit_and_evaluate_population(
+            keys, module, training, sets, targets, (batches,), engine
+        )
         return found
 
-    divided = Divided(members, lambda key: (key, None), evaluate, lambda *found: found)
-    run = devices.evaluator(divided, num_devices)
-    data = jax.device_put((sets, targets, images, labels))
-    return lambda: run(jax.random.key(0), None, None, data)
+    data = jax.device_put((images, labels))
+    sets, targets = jax.device_put((sets, targets))
+
+    def run() -> Evaluation:
+        keys = jax.random.split(jax.random.key(0), members)
+        return devices.map_population(evaluate, (keys, sets, targets), data, num_devices)
+
+    return run
 
 
 def torch_arguments(width: int, steps: int, sets, images, labels) -> tuple:

@@ -44,7 +44,7 @@ from evojax_suite.training import (
     map_members,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, Divided, PyTree
+from evojax_suite.types import Algorithm, Array, Generation, PyTree, StepKeys
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,22 @@ class State:
     validation: Array  # (P,) their accuracy on the validation part
     prey: Array  # (m,) int32: examples to train on next
     generation: Array  # () int32 done
+
+
+class Young(NamedTuple):
+    """The predators of a generation before their training, and what they train on."""
+
+    predators: FitState  # leading axis that of the predators
+    prey: Array  # positions in the training set
+
+
+class Trained(NamedTuple):
+    """The predators after their training, what they make of each image, and their validation
+    accuracy; leading axes that of the predators."""
+
+    predators: FitState
+    presentation: Presentation
+    validation: Array
 
 
 class Metrics(NamedTuple):
@@ -196,24 +212,23 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             generation=jnp.int32(0),
         )
 
-    def keys(key: Array) -> tuple[tuple[Array, ...], Array]:
-        *keys_evaluate, key_prey = jax.random.split(key, 3)
-        return tuple(keys_evaluate), key_prey
+    def split_key(key: Array) -> StepKeys:
+        return StepKeys(*jax.random.split(key, 3))
 
-    def lives(
-        keys: tuple[Array, ...], state: State, params: Params, data: Data, members: Array
-    ) -> tuple[FitState, Presentation, Array]:
-        """The predators after their training, what they make of each image, and their validation
-        accuracy."""
-        key_reproduce, key_train = keys
+    def ask(key: Array, state: State, params: Params, data: Data) -> Young:
+        del data
         predators = jax.lax.cond(
             state.generation > 0,
-            lambda: reproduce(key_reproduce, state.predators, state.fitness, config, params),
+            lambda: reproduce(key, state.predators, state.fitness, config, params),
             lambda: state.predators,
         )
+        return Young(predators, state.prey)
+
+    def train(key: Array, young: Young, params: Params, data: Data, members: Array) -> Trained:
+        del params
         images = normalize(data.images, data.mean, data.std)
         labels = jax.nn.one_hot(data.labels, num_classes)
-        places = jnp.zeros(len(data.labels), jnp.int32).at[: len(state.prey)].set(state.prey)
+        places = jnp.zeros(len(data.labels), jnp.int32).at[: len(young.prey)].set(young.prey)
 
         def live(key, fit):
             fit, _ = fit_epochs(
@@ -224,30 +239,26 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 fit,
                 images,
                 labels,
-                len(state.prey),
+                len(young.prey),
                 config.training.num_epochs,
                 places,
             )
             found = judge_each(network, fit.variables, images, data.labels, batch_size)
             validation = evaluate(network, fit.variables, data.validation)
-            return fit, found, validation.accuracy
+            return Trained(fit, found, validation.accuracy)
 
-        own = jax.tree.map(lambda leaf: leaf[members], predators)
-        return map_members(live, (jax.random.split(key_train, size)[members], own), in_flight)
+        own = jax.tree.map(lambda leaf: leaf[members], young.predators)
+        return map_members(live, (jax.random.split(key, size)[members], own), in_flight)
 
-    def advance(
-        key_prey: Array,
-        state: State,
-        lived: tuple[FitState, Presentation, Array],
-        params: Params,
-        data: Data,
+    def tell(
+        key: Array, state: State, young: Young, trained: Trained, params: Params, data: Data
     ) -> tuple[State, Metrics]:
-        del params
-        predators, found, validation = lived
+        del young, params
+        predators, found, validation = trained
         failed = ~jnp.isfinite(found.losses).all(1)
         fitness = jnp.where(failed, 0.0, found.correct[:, state.prey].mean(1))
         wrong = (~found.correct & ~failed[:, None]).sum(0).astype(jnp.float32)
-        prey = subsets.sampled(key_prey, wrong, data.groups)
+        prey = subsets.sampled(key, wrong, data.groups)
         validation = jnp.where(failed, 0.0, validation)
         state = State(
             predators=predators,
@@ -275,5 +286,5 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     def finished(state: State) -> Array:
         return state.generation >= config.num_generations
 
-    divided = Divided(size, keys, lives, advance)
-    return Algorithm(init, divided.step, result, finished, divided=divided)
+    generation = Generation(size, split_key, ask, train, tell)
+    return Algorithm(init, generation.step, result, finished, generation=generation)

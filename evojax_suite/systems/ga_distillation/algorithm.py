@@ -27,6 +27,7 @@ means as the start is what we would use: no network is trained while it searches
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,7 +61,16 @@ from evojax_suite.systems.ga_distillation.individuals import (
     num_dims,
     random_individuals,
 )
-from evojax_suite.types import Algorithm, Array, Dataset, Divided, PyTree
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Dataset,
+    Generation,
+    MetricsT,
+    PyTree,
+    StateT,
+    StepKeys,
+)
 
 
 @struct.dataclass
@@ -118,13 +128,22 @@ def check(config: Config, dataset: Dataset) -> None:
 
 
 def over_members(
-    config: Config, init: Callable, divided: Divided, result: Callable, finished: Callable
-) -> Algorithm:
-    """The algorithm whose step evaluates members by `score_population`: scannable and divided over
+    config: Config,
+    init: Callable[[Array, Params, Data], StateT],
+    generation: Generation[StateT, Params, Data, MetricsT],
+    result: Callable[[StateT, Params, Data], Individual],
+    finished: Callable[[StateT], Array],
+) -> Algorithm[StateT, Params, Data, MetricsT, Individual]:
+    """The algorithm whose step evaluates members by `score_population`: scannable, and on several
     devices, unless `fitness` is a function of images, which is called between two programs."""
     if own_judge(config) is None:
-        return Algorithm(init, divided.step, result, finished, divided=divided)
-    step = divided._replace(keys=jax.jit(divided.keys), advance=jax.jit(divided.advance)).step
+        return Algorithm(init, generation.step, result, finished, generation=generation)
+    step = replace(
+        generation,
+        split_key=jax.jit(generation.split_key),
+        ask=jax.jit(generation.ask),
+        tell=jax.jit(generation.tell),
+    ).step
     return Algorithm(jax.jit(init), step, result, finished, scannable=False)
 
 
@@ -265,17 +284,28 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             )
         )
 
-    def keys(key: Array) -> tuple[Array, tuple[Array, ...]]:
-        key_score, *keys_advance = jax.random.split(key, 3)
-        return key_score, tuple(keys_advance)
+    def split_key(key: Array) -> StepKeys:
+        key_evaluate, *keys_tell = jax.random.split(key, 3)
+        return StepKeys(None, key_evaluate, tuple(keys_tell))
 
-    def score(key: Array, state: State, params: Params, data: Data, members: Array) -> Scores:
+    def ask(key: None, state: State, params: Params, data: Data) -> Array:
+        del key, params, data
+        return state.population  # the strategy was asked when it was told of those before
+
+    def evaluate(
+        key: Array, population: Array, params: Params, data: Data, members: Array
+    ) -> Scores:
         del params
-        own = config, num_classes, image_shape, state.population, data
+        own = config, num_classes, image_shape, population, data
         return score_population(key, *own, members)
 
-    def advance(
-        keys: tuple[Array, ...], state: State, scores: Scores, params: Params, data: Data
+    def tell_and_ask(
+        keys: tuple[Array, ...],
+        state: State,
+        population: Array,
+        scores: Scores,
+        params: Params,
+        data: Data,
     ) -> tuple[State, Metrics]:
         key_tell, key_ask = keys
         own = strategy_params(params, data)
@@ -287,22 +317,21 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
 
         def tell(strategy_state):
             return strategies.strong(
-                strategy.tell(key_tell, state.population, loss, strategy_state, own)[0]
+                strategy.tell(key_tell, population, loss, strategy_state, own)[0]
             )
 
         def first(strategy_state):
             del strategy_state
-            return strategies.strong(strategy.init(key_tell, state.population, loss, own))
+            return strategies.strong(strategy.init(key_tell, population, loss, own))
 
         if population_based:
             strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
         else:
             strategy_state = tell(state.strategy)
-        population, strategy_state = strategy.ask(key_ask, strategy_state, own)
-
+        next_population, strategy_state = strategy.ask(key_ask, strategy_state, own)
         leader = fitness.argmax()
         score = fitness[leader] if config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
-        leading = state.population[leader]
+        leading = population[leader]
         if config.best_of == "mean":
             score = jnp.mean(scores.fitness, where=~failed)
             leading = strategies.mean_of(strategy, strategy_state)
@@ -312,7 +341,7 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
         frame = frame_of(generation, len(state.frames))
         state = State(
             strategy=strategy_state,
-            population=population,
+            population=next_population,
             generation=generation,
             best=best,
             best_score=jnp.where(better, score, state.best_score),
@@ -340,5 +369,5 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
             return jnp.bool_(False)
         return state.generation - state.best_generation >= config.patience
 
-    divided = Divided(config.population_size, keys, score, advance)
-    return over_members(config, init, divided, result, finished)
+    generation = Generation(config.population_size, split_key, ask, evaluate, tell_and_ask)
+    return over_members(config, init, generation, result, finished)

@@ -23,7 +23,7 @@ from evojax_suite.systems.ga_distillation.algorithm import (
     rank_last,
     score_population,
 )
-from evojax_suite.types import Algorithm, Array, Divided
+from evojax_suite.types import Algorithm, Array, Generation, StepKeys
 
 
 @struct.dataclass
@@ -53,26 +53,25 @@ def build(
         individual = random_individuals(key, config, num_classes, data, 1)
         return State(chosen=jnp.tile(individual, (num_repeats, 1)), repeat=jnp.int32(0))
 
-    def keys(key: Array) -> tuple[Array, None]:
-        return jax.random.split(key), None
+    def split_key(key: Array) -> StepKeys:
+        key_ask, key_evaluate = jax.random.split(key)
+        return StepKeys(key_ask, key_evaluate, None)
 
-    def score(
-        keys: Array, state: State, params: Params, data: Data, members: Array
-    ) -> tuple[Array, Array]:
-        """Random individuals and their fitness."""
+    def ask(key: Array, state: State, params: Params, data: Data) -> Array:
         del state, params
-        key_individuals, key_score = keys
-        population = random_individuals(
-            key_individuals, config, num_classes, data, config.population_size
-        )
-        own = config, num_classes, image_shape, population, data
-        return population[members], score_population(key_score, *own, members).fitness
+        return random_individuals(key, config, num_classes, data, config.population_size)
 
-    def advance(
-        keys: None, state: State, scored: tuple[Array, Array], params: Params, data: Data
+    def evaluate(
+        key: Array, population: Array, params: Params, data: Data, members: Array
+    ) -> Array:
+        del params
+        own = config, num_classes, image_shape, population, data
+        return score_population(key, *own, members).fitness
+
+    def tell(
+        key: None, state: State, population: Array, fitness: Array, params: Params, data: Data
     ) -> tuple[State, Metrics]:
-        del keys, params, data
-        population, fitness = scored
+        del key, params, data
         failed = ~jnp.isfinite(fitness)
         leader = rank_last(fitness).argmax()
         metrics = Metrics(
@@ -94,5 +93,5 @@ def build(
         del state
         return jnp.bool_(False)
 
-    divided = Divided(config.population_size, keys, score, advance)
-    return over_members(config, init, divided, result, finished)
+    generation = Generation(config.population_size, split_key, ask, evaluate, tell)
+    return over_members(config, init, generation, result, finished)
