@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -62,6 +65,41 @@ def test_the_template_outlives_a_generation_that_diverged(tmp_path, monkeypatch)
         state, metrics = algorithm.step(jax.random.key(2 + number), state, params(), data)
         assert metrics.num_failed == 0
     assert float(state.accuracy) >= before
+
+
+@pytest.fixture
+def installed(tmp_path) -> dict[str, str]:
+    """The environment of a process in which the system of docs/adding.md is another package."""
+    (code, *_) = (text for kind, _, text in BLOCK.findall((DOCS / "adding.md").read_text()))
+    assert len(code.splitlines()) <= 100
+    (tmp_path / "climbing.py").write_text(code)
+    about = tmp_path / "climbing-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: climbing\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(
+        "[evojax_suite.systems]\nhill_climbing = climbing:SYSTEM\n"
+    )
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+
+
+def test_a_system_of_another_package_is_a_command(installed, tmp_path):
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", "evojax_suite", *arguments]
+        done = subprocess.run(command, env=installed, capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done.stdout + done.stderr
+
+    short = ["hill-climbing", "--num-children", "4", "--num-generations", "3"]
+    assert "--differential-weight" not in run("hill-climbing", "--help")
+    assert "in all" in run(*short, "--dry-run")
+    run(*short, "--seeds", "0:2", "--seeds-in-flight", "2", "--devices", "1")
+    folders = [tmp_path / f"runs/hill_climbing-digits-seed{seed}" for seed in range(2)]
+    summary = json.loads((folders[0] / "summary.json").read_text())
+    assert summary["system"] == "hill_climbing"
+    assert 0 <= summary["test_accuracy"] <= 1
+    assert "climbed" in (folders[0] / "report.html").read_text()
+    run(*short, "--seed", "0", "--resume")
+    assert "test accuracy" in run("compare", *map(str, folders))
 
 
 def test_fifteen_lines_of_pytorch_find_what_we_find(tmp_path, monkeypatch):

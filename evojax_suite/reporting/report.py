@@ -99,11 +99,11 @@ class Report:
     title: str
     lead: str
     """The result in one or two sentences."""
-    headline: Sequence[tuple[str, str]]
+    headline: Sequence[tuple[str, str]] = ()
     """Numbers with what they are."""
-    tables: Sequence[Table]
-    figures: Sequence[Figure]
-    numbers: Sequence[Sequence[str]]
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+    numbers: Sequence[Sequence[str]] = ()
     """Numbers of the run, before each what it is."""
     closing: Sequence[str] = ()
     """Lines for the terminal."""

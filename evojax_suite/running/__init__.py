@@ -1,1 +1,6 @@
-"""The options that runs share, and the runner of all systems."""
+"""What a system needs of a run: its options, and the parts that the one runner of all calls."""
+
+from evojax_suite.running.options import JudgedRunOptions, RunOptions
+from evojax_suite.running.system import Job, Phase, Search, Summary, System
+
+__all__ = ["JudgedRunOptions", "Job", "Phase", "RunOptions", "Search", "Summary", "System"]
