@@ -8,7 +8,7 @@ resumed like generations. EComp's parent trains the same way, and only its weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import NamedTuple
 
@@ -19,7 +19,7 @@ import numpy as np
 from flax import struct
 
 from evojax_suite import networks
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import configuration
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import (
@@ -33,7 +33,7 @@ from evojax_suite.training import (
 from evojax_suite.types import Algorithm, Array, PyTree, TrainingData
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """The network that is asked and how it trains."""
 
@@ -50,7 +50,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
         if self.training.num_epochs < 1:
             raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
 

@@ -6,20 +6,20 @@ that peak memory is bounded by one setting and not by the population size.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from annotated_types import Ge, Lt
 from flax import struct
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from evojax_suite.configuration import configuration
 from evojax_suite.data import siamese
-from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import mixup, normalize, random_crop, random_flip, random_shift
 from evojax_suite.types import Array, Dataset, PyTree, Split
 
@@ -27,50 +27,38 @@ AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha"
 """The fields of a TrainingConfig that say how images are augmented."""
 
 
-@dataclass(frozen=True)
+@configuration
 class TrainingConfig:
     """How a member trains. The defaults are paper 002's (section 3.3)."""
 
-    num_epochs: int = 300
+    num_epochs: NonNegativeInt = 300
     """Passes over the member's training images."""
-    batch_size: int | None = None
+    batch_size: PositiveInt | None = None
     """Images per step; None is the full batch."""
     optimizer: Literal["adam", "sgd"] = "adam"
     """Adam has beta 0.9 and 0.999, epsilon 1e-8."""
-    learning_rate: float = 1e-3
+    learning_rate: PositiveFloat = 1e-3
     """Learning rate, the first one where a schedule is set."""
-    momentum: float = 0.9
+    momentum: Annotated[float, Ge(0), Lt(1)] = 0.9
     """Momentum of SGD, in [0, 1)."""
     schedule: Literal["constant", "cosine", "step"] = "constant"
     """Learning rate over the steps; step divides it by 10 after half of them."""
-    weight_decay: float = 0.0
+    weight_decay: NonNegativeFloat = 0.0
     """Decoupled weight decay."""
-    l2_penalty: float = 0.0
+    l2_penalty: NonNegativeFloat = 0.0
     """Weight decay as PyTorch's optimizers have it: times the weights, added to the gradient."""
-    shift_pixels: int = 0
+    shift_pixels: NonNegativeInt = 0
     """Augmentation: shift by up to this many pixels."""
     flip: bool = False
     """Augmentation: flip horizontally."""
-    crop_padding: int = 0
+    crop_padding: NonNegativeInt = 0
     """Augmentation: pad by this many pixels and crop at random."""
     siamese: tuple[str, ...] = ()
     """Augmentation of DSA: color, crop, cutout, flip, scale, rotate, one of them a batch."""
-    mixup_alpha: float = 0.0
+    mixup_alpha: NonNegativeFloat = 0.0
     """Augmentation: mixup with Beta(alpha, alpha); 0 is off."""
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if self.num_epochs < 0:
-            raise ValueError(f"num_epochs must be >= 0, got {self.num_epochs}")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError(f"batch_size must be >= 1, got {self.batch_size}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        for name in ("weight_decay", "l2_penalty", "shift_pixels", "crop_padding", "mixup_alpha"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"momentum must be in [0, 1), got {self.momentum}")
         siamese.check_names(self.siamese)
 
     def num_batches(self, num_images: int) -> int:
@@ -428,24 +416,18 @@ def evaluate(
     )
 
 
-@dataclass(frozen=True)
+@configuration
 class EngineConfig:
     """How much of a population runs at once."""
 
-    members_in_flight: int | None = None
+    members_in_flight: PositiveInt | None = None
     """Members trained at once, bounding peak memory; None is 1 on the CPU, 128 elsewhere."""
-    members_evaluated_at_once: int | None = None
+    members_evaluated_at_once: PositiveInt | None = None
     """Members in flight that are evaluated at once; None is all of them on the CPU, elsewhere 1 if
     the images are work enough."""
-    evaluation_batch_size: int | None = None
+    evaluation_batch_size: PositiveInt | None = None
     """Images evaluated at once; None is as many as fit the cache on the CPU, 4,000 of 32x32
     elsewhere."""
-
-    def __post_init__(self):
-        check_types(vars(self), type(self))
-        for name in ("members_in_flight", "members_evaluated_at_once", "evaluation_batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
     @property
     def resolved_members_in_flight(self) -> int:

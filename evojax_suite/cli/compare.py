@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from evojax_suite.configuration import configuration
 from evojax_suite.reporting import comparison
 from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.progress import console
 from evojax_suite.running.options import Command
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(Command):
     """Compare finished runs: mean ± standard deviation over seeds, curves and sizes on one page.
 

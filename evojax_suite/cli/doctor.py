@@ -6,7 +6,6 @@ import os
 import platform
 import sys
 import tempfile
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import psutil
 
+from evojax_suite.configuration import configuration
 from evojax_suite.data import NAMES, cache
 from evojax_suite.data.catalog import find_known
 from evojax_suite.data.errors import DataError, first_line
@@ -28,7 +28,7 @@ PACKAGES = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(Command):
     """Show versions, devices, the datasets that are found, and whether folders can be written."""
 

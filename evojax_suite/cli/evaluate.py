@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import jax
 import numpy as np
 import tyro
+from pydantic import PositiveInt
 
 from evojax_suite import distilled, networks
+from evojax_suite.configuration import Share, configuration
 from evojax_suite.data import load
 from evojax_suite.distilled import AugmentationName, DistilledDataset
 from evojax_suite.networks import NetworkConfig, NetworkName
 from evojax_suite.reporting import formats
 from evojax_suite.reporting.progress import console
 from evojax_suite.running import robust
-from evojax_suite.running.options import Placement, check_seed, config_difference
+from evojax_suite.running.options import Placement, Seed, config_difference
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import write_json
 from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
 
 
-@dataclass(frozen=True, kw_only=True)
+@configuration
 class Options(Placement):
     """Train networks on a small set and give their accuracy on the test part."""
 
-    path: Annotated[Path, tyro.conf.Positional]
+    path: Annotated[Path, tyro.conf.Positional] = field(kw_only=True)
     """A .npz of a run; or one of your own with images and labels, which needs a dataset."""
     dataset: str | None = None
     """Judge on this dataset; by default on the one that was distilled."""
@@ -39,26 +41,26 @@ class Options(Placement):
     """While training; by default the protocol's: stored, or none in the literature's."""
     labels: Literal["stored", "hard"] = "stored"
     """hard: all weight on the most probable class."""
-    num_epochs: int | None = None
+    num_epochs: PositiveInt | None = None
     """Another number of epochs than the protocol's, such as 1000."""
-    width: int | None = None
+    width: PositiveInt | None = None
     """Another width of the ConvNet than the protocol's."""
     network: tuple[NetworkName | str, ...] = ()
     """One or more architectures, your own as package.module:Class; by default the recipe's."""
-    num_networks: int = 20
+    num_networks: PositiveInt = 20
     """Networks of each architecture, each from its own initialisation."""
     robust_scores: bool = False
     """DD-Ranking's scores (Li et al. 2025), which tell the images from soft labels and from
     augmentation: networks are trained on as many random real images, too, with and without
     augmentation (the recipe's, or DSA's where it has none), and one on the whole training set,
     which takes longest."""
-    full_accuracy: float | None = None
+    full_accuracy: Share | None = None
     """Test accuracy of networks trained on the whole training set, such as 0.99, for the robust
     scores. A set with hard labels then needs no such network; one with soft labels needs it as a
     teacher."""
-    full_epochs: int | None = None
+    full_epochs: PositiveInt | None = None
     """Epochs on the whole training set for robust scores; by default DD-Ranking's 200 of SGD."""
-    seed: int = 1
+    seed: Seed = 1
     """Seed of the initialisations."""
     data_dir: Path | None = None
     """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
@@ -70,18 +72,11 @@ class Options(Placement):
     engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_seed("seed", self.seed)
-        for name in ("num_networks", "num_epochs", "width", "full_epochs"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
         for name in ("full_accuracy", "full_epochs"):
             if getattr(self, name) is not None and not self.robust_scores:
                 raise ValueError(f"{name} needs --robust-scores, got {getattr(self, name)}")
-        if self.full_accuracy is not None:
-            if not 0 <= self.full_accuracy <= 1:
-                raise ValueError(f"full_accuracy must be in [0, 1], got {self.full_accuracy}")
-            if len(self.network) > 1:
-                raise ValueError(f"full_accuracy is of one network, got {', '.join(self.network)}")
+        if self.full_accuracy is not None and len(self.network) > 1:
+            raise ValueError(f"full_accuracy is of one network, got {', '.join(self.network)}")
         super().__post_init__()
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from evojax_suite import exports
+from evojax_suite.configuration import configuration
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.running.options import Command
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(Command):
     """Write a small set for other tools: tensors for PyTorch, or PNG files in class folders."""
 

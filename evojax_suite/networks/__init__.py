@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge, Lt
 from flax.errors import FlaxError
+from pydantic import NonNegativeInt, PositiveInt
 
-from evojax_suite.data.errors import check_types, first_line
+from evojax_suite.configuration import configuration
+from evojax_suite.data.errors import first_line
 from evojax_suite.imports import imported
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
@@ -21,15 +23,15 @@ from evojax_suite.networks.zoo import MLP, VGG10, VGG11, AlexNet, LeNet, ResNet1
 NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "ResNet18"]
 
 
-@dataclass(frozen=True)
+@configuration
 class NetworkConfig:
     """Which network a member trains."""
 
     network: NetworkName | str = "ConvNet"
     """Architecture: a name, or package.module:Class of your own flax module (`own_module`)."""
-    width: int = 128
+    width: PositiveInt = 128
     """Filters of each ConvNet block; units of each MLP layer; filters of VGG10's first pair."""
-    depth: int = 3
+    depth: PositiveInt = 3
     """Blocks of the ConvNet."""
     normalization: Literal["default", "instance", "batch", "layer", "group", "none"] = "default"
     """ConvNet (default: instance), VGG10, VGG11 and ResNet18 (default: batch)."""
@@ -39,9 +41,9 @@ class NetworkConfig:
     """Activation of the ConvNet."""
     initialization: Literal["pytorch", "kaiming"] = "pytorch"
     """Initial weights of the ConvNet."""
-    dropout: float = 0.0
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Probability with which the ConvNet drops an input of its last layer while training."""
-    first_padding: int | None = None
+    first_padding: NonNegativeInt | None = None
     """Padding of the ConvNet's first convolution; by default 3 for images of 28x28, else 1."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
@@ -49,19 +51,11 @@ class NetworkConfig:
     """How convolutions are lowered; auto takes the fastest measured on the platform."""
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
         if self.network not in get_args(NetworkName) and ":" not in self.network:
             raise ValueError(
                 f"network must be one of {', '.join(get_args(NetworkName))}, or "
                 f"package.module:Class, got {self.network!r}"
             )
-        for name in ("width", "depth"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.first_padding is not None and self.first_padding < 0:
-            raise ValueError(f"first_padding must be >= 0, got {self.first_padding}")
         for name in ("initialization", "dropout", "first_padding"):
             value = getattr(self, name)
             if self.network != "ConvNet" and value != getattr(type(self), name):

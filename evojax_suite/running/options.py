@@ -7,27 +7,24 @@ import os
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import field, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import jax
 import tyro
+from annotated_types import Ge, Le
+from pydantic import AllowInfNan, NonNegativeInt, PositiveInt
 
+from evojax_suite.configuration import configuration
 from evojax_suite.reporting.loggers import Logger, check
 from evojax_suite.reporting.progress import LogFormat, console
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.devices import Devices
 from evojax_suite.runtime.results import plain
 
-
-def check_seed(name: str, seed: int) -> None:
-    """Raise ValueError where a seed is not one of the 2**32 that JAX tells apart."""
-    if seed < 0:
-        raise ValueError(f"{name} must be >= 0, got {seed}")
-    if seed >= 2**32:
-        raise ValueError(f"{name} must be < 2**32, got {seed}")
-
+Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
+"""One of the seeds that JAX tells apart."""
 
 Scale = Literal["auto", "paper", "small"]
 """auto is small on a machine without accelerator."""
@@ -38,7 +35,7 @@ def is_small(scale: Scale) -> bool:
     return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
 
 
-@dataclass(frozen=True)
+@configuration
 class Command:
     """Options of any command."""
 
@@ -61,7 +58,7 @@ class Command:
         return self
 
 
-@dataclass(frozen=True)
+@configuration
 class Placement(Command):
     """Options of where a run computes and what it says. The devices are taken before anything else
     (`cli.main`), as some libraries start them when they are imported."""
@@ -84,8 +81,6 @@ class Placement(Command):
     """json: what is told on the way as a line of JSON each, on standard error."""
 
     def __post_init__(self):
-        if isinstance(self.devices, int) and self.devices < 1:
-            raise ValueError(f"devices must be >= 1, all or auto, got {self.devices}")
         for name in ("coordinator", "num_processes", "process_id"):
             if getattr(self, name) is not None and not self.distributed:
                 raise ValueError(f"{name} needs --distributed, got {getattr(self, name)}")
@@ -108,7 +103,7 @@ class Placement(Command):
         return self
 
 
-@dataclass(frozen=True)
+@configuration
 class RunOptions(Placement):
     """Options of every command that makes the directory of a run."""
 
@@ -119,11 +114,11 @@ class RunOptions(Placement):
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random in the run."""
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
-    seeds_in_flight: int | Literal["auto"] = "auto"
+    seeds_in_flight: PositiveInt | Literal["auto"] = "auto"
     """Runs of seeds in one program, where the system has one for all, on one device: auto is all
     that fit on an accelerator, one on a CPU or on several accelerators."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
@@ -134,7 +129,7 @@ class RunOptions(Placement):
     """Folder in which the directory of the run is made."""
     resume: bool = False
     """Go on with an interrupted run, or with more generations."""
-    checkpoint_seconds: float = 30.0
+    checkpoint_seconds: Annotated[float, Ge(0), AllowInfNan()] = 30.0
     """Least time between two checkpoints."""
     dry_run: bool = False
     """Do the first steps of the run in a folder that is deleted, and say what it would take."""
@@ -142,9 +137,6 @@ class RunOptions(Placement):
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
 
     def __post_init__(self):
-        check_seed("seed", self.seed)
-        if not self.checkpoint_seconds >= 0:
-            raise ValueError(f"checkpoint_seconds must be >= 0, got {self.checkpoint_seconds}")
         if self.name is not None and (
             self.name in ("", ".", "..") or Path(self.name).name != self.name
         ):
@@ -152,13 +144,8 @@ class RunOptions(Placement):
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
         self.each()
-        if self.seeds_in_flight != "auto":
-            if self.seeds_in_flight < 1:
-                raise ValueError(
-                    f"seeds_in_flight must be >= 1, or auto, got {self.seeds_in_flight}"
-                )
-            if self.seeds_in_flight > 1 and self.seeds is None:
-                raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
+        if self.seeds_in_flight not in ("auto", 1) and self.seeds is None:
+            raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
         check(self.loggers)
         super().__post_init__()
 
@@ -233,17 +220,12 @@ class RunOptions(Placement):
         return settings
 
 
-@dataclass(frozen=True)
+@configuration
 class JudgedRunOptions(RunOptions):
     """Options of every command that makes datasets."""
 
-    num_networks: int = 10
+    num_networks: NonNegativeInt = 10
     """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.num_networks < 0:
-            raise ValueError(f"num_networks must be >= 0, got {self.num_networks}")
 
 
 def config_difference(value: object, default: object) -> dict:

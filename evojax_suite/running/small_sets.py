@@ -73,14 +73,9 @@ TEACHER_EPOCHS = 20
 
 
 def check_labels(labels: str, temperature: float, epochs: int = TEACHER_EPOCHS) -> None:
-    """Raise ValueError for epochs of a teacher or a temperature that are none, or that belong to a
-    teacher where there is none."""
-    if not 0 < temperature < np.inf:
-        raise ValueError(f"label_temperature must be > 0, got {temperature}")
+    """Raise ValueError for epochs or a temperature of a teacher where there is none."""
     if temperature != 1 and labels != "teacher":
         raise ValueError(f"label_temperature needs --labels teacher, got {temperature}")
-    if epochs < 1:
-        raise ValueError(f"teacher_epochs must be >= 1, got {epochs}")
     if labels != "teacher" and epochs != TEACHER_EPOCHS:
         raise ValueError(f"teacher_epochs needs --labels teacher, got {epochs}")
 

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
+from pydantic import PositiveInt
 
 from evojax_suite.runtime.resources import cores
 from evojax_suite.types import Algorithm, Array, PyTree
 
-Devices: TypeAlias = int | Literal["auto", "all"]
+Devices: TypeAlias = PositiveInt | Literal["auto", "all"]
 """Number of devices of this process. all: every accelerator, or as many as a CPU has cores for this
 process; auto: all, but one of a CPU that other processes of the run may share."""
 

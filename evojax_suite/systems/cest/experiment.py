@@ -10,6 +10,7 @@ import jax
 import tyro
 
 from evojax_suite import networks
+from evojax_suite.configuration import configuration
 from evojax_suite.data import some_images
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
@@ -33,7 +34,7 @@ from evojax_suite.types import Dataset, PyTree, Split
 _NARROW = 16
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(RunOptions):
     """Train on subsets of hard examples that coevolve with the network (Ryan et al. 2024).
 

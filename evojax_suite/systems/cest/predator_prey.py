@@ -20,17 +20,19 @@ Where the paper is silent, and what is done:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from annotated_types import Ge
 from flax import struct
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite import networks
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.systems.cest import subsets
@@ -49,15 +51,15 @@ from evojax_suite.training import (
 from evojax_suite.types import Algorithm, Array, Generation, PyTree, StepKeys
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices. The size of the prey is that of the data's groups."""
 
-    num_predators: int = 8
+    num_predators: Annotated[int, Ge(2)] = 8
     """Networks."""
-    num_elites: int = 1
+    num_elites: NonNegativeInt = 1
     """Predators that no reproduction changes."""
-    num_generations: int = 60
+    num_generations: PositiveInt = 60
     """Each with one training of all predators."""
     shared_start: bool = True
     """All predators begin with the same weights."""
@@ -74,28 +76,23 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if self.num_predators < 2:
-            raise ValueError(f"num_predators must be >= 2, got {self.num_predators}")
-        if not 0 <= self.num_elites < self.num_predators:
+        if self.num_elites >= self.num_predators:
             raise ValueError(
                 f"num_elites must be in 0..{self.num_predators - 1}, got {self.num_elites}"
             )
-        if self.num_generations < 1:
-            raise ValueError(f"num_generations must be >= 1, got {self.num_generations}")
         if self.training.schedule != "constant":
             raise ValueError(f"schedule must be constant, got {self.training.schedule}")
 
 
 @struct.dataclass
-class Params:
+class Params(Scalars):
     """Scalars that users sweep; traced."""
 
-    crossover_rate: float = 0.5
+    crossover_rate: Share = 0.5
     """Probability that a child has two parents, in [0, 1]."""
-    mutation_rate: float = 0.5
+    mutation_rate: Share = 0.5
     """Probability that a child mutates, in [0, 1]."""
-    mutation_scale: float = 0.01
+    mutation_scale: NonNegativeFloat = 0.01
     """Deviation of the noise on a weight, of the deviation of its layer's weights."""
 
 

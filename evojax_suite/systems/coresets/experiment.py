@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, get_args
 import jax
 import numpy as np
 import tyro
+from annotated_types import MinLen
+from pydantic import PositiveFloat, PositiveInt
 
 from evojax_suite import proxy_network
+from evojax_suite.configuration import configuration
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import augmentation_of
 from evojax_suite.networks import NetworkConfig
@@ -45,7 +48,7 @@ CONDENSING = {
 METRICS = {"matching_loss": "matching loss"}
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(JudgedRunOptions):
     """Choose a small set by random, herding, k-center or forgetting, or make one by gradients.
 
@@ -55,9 +58,14 @@ class Options(JudgedRunOptions):
     of an image.
     """
 
-    method: tuple[Method, ...] = ("random", "herding", "k_center", "forgetting")
+    method: Annotated[tuple[Method, ...], MinLen(1)] = (
+        "random",
+        "herding",
+        "k_center",
+        "forgetting",
+    )
     """One or more methods; gradient_matching (DC) and kernel_inducing_points (KIP) make images."""
-    num_samples: tuple[int, ...] = (500, 100, 10)
+    num_samples: Annotated[tuple[int, ...], MinLen(1)] = (500, 100, 10)
     """Sizes of the sets; forgetting, herding and k-center share one training for all."""
     balanced: bool = True
     """Choose equally many images of each class; images that are made always are."""
@@ -66,18 +74,18 @@ class Options(JudgedRunOptions):
     labels: Literal["hard", "teacher"] = "hard"
     """teacher: what the network on the whole training set gives an image, the probability of each
     class (Qin et al. 2024), in place of its class."""
-    label_temperature: float = 1.0
+    label_temperature: PositiveFloat = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
-    probe_epochs: int = 20
+    probe_epochs: PositiveInt = 20
     """Epochs of the network on the whole training set."""
     probe_augmentation: bool = False
     """Train it with the augmentation of the evaluation; off as in the published comparisons."""
-    condensation_iterations: int = 1000
+    condensation_iterations: PositiveInt = 1000
     """Iterations of gradient matching."""
     condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
         default_factory=gradient_matching.Config
     )
-    kernel_iterations: int = 1000
+    kernel_iterations: PositiveInt = 1000
     """Iterations of kernel inducing points."""
     kernel_points: Annotated[kernel_inducing_points.Config, tyro.conf.arg(name="kip")] = field(
         default_factory=kernel_inducing_points.Config
@@ -88,16 +96,9 @@ class Options(JudgedRunOptions):
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.method:
-            raise ValueError(f"method must name at least one of {', '.join(get_args(Method))}")
-        if not self.num_samples:
-            raise ValueError("num_samples must name at least one size, got none")
         if self.network.network != "ConvNet":
             raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
         small_sets.check_labels(self.labels, self.label_temperature)
-        for name in ("probe_epochs", "condensation_iterations", "kernel_iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
 
 
 def _check(options: Options, dataset: Dataset) -> None:

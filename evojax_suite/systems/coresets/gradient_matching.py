@@ -24,7 +24,7 @@ with native on two cores of a Xeon VM.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -34,10 +34,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from evojax_suite import networks
+from evojax_suite.configuration import configuration
 from evojax_suite.data import siamese
-from evojax_suite.data.errors import check_types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import EngineConfig, map_members
@@ -47,44 +48,33 @@ _LOOPS = {1: (1, 1), 10: (10, 50), 50: (50, 10)}  # by images per class: outer, 
 _NETWORK_BATCH = 256
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; the defaults are the paper's."""
 
-    images_per_class: int = 1
+    images_per_class: PositiveInt = 1
     """Synthetic images of each class."""
-    outer_loops: int | None = None
+    outer_loops: PositiveInt | None = None
     """Matching steps with one network; None is 1, 10, 50 for 1, 10, 50 images per class."""
-    inner_loops: int | None = None
+    inner_loops: NonNegativeInt | None = None
     """Epochs of the network between them; None is 1, 50, 10 for 1, 10, 50 images per class."""
-    real_batch_size: int = 256
+    real_batch_size: PositiveInt = 256
     """Real images of a class in a matching step."""
-    image_learning_rate: float = 0.1
+    image_learning_rate: PositiveFloat = 0.1
     """Learning rate of the images, by SGD with momentum 0.5."""
-    network_learning_rate: float = 0.01
+    network_learning_rate: PositiveFloat = 0.01
     """Learning rate of the network, by SGD without momentum."""
     initialization: Literal["real", "noise"] = "real"
     """First images: real ones of the class, or standard normal noise."""
     siamese: tuple[str, ...] = ()
     """Differentiable siamese augmentation: color, crop, cutout, flip, scale, rotate."""
-    networks_per_iteration: int = 1
+    networks_per_iteration: PositiveInt = 1
     """Average the distance over this many networks."""
 
     network: NetworkConfig = field(default_factory=NetworkConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        for name in ("images_per_class", "real_batch_size", "networks_per_iteration"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be >= 1, got {getattr(self, name)}")
-        for name, least in (("outer_loops", 1), ("inner_loops", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
-        for name in ("image_learning_rate", "network_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be > 0, got {getattr(self, name)}")
         siamese.check_names(self.siamese)
         if self.network.dropout:
             raise ValueError(f"dropout has no place in matching, got {self.network.dropout}")

@@ -12,7 +12,7 @@ gain, where the two are compared (experiments/ga_distillation, "For equal second
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from pydantic import PositiveFloat, PositiveInt
 
 from evojax_suite import networks
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import configuration
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators.encodings import EncodingName
 from evojax_suite.strategies.block_es import averaged
@@ -35,13 +36,13 @@ from evojax_suite.types import Algorithm, Array, PyTree
 __all__ = ["Config", "Metrics", "State", "build", "make_data"]
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; but for step and start the defaults are `ga_distillation.RECOMMENDED`."""
 
     images_per_class: int = 1
     """Synthetic images of each class."""
-    learning_rate: float = 0.03
+    learning_rate: PositiveFloat = 0.03
     """The step of Adam; of cosines in standard deviations of a coefficient among real images."""
     encoding: EncodingName = "cosines"
     """What is learned: pixels, or the lowest cosine coefficients of each image."""
@@ -49,7 +50,7 @@ class Config:
     """Coefficients a side, at most as many as fit."""
     start: Literal["class_means", "k_means"] = "k_means"
     """First images: the mean of each class, or the centres of k-means in each class."""
-    num_networks: int = 4
+    num_networks: PositiveInt = 4
     """Fresh networks in each step, whose kernels are added."""
 
     kernel: KernelConfig = ga_distillation.RECOMMENDED.kernel
@@ -58,11 +59,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate must be > 0, got {self.learning_rate}")
-        if self.num_networks < 1:
-            raise ValueError(f"num_networks must be >= 1, got {self.num_networks}")
         self.search()
 
     def search(self) -> ga_distillation.Config:

@@ -9,14 +9,15 @@ of 2x2 pixels (`most_poolings`), the first unit is a convolution, and nothing fo
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import MinLen
+from pydantic import PositiveInt
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import Share, configuration
 from evojax_suite.types import Array
 
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
@@ -56,17 +57,17 @@ _NAMES: dict[int, _Kind] = {
 }
 
 
-@dataclass(frozen=True)
+@configuration
 class Space:
     """The networks that a search considers; the paper's (Table 1), its program's for filters."""
 
-    min_length: int = 7
+    min_length: PositiveInt = 7
     """Least units of a random network."""
     max_length: int = 15
     """Most units."""
-    kernels: tuple[int, ...] = (1, 3, 5, 7)
+    kernels: Annotated[tuple[int, ...], MinLen(1)] = (1, 3, 5, 7)
     """Sizes of convolutions, odd."""
-    min_first_filters: int = 5
+    min_first_filters: PositiveInt = 5
     """Least filters of a random network's first convolution."""
     max_first_filters: int = 12
     """Most filters of a random network's first convolution."""
@@ -75,22 +76,17 @@ class Space:
     growing: bool = True
     """A random network's later convolutions have at least as many filters as the one before; if
     not, at least min_first_filters."""
-    convolution_rate: float = 0.5
+    convolution_rate: Share = 0.5
     """Probability that a unit after the first is a convolution, while it could be a pooling."""
-    max_pooling_rate: float = 0.8
+    max_pooling_rate: Share = 0.8
     """Probability that a pooling takes the maximum; the average otherwise."""
     max_features: int = 32_768
     """Most inputs of the first dense layer, which has half as many units: a network without pooling
     on 32x32 images could have 262,144, and 43 billion parameters."""
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if self.min_length < 1:
-            raise ValueError(f"min_length must be >= 1, got {self.min_length}")
         if self.max_length < self.min_length:
             raise ValueError(f"max_length must be >= {self.min_length}, got {self.max_length}")
-        if not self.kernels:
-            raise ValueError("kernels must name at least one size, got none")
         for kernel in self.kernels:
             if kernel < 1 or kernel % 2 == 0:
                 raise ValueError(f"kernels must be odd and >= 1, got {kernel}")
@@ -98,13 +94,10 @@ class Space:
             ("min_first_filters", "max_first_filters"),
             ("max_first_filters", "max_filters"),
         ):
-            if not 1 <= getattr(self, low) <= getattr(self, high):
+            if getattr(self, low) > getattr(self, high):
                 raise ValueError(
-                    f"{low} must be in 1..{high} = {getattr(self, high)}, got {getattr(self, low)}"
+                    f"{low} must be <= {high} = {getattr(self, high)}, got {getattr(self, low)}"
                 )
-        for name in ("convolution_rate", "max_pooling_rate"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise ValueError where no random network for such images need exist."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Lt
 from flax import struct
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.systems.de_nas.networks import (
     Initialization,
@@ -30,17 +32,17 @@ TRAINING = TrainingConfig(
 """Table 2."""
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; the paper's (Tables 1 and 2)."""
 
-    population_size: int = 20
+    population_size: Annotated[int, Ge(3)] = 20
     """Architectures that survive a generation."""
-    num_children: int = 10
+    num_children: PositiveInt = 10
     """New architectures of a generation."""
-    num_generations: int = 9
+    num_generations: NonNegativeInt = 9
     """Generations after the first population."""
-    num_best: int = 5
+    num_best: PositiveInt = 5
     """Architectures that a child may be based on, from the best."""
     compare: Literal["kind", "unit"] = "kind"
     """What makes two units alike in a difference: their kind, or kernel and filters too."""
@@ -57,16 +59,16 @@ class Config:
     spread out first (NSGA-II)."""
     size: Literal["parameters", "multiplications"] = "parameters"
     """What counts as size; multiplications are those of one image, forward."""
-    num_known: int = 0
+    num_known: NonNegativeInt = 0
     """Networks like VGG of rising width in the first population, in place of random ones."""
     rungs: tuple[int, ...] = ()
     """Epochs after which a child is judged too, and trains on only where it keeps up with the
     survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
     (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
-    final_epochs: int = 200
+    final_epochs: NonNegativeInt = 200
     """Epochs of the training of the most accurate and the smallest architecture; 0 is none."""
 
-    dropout: float = 0.5
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     """Probability that an input of the first two dense layers is dropped in training."""
     normalization: Literal["none", "batch", "instance", "layer"] = "none"
     """Normalisation after each convolution."""
@@ -79,7 +81,7 @@ class Config:
     programs: Literal["auto", "separate", "padded"] = "auto"
     """A program for each candidate, or one for all with filters masked; auto is padded on a CPU
     where trainings are so short that compiling takes longer (experiments/de_nas/README.md)."""
-    workers: int | None = None
+    workers: PositiveInt | None = None
     """Candidates that compile or train at once; None is 2 a device, of a CPU one a
     device and at least 2."""
 
@@ -88,16 +90,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        for name, least in (
-            ("population_size", 3),
-            ("num_children", 1),
-            ("num_generations", 0),
-            ("num_known", 0),
-            ("final_epochs", 0),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         for name in ("num_best", "num_known"):
             if getattr(self, name) > self.population_size:
                 raise ValueError(
@@ -120,12 +112,6 @@ class Config:
                 f"rungs must rise within 1..{self.training.num_epochs - 1}, below the "
                 f"{self.training.num_epochs} epochs, got {self.rungs}"
             )
-        if self.num_best < 1:
-            raise ValueError(f"num_best must be >= 1, got {self.num_best}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers must be >= 1, got {self.workers}")
         if self.programs == "padded" and not self.can_be_padded:
             raise ValueError(
                 "programs padded needs normalization none, no skip and compute_dtype float32"
@@ -152,24 +138,15 @@ class Config:
 
 
 @struct.dataclass
-class Params:
+class Params(Scalars):
     """Scalars that users sweep."""
 
-    error_weight: float = 0.7
+    error_weight: NonNegativeFloat = 0.7
     """Weight of the error rate in the score, >= 0."""
-    size_weight: float = 0.3
+    size_weight: NonNegativeFloat = 0.3
     """Weight of the size in the score, >= 0."""
-    differential_weight: float = 1.0
+    differential_weight: Share = 1.0
     """Probability that a unit of a difference takes part, in [0, 1]."""
-    stopping_quantile: float = 0.5
+    stopping_quantile: Share = 0.5
     """Share of the survivors' accuracies at a rung that a child must reach, in [0, 1]: half of
     them, as in halving."""
-
-    def check(self) -> None:
-        """Raise ValueError where a value is out of range."""
-        for name in ("error_weight", "size_weight"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("differential_weight", "stopping_quantile"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")

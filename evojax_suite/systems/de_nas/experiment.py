@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import tyro
 
+from evojax_suite.configuration import configuration
 from evojax_suite.data import some_images
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
@@ -41,7 +42,7 @@ _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(RunOptions):
     """Search a network that is accurate for its size (Pei, Chang & Tian 2022).
 

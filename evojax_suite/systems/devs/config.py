@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import field, replace
+from typing import Annotated, Literal
 
 import numpy as np
+from annotated_types import Gt, MinLen
+from pydantic import (
+    AllowInfNan,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import configuration
 from evojax_suite.distilled import LITERATURE, with_augmentation
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.systems.devs import clustering
+from evojax_suite.systems.devs.clustering import ClusteringMethod
 from evojax_suite.training import (
     EngineConfig,
     TrainingConfig,
@@ -24,38 +32,38 @@ RECIPE = with_augmentation(LITERATURE, "shift_flip_mixup")
 """How the sets are judged: section 4.2's augmentation, the rest as in Zhao et al."""
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; the paper's where it states them."""
 
-    target_sizes: tuple[int, ...] = (500, 100, 10)
+    target_sizes: Annotated[tuple[PositiveInt, ...], MinLen(1)] = (500, 100, 10)
     """Samples of the distilled sets; one trajectory passes through all of them."""
-    reduction_factor: float = 10.0
+    reduction_factor: Annotated[float, Gt(1), AllowInfNan()] = 10.0
     """A reduction makes the set smaller by at most this factor; inf is one reduction a target."""
-    sizes: tuple[int, ...] = ()
+    sizes: tuple[PositiveInt, ...] = ()
     """All sizes after the training set's own, falling; replaces reduction_factor."""
-    clustering: clustering.ClusteringMethod = "auto"
+    clustering: ClusteringMethod = "auto"
     """k-means implementation: sklearn on the CPU, jax on the device, auto whichever is faster."""
-    kmeans_batch_size: int = 1028
+    kmeans_batch_size: PositiveInt = 1028
     """Samples of a mini-batch of k-means."""
-    kmeans_iterations: int = 200
+    kmeans_iterations: PositiveInt = 200
     """Most passes of k-means over the samples."""
-    kmeans_tolerance: float = 1e-4
+    kmeans_tolerance: NonNegativeFloat = 1e-4
     """k-means stops when its centres move less than this, relative to the features' variance."""
-    label_weight: float = 0.0
+    label_weight: NonNegativeFloat = 0.0
     """Weight of the label vectors beside the features (of unit variance) in the clustering."""
     average: Literal["samples", "originals"] = "samples"
     """What counts alike in the average of a cluster."""
     feature_network: Literal["retrained", "continued", "first"] = "retrained"
     """Train a new network in each reduction (the paper's), go on with the last one, or keep the one
     that was trained on the whole set."""
-    bottleneck: int = 128
+    bottleneck: NonNegativeInt = 128
     """Units of a dense layer before the last one while features are trained; 0 leaves it out."""
-    feature_epochs: int = 20
+    feature_epochs: PositiveInt = 20
     """Epochs of the feature network's training in each reduction."""
-    feature_learning_rate: float = 0.05
+    feature_learning_rate: PositiveFloat = 0.05
     """Its learning rate, constant; all else in its training is as in the evaluation's."""
-    min_training_steps: int = 200
+    min_training_steps: NonNegativeInt = 200
     """Least steps of the feature network's training in a reduction, where its epochs have fewer."""
 
     network: NetworkConfig = NETWORK
@@ -63,9 +71,6 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if not self.target_sizes:
-            raise ValueError("target_sizes must name at least one size, got none")
         _check_falling("target_sizes", self.target_sizes)
         if self.sizes:
             _check_falling("sizes", self.sizes)
@@ -77,21 +82,6 @@ class Config:
                     f"sizes must end with the last of target_sizes, {self.target_sizes[-1]}, "
                     f"got {self.sizes[-1]}"
                 )
-        if not self.reduction_factor > 1:
-            raise ValueError(f"reduction_factor must be > 1, got {self.reduction_factor}")
-        for name, least in (
-            ("kmeans_batch_size", 1),
-            ("kmeans_iterations", 1),
-            ("kmeans_tolerance", 0),
-            ("label_weight", 0),
-            ("bottleneck", 0),
-            ("feature_epochs", 1),
-            ("min_training_steps", 0),
-        ):
-            if not least <= getattr(self, name) < np.inf:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if not 0 < self.feature_learning_rate < np.inf:
-            raise ValueError(f"feature_learning_rate must be > 0, got {self.feature_learning_rate}")
         if self.network.network != "ConvNet":
             raise ValueError(f"features come from the ConvNet alone, got {self.network.network}")
 
@@ -107,8 +97,6 @@ class Config:
 
 
 def _check_falling(name: str, sizes: tuple[int, ...]) -> None:
-    if sizes[-1] < 1:
-        raise ValueError(f"{name} must be >= 1, got {sizes[-1]}")
     for before, after in itertools.pairwise(sizes):
         if after >= before:
             raise ValueError(f"{name} must fall, got {after} after {before}")

@@ -10,7 +10,9 @@ from typing import Literal
 import jax
 import numpy as np
 import tyro
+from pydantic import PositiveFloat, PositiveInt
 
+from evojax_suite.configuration import configuration
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.operators import check_shares, random_examples
 from evojax_suite.reporting.comparison import SECONDS, Columns
@@ -26,7 +28,7 @@ from evojax_suite.systems.devs.config import Config, size_sequence
 from evojax_suite.types import Dataset, Split, TrainingData, training_data
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(JudgedRunOptions):
     """Shrink a training set to a few soft-labelled images by evolution (DEvS, Shvai et al. 2022).
 
@@ -41,9 +43,9 @@ class Options(JudgedRunOptions):
     """own: averages of the originals' labels, the paper's; random selections keep their classes.
     teacher: what a network trained on the whole training set gives the images of both, the
     probability of each class (Qin et al. 2024)."""
-    label_temperature: float = 1.0
+    label_temperature: PositiveFloat = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
-    teacher_epochs: int = small_sets.TEACHER_EPOCHS
+    teacher_epochs: PositiveInt = small_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
 

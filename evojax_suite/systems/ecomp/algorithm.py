@@ -151,12 +151,7 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
             f"perplexity must be >= 1 and < {config.batch_size - 1} with batch_size "
             f"{config.batch_size}, got {params.perplexity}"
         )
-    for name in ("accuracy_weight", "similarity_weight", "compression_weight"):
-        if not np.isfinite(getattr(params, name)):
-            raise ValueError(f"{name} must be finite, got {getattr(params, name)}")
-    for name in ("mutation_rate", "mutation_span", "shrink_rate", "shrink_span"):
-        if not 0 <= getattr(params, name) <= 1:
-            raise ValueError(f"{name} must be in [0, 1], got {getattr(params, name)}")
+    params.check()
 
 
 def num_steps(config: Config, num_images: int) -> int:

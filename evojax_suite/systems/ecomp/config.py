@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, MultipleOf
 from flax import struct
+from pydantic import NonNegativeInt, PositiveInt
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import Scalars, Share, configuration
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; the defaults are the released program's."""
 
-    population_size: int = 100
+    population_size: Annotated[int, Ge(2), MultipleOf(2)] = 100
     """Individuals, an even number."""
-    num_generations: int = 100
+    num_generations: NonNegativeInt = 100
     """Generations after the initial population; 100 are one epoch over the images."""
-    batch_size: int = 100
+    batch_size: Annotated[int, Ge(4)] = 100
     """Images that all members of a generation share."""
     least_compression: float = 0.1
     """Part of the hidden units that the largest initial individual loses."""
@@ -46,20 +47,10 @@ class Config:
     selection: Literal["softmax", "nsga2"] = "softmax"
     """nsga2: parents and children compete by the fronts of error, similarity loss and parameters,
     whatever the weights; these choose among the last population alone."""
-    batches_per_generation: int = 1
+    batches_per_generation: PositiveInt = 1
     """Batches over which a generation's scores are averaged."""
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
-        if self.population_size < 2 or self.population_size % 2:
-            raise ValueError(f"population_size must be even and >= 2, got {self.population_size}")
-        for name, least in (
-            ("num_generations", 0),
-            ("batch_size", 4),
-            ("batches_per_generation", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         if not 0 <= self.least_compression < self.most_compression <= 1:
             raise ValueError(
                 f"compression must be 0 <= least < most <= 1, got least_compression "
@@ -73,7 +64,7 @@ class Config:
 
 
 @struct.dataclass
-class Params:
+class Params(Scalars):
     """Scalars that users sweep; traced, arrays of shape () work too."""
 
     accuracy_weight: float = 1.0
@@ -82,13 +73,13 @@ class Params:
     """Weight of the similarity loss, which is subtracted from the fitness (w_s)."""
     compression_weight: float = 1.0
     """Weight of 1 - relative size in the fitness (w_c)."""
-    mutation_rate: float = 0.01
+    mutation_rate: Share = 0.01
     """Probability that a network mutates, in [0, 1]."""
-    mutation_span: float = 0.1
+    mutation_span: Share = 0.1
     """A mutated weight is multiplied by a number uniform in 1 - span..1 + span."""
-    shrink_rate: float = 0.5
+    shrink_rate: Share = 0.5
     """Probability that a network shrinks where networks do (`shrinking`), in [0, 1]."""
-    shrink_span: float = 0.1
+    shrink_span: Share = 0.1
     """Largest part of its units that a layer loses where networks shrink, in [0, 1]."""
     perplexity: float = 30.0
     """Perplexity of the Gaussians around each image, in 1..batch_size - 1."""

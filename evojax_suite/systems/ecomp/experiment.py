@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from pydantic import PositiveInt
 
+from evojax_suite.configuration import configuration
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import non_dominated_ranks
@@ -20,7 +22,7 @@ from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
 from evojax_suite.reporting.formats import duration
 from evojax_suite.reporting.report import Figure, Report, Table
-from evojax_suite.running.options import RunOptions, check_seed, config_difference
+from evojax_suite.running.options import RunOptions, Seed, config_difference
 from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
@@ -48,7 +50,7 @@ from evojax_suite.types import Algorithm, Dataset, Split
 _STEPS_PER_CALL = 10  # half a second on two cores
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(RunOptions):
     """Compress a trained network by evolution (van den Beemt et al. 2021).
 
@@ -67,25 +69,17 @@ class Options(RunOptions):
     """Pooling after each convolution of a parent that has any."""
     parent_network: Literal["MLP", "ConvNet"] = "MLP"
     """What is trained where no parent is given; a ConvNet has three convolutions."""
-    parent_units: int | None = None
+    parent_units: PositiveInt | None = None
     """Units of each of its hidden layers; by default 256, the paper's, or 32 filters."""
-    parent_epochs: int = 4
+    parent_epochs: PositiveInt = 4
     """Epochs of its training on the whole training set."""
-    parent_seed: int = 0
+    parent_seed: Seed = 0
     """Seed of the parent's training, so that runs of different seeds compress the same parent."""
     num_images: int | None = None
     """Images that evolution sees, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
     params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_seed("parent_seed", self.parent_seed)
-        for name, least in (("parent_units", 1), ("parent_epochs", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be >= {least}, got {value}")
 
     @property
     def trained_parent(self) -> NetworkConfig:

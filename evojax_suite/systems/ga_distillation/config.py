@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import field, replace
+from typing import Annotated, Literal
 
-import numpy as np
+from annotated_types import Ge, Gt, Le, Lt
 from flax import struct
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import LaplaceSign
 from evojax_suite.operators.encodings import EncodingName
@@ -21,19 +22,19 @@ TRAINED = "accuracy", "cross_entropy"
 FITNESS = *TRAINED, "kernel_regression"
 
 
-@dataclass(frozen=True)
+@configuration
 class Config:
     """Sizes and choices; the defaults are the paper's."""
 
-    population_size: int = 300
+    population_size: Annotated[int, Ge(2)] = 300
     """Individuals."""
-    images_per_class: int = 1
+    images_per_class: PositiveInt = 1
     """Synthetic images of each class in an individual."""
-    survival_ratio: float = 0.5
+    survival_ratio: Annotated[float, Gt(0), Lt(1)] = 0.5
     """Part of the population that survives a generation."""
     strategy: str = "LaplaceGA"
     """LaplaceGA (the paper's), BlockES, or any evosax algorithm: SimpleGA, SNES, Sep_CMA_ES, ..."""
-    strategy_std: float | None = None
+    strategy_std: PositiveFloat | None = None
     """Initial standard deviation of an evosax strategy that has one; None is its own default."""
     crossover: Literal["laplace", "none"] = "laplace"
     """none is DL-EA without crossover, the paper's Fig. 3 comparison."""
@@ -42,7 +43,7 @@ class Config:
 
     common_random_numbers: bool = False
     """Give all members of a generation the same initialisation, a new one each generation."""
-    networks_per_member: int = 1
+    networks_per_member: PositiveInt = 1
     """Average the fitness of a member over this many networks; of kernel regression the kernel."""
     fitness: Literal["accuracy", "cross_entropy", "kernel_regression"] | str = "accuracy"
     """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
@@ -51,22 +52,22 @@ class Config:
     `Judge`, a function of four arguments, of the images themselves."""
     encoding: EncodingName = "pixels"
     """What evolves: pixels, or the lowest cosine coefficients of each image."""
-    num_cosines: int = 14
+    num_cosines: PositiveInt = 14
     """Coefficients a side, at most as many as fit."""
-    factor: int = 1
+    factor: PositiveInt = 1
     """Smaller images a side that one image holds; networks see each at the full size."""
-    levels: int | None = None
+    levels: Annotated[int, Ge(2), Le(256)] | None = None
     """Values that a pixel can take, evenly spaced from 0 to 1: 2 is one bit; None is any value."""
     start: Literal["real", "class_means", "k_means", "given"] = "real"
     """Images from which the search starts: real training images, or (for an algorithm that searches
     around a mean) the mean of each class, the centres of k-means in each class, or images that are
     given with the data."""
-    fitness_subset_size: int | None = None
+    fitness_subset_size: PositiveInt | None = None
     """Evaluate on a fresh random subset of this many fitness images in each generation."""
-    holdout_ratio: float = 0.0
+    holdout_ratio: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Keep this part of the fitness images out of the fitness; the best of each generation is
     scored on them, and the run's result is the best by that score."""
-    patience: int | None = None
+    patience: PositiveInt | None = None
     """Stop early after this many generations without a better score on the held-out images."""
     best_of: Literal["run", "last_generation", "mean"] = "run"
     """Which individual is the result: the run's best by its single score (the paper's), the last
@@ -95,27 +96,11 @@ class Config:
         return self.kernel.regression(self.tiles_per_class)
 
     def __post_init__(self):
-        check_types(vars(self), type(self))
         if self.fitness not in FITNESS and ":" not in self.fitness:
             raise ValueError(
                 f"fitness must be one of {', '.join(FITNESS)}, or package.module:function, got "
                 f"{self.fitness!r}"
             )
-        for name, least in (
-            ("population_size", 2),
-            ("images_per_class", 1),
-            ("networks_per_member", 1),
-            ("num_cosines", 1),
-            ("factor", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
-        if not 0 < self.survival_ratio < 1:
-            raise ValueError(f"survival_ratio must be in (0, 1), got {self.survival_ratio}")
-        if not 0 <= self.holdout_ratio < 1:
-            raise ValueError(f"holdout_ratio must be in [0, 1), got {self.holdout_ratio}")
-        if self.patience is not None and self.patience < 1:
-            raise ValueError(f"patience must be >= 1, got {self.patience}")
         if self.holdout_ratio > 0 and self.best_of != "run":
             raise ValueError(
                 f"best_of {self.best_of} leaves nothing to choose by holdout_ratio > 0"
@@ -141,12 +126,6 @@ class Config:
             raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
             raise ValueError("patience needs a holdout_ratio > 0, got 0")
-        if self.fitness_subset_size is not None and self.fitness_subset_size < 1:
-            raise ValueError(f"fitness_subset_size must be >= 1, got {self.fitness_subset_size}")
-        if self.levels is not None and not 2 <= self.levels <= 256:
-            raise ValueError(f"levels must be in 2..256, got {self.levels}")
-        if self.strategy_std is not None and not self.strategy_std > 0:
-            raise ValueError(f"strategy_std must be > 0, got {self.strategy_std}")
         if self.strategy == "LaplaceGA" and self.strategy_std is not None:
             raise ValueError(f"LaplaceGA has no strategy_std, got {self.strategy_std}")
         if self.strategy != "LaplaceGA":
@@ -182,25 +161,14 @@ FOUR_IN_ONE = replace(
 
 
 @struct.dataclass
-class Params:
+class Params(Scalars):
     """Scalars of LaplaceGA that users sweep; traced, arrays of shape () work too."""
 
-    crossover_rate: float = 1.0
+    crossover_rate: Share = 1.0
     """Probability that a pair of parents is crossed over, in [0, 1]."""
     laplace_location: float = 0.0
     """Location of the Laplace distribution."""
-    laplace_scale: float = 0.5
+    laplace_scale: PositiveFloat = 0.5
     """Scale of the Laplace distribution, > 0."""
-    mutation_scale: float = 1.0
+    mutation_scale: NonNegativeFloat = 1.0
     """Noise of generation g has this standard deviation over g (Eq. 1)."""
-
-    def check(self) -> None:
-        """Raise ValueError where one is out of range."""
-        if not 0 <= self.crossover_rate <= 1:
-            raise ValueError(f"crossover_rate must be in [0, 1], got {self.crossover_rate}")
-        if not 0 < self.laplace_scale < np.inf:
-            raise ValueError(f"laplace_scale must be > 0, got {self.laplace_scale}")
-        if not np.isfinite(self.laplace_location):
-            raise ValueError(f"laplace_location must be finite, got {self.laplace_location}")
-        if not 0 <= self.mutation_scale < np.inf:
-            raise ValueError(f"mutation_scale must be >= 0, got {self.mutation_scale}")

@@ -12,8 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from evojax_suite import distilled
+from evojax_suite.configuration import configuration
 from evojax_suite.data import DataError
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
@@ -54,43 +56,36 @@ RECIPES = {
 """The options that a recipe stands for; those given beside it win."""
 
 
-@dataclass(frozen=True)
+@configuration
 class Options(JudgedRunOptions):
     """Distil a dataset into a few synthetic images by a genetic algorithm (Sato et al. 2026)."""
 
     recipe: Literal["paper", "recommended", "four_in_one"] = "paper"
     """The paper's settings; those that we would use: no network is trained while it searches; or
     the same with four smaller images in each one, which networks see enlarged."""
-    num_generations: Annotated[int, tyro.conf.arg(aliases=["--generations"])] = 1000
+    num_generations: Annotated[PositiveInt, tyro.conf.arg(aliases=["--generations"])] = 1000
     """Generations, the evaluation of the initial individuals being the first."""
     start_from: Path | None = None
     """Begin at the images of this .npz, of any run or of your own, as many of each class as are
     searched for."""
-    choose_from: int = 1
+    choose_from: PositiveInt = 1
     """Networks trained on each of the last results of the search, so many of which are kept, two
     for every doubling of the generations, are judged on the validation part: the best stays."""
     labels: Literal["own", "solved", "teacher"] = "own"
     """Labels of what is found: its own; solved: those from which kernel regression predicts the
     training images best; teacher: what a network trained on the whole training set says of them."""
-    label_temperature: float = 1.0
+    label_temperature: PositiveFloat = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
-    teacher_epochs: int = small_sets.TEACHER_EPOCHS
+    teacher_epochs: PositiveInt = small_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
-    strong_random_repeats: int = 5
+    num_networks: PositiveInt = 10
+    strong_random_repeats: NonNegativeInt = 5
     """Repeats of the strong random baseline; 0 leaves it out."""
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
     params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
     def __post_init__(self):
         super().__post_init__()
-        for name, least in (
-            ("num_generations", 1),
-            ("num_networks", 1),
-            ("strong_random_repeats", 0),
-            ("choose_from", 1),
-        ):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be >= {least}, got {getattr(self, name)}")
         small_sets.check_labels(self.labels, self.label_temperature, self.teacher_epochs)
         if self.labels == "solved" and (
             self.config.fitness != "kernel_regression" or self.config.regression.temperature == 0

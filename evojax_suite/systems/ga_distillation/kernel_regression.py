@@ -38,8 +38,9 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
-from evojax_suite.data.errors import check_types
+from evojax_suite.configuration import configuration
 from evojax_suite.training import EngineConfig, extract_features, map_members
 from evojax_suite.types import Array, PyTree
 
@@ -65,38 +66,27 @@ _SUITED = {
 """Regressions that suit a number of images of each class that networks see, by that number."""
 
 
-@dataclass(frozen=True)
+@configuration
 class KernelConfig:
     """Sizes and scalars of the regression. None is what suits the number of images of each class
     that networks see: that of 1, 10 or 50, the nearest at or below it."""
 
-    kernel_width: int = 32
+    kernel_width: PositiveInt = 32
     """Filters of the networks whose features are regressed on; all else is as in `network`."""
-    kernel_images: int = 1000
+    kernel_images: PositiveInt = 1000
     """Real images, drawn anew in each generation, that are predicted."""
-    ridge: float | None = None
+    ridge: PositiveFloat | None = None
     """Ridge, relative to the mean squared norm of the candidate's features; None is 1e-3, 0.3, 1
     for 1, 10, 50 images of each class."""
-    temperature: float | None = None
+    temperature: NonNegativeFloat | None = None
     """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax; None is
     10, or 5 from 10 images of each class on."""
-    company: int | None = None
+    company: PositiveInt | None = None
     """Candidates in whose company each image is tried alone, where a strategy takes credit by
     image; None is 8, 2, 1 for 1, 10, 50 images of each class."""
     columns: Columns | None = None
     """Loss by which an image is ranked: own, that of the column of its class, or the mean over all
     columns; None is own for less than 10 images of each class, else all."""
-
-    def __post_init__(self):
-        check_types(vars(self), type(self))
-        for name in ("kernel_width", "kernel_images", "company"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be >= 1, got {value}")
-        if self.ridge is not None and not 0 < self.ridge < float("inf"):
-            raise ValueError(f"ridge must be > 0, got {self.ridge}")
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be >= 0, got {self.temperature}")
 
     def regression(self, images_per_class: int) -> Regression:
         """All values, for so many images of each class that networks see, >= 1."""
