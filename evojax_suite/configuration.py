@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -60,28 +61,30 @@ class Scalars:
     def check(self) -> None:
         """Raise ValueError where a number is not what its field declares."""
         for name, hint in _hints(type(self)).items():
-            value = _plain(getattr(self, name))
-            try:
-                if not isinstance(value, Tracer):
-                    _adapter(hint).validate_python(value)
-            except ValidationError as error:
-                raise ValueError(_in_one_line(error, hint, name)) from None
+            if not isinstance(getattr(self, name), Tracer):
+                _valid(name, hint, TypeAdapter.validate_python, _plain(getattr(self, name)))
+
+
+def from_json(kind: type, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Those fields of the dataclass `kind` that `names` has, of what a JSON file holds. Raises
+    ValueError, one line, or KeyError where there is none."""
+    return {
+        name: _valid(name, _hints(kind)[name], TypeAdapter.validate_json, json.dumps(content[name]))
+        for name in names
+    }
+
+
+def _valid(name: str, hint: Any, validate: Callable[[TypeAdapter, Any], Any], value: Any) -> Any:
+    try:
+        return validate(_adapter(hint), value)
+    except ValidationError as error:
+        raise ValueError(_in_one_line(error, hint, name)) from None
 
 
 @functools.cache
 def _adapter(hint: Any) -> TypeAdapter:
-    return TypeAdapter(hint, config=_SETTINGS)
-
-
-def from_json(kind: type[T], content: Any) -> T:
-    """The configuration `kind` of what a JSON file holds, which may have more. Raises ValueError,
-    one line."""
-    if isinstance(content, dict):
-        content = {name: content[name] for name in _hints(kind) if name in content}
-    try:
-        return TypeAdapter(kind).validate_json(json.dumps(content))
-    except ValidationError as error:
-        raise ValueError(_in_one_line(error, kind, "it")) from None
+    """The judge of values; a configuration has settings of its own."""
+    return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _SETTINGS)
 
 
 def _plain(value: Any) -> Any:

@@ -5,19 +5,20 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from pydantic import AllowInfNan
 
 from evojax_suite import networks
+from evojax_suite.configuration import from_json
 from evojax_suite.data import DataError, siamese
-from evojax_suite.data.errors import as_tuple, check_types
 from evojax_suite.data.npz import arrays_in
 from evojax_suite.data.transforms import check_constants, normalize
 from evojax_suite.networks import NetworkConfig
@@ -95,7 +96,7 @@ class DistilledDataset:
     """Seed of the run that made it."""
     factor: int = 1
     """Smaller images a side that one image holds (`operators.encodings.unpacked`)."""
-    test_accuracies: tuple[float, ...] = ()
+    test_accuracies: tuple[Annotated[float, AllowInfNan()], ...] = ()
     """Accuracies of networks trained on it with this recipe, each from its own initialisation."""
 
     def unpacked(self) -> DistilledDataset:
@@ -171,28 +172,14 @@ def _from_recipe(
     if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
         raise ValueError(f"images {images.shape} and labels {labels.shape} disagree")
     images, labels = _floats("images", images), _floats("labels", labels)
-    values = {
-        "dataset": recipe["dataset"],
-        "class_names": as_tuple(recipe["class_names"]),
-        "mean": as_tuple(recipe["mean"]),
-        "std": as_tuple(recipe["std"]),
-        "seed": recipe["seed"],
-        "factor": recipe.get("factor", 1),
-        "test_accuracies": tuple(  # JSON has no NaN, that of a network that failed
-            float("nan") if value is None else value for value in recipe["test_accuracies"]
-        ),
-    }
-    check_types(values, DistilledDataset)
+    # JSON has no NaN, that of a network that failed.
+    judged = [float("nan") if value is None else value for value in recipe["test_accuracies"]]
+    recipe = {"factor": 1} | recipe | {"test_accuracies": judged}
+    names = (own.name for own in fields(DistilledDataset) if own.name not in ("images", "labels"))
+    values = from_json(DistilledDataset, recipe, names)
     check_constants(values["mean"], values["std"], images.shape[3])
     encodings.check_factor(values["factor"], images.shape[1:3])
-    configs = {}
-    for name, kind in (("network", NetworkConfig), ("training", TrainingConfig)):
-        if not isinstance(recipe[name], dict):
-            raise TypeError(f"its {name} is {str(recipe[name])[:40]!r}")
-        found = {key: as_tuple(value) for key, value in recipe[name].items()}
-        check_types(found, kind)
-        configs[name] = kind(**found)
-    return DistilledDataset(images, labels, **values, **configs)
+    return DistilledDataset(images, labels, **values)
 
 
 def _floats(name: str, array: np.ndarray) -> np.ndarray:

@@ -268,7 +268,7 @@ def test_the_file_that_is_named_last_is_the_one():
         ("a: [", "is neither YAML nor JSON"),
         ("", "must hold options and their values, got None"),
         ("width: wide", "wide"),
-        ("seed: -1", "seed must be >= 0, got -1"),
+        ("seed: -1", "seed must be in 0..4294967295, got -1"),
         ("!!python/object/apply:os.system [true]", "is neither YAML nor JSON"),
     ],
 )

@@ -34,8 +34,9 @@ def _fail(message: str) -> int:
 
 def _in_one_line(text: str, command: list[str]) -> str:
     """tyro's box, without the options of other commands that it also thinks of."""
-    text = re.sub(r"[─-╿]+|Error parsing (__tyro\S+|Placement:|Options:)|Value error", " ", text)
-    text = " ".join(text.split())
+    text = re.sub(
+        r"[─-╿]+|-{9,}|Error parsing (__tyro\S+|Placement:|Options:)|Value error", " ", text
+    )
     text, _, ending = text.partition("For full helptext, ")
     text = re.sub(r"Unrecognized options (?=Unrec)|Invalid choice (?=invalid)", "", text)
     text, _, guesses = text.partition("Perhaps you meant:")

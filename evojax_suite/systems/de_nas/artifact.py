@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
 
-from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
 from evojax_suite.runtime.results import (
     load_variables,
@@ -22,7 +22,6 @@ from evojax_suite.runtime.results import (
     write_json,
 )
 from evojax_suite.stablehlo import export
-from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 from evojax_suite.types import Array, PyTree
 
@@ -110,22 +109,14 @@ def load(directory: Path | str) -> SearchedNetwork:
     path = Path(directory) / "architecture.json"
     try:
         about = json.loads(path.read_text())
-        values = {
-            name: as_tuple(about[name]) for name in ("image_shape", "mean", "std", "class_names")
-        } | {"dataset": about["dataset"]}
-        check_types(values, SearchedNetwork)
+        names = "image_shape", "mean", "std", "class_names", "dataset"
+        values = from_json(SearchedNetwork, about, names)
         check_constants(values["mean"], values["std"], values["image_shape"][2])
-        for unit in about["units"]:
-            check_types(unit, Unit)
-        settings = {name: about[name] for name in ("dropout", "normalization", "skip")}
-        check_types(settings, SequenceNetwork)
-        if not 0 <= settings["dropout"] < 1:
-            raise ValueError(f"dropout is {settings['dropout']}, allowed: in [0, 1)")
+        settings = from_json(SequenceNetwork, about, ("units", "dropout", "normalization", "skip"))
         if about["compute_dtype"] not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {about['compute_dtype']!r}")
         network = SequenceNetwork(
             len(values["class_names"]),
-            tuple(Unit(**unit) for unit in about["units"]),
             **settings,
             dtype=jnp.dtype(about["compute_dtype"]),
         )

@@ -9,12 +9,13 @@ network of that genome computes, and compiles once for all of them.
 from __future__ import annotations
 
 import itertools
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from annotated_types import Ge, Lt
 
 from evojax_suite.networks.layers import (
     Conv,
@@ -49,7 +50,7 @@ class SequenceNetwork(nn.Module):
 
     num_classes: int
     units: tuple[Unit, ...]
-    dropout: float = 0.5
+    dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     normalization: str = "none"
     skip: bool = False
     lowering: Convolution | None = None

@@ -10,8 +10,9 @@ from typing import Literal
 
 import jax
 import numpy as np
+from pydantic import PositiveInt
 
-from evojax_suite.data.errors import as_tuple, check_types
+from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
 from evojax_suite.runtime.results import write_atomically, write_json
 from evojax_suite.stablehlo import export
@@ -47,7 +48,7 @@ class CompressedNetwork:
     """A feed-forward ReLU network for images; `save` and `load` keep it bit for bit."""
 
     network: Network  # NumPy arrays, without padding
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
     mean: np.ndarray  # (C,), taken out of pixels in [0, 1]
     std: np.ndarray  # (C,)
     class_names: tuple[str, ...]
@@ -123,11 +124,8 @@ def load(directory: Path | str) -> CompressedNetwork:
     path = Path(directory) / "network.json"
     try:
         about = {"pooling": "average"} | json.loads(path.read_text())
-        values = {name: about[name] for name in ("dataset", "lineage", "pooling")}
-        values |= {name: as_tuple(about[name]) for name in ("image_shape", "class_names")}
-        check_types(values, CompressedNetwork)
-        if min(values["image_shape"]) < 1:
-            raise ValueError(f"image_shape is {values['image_shape']}, allowed: numbers above 0")
+        names = "dataset", "lineage", "pooling", "image_shape", "class_names"
+        values = from_json(CompressedNetwork, about, names)
         mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
         check_constants(mean, std, values["image_shape"][2])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
