@@ -134,7 +134,7 @@ def _allowed(hint: Any, within: bool) -> str:
     if kind is Annotated:
         return (within and _range(*inner)) or _allowed(inner[0], within)
     if kind is Literal:
-        return f"one of {', '.join(map(str, inner))}"
+        return f"{'one of ' if len(inner) > 1 else ''}{', '.join(map(str, inner))}"
     if kind in (Union, UnionType):
         return " or ".join(_allowed(one, within) for one in inner if one is not NoneType)
     if kind is tuple:

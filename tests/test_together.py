@@ -283,7 +283,7 @@ def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
     ("flags", "says"),
     [
         (["--seeds-in-flight", "2"], "seeds_in_flight needs --seeds, got 2"),
-        (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1, or auto, got 0"),
+        (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1 or auto, got 0"),
         (
             ["--seeds", "0:2", "--seeds-in-flight", "2", "--devices", "3"],
             "> 1 needs one device, got 2 on 3",

@@ -34,9 +34,8 @@ def _fail(message: str) -> int:
 
 def _in_one_line(text: str, command: list[str]) -> str:
     """tyro's box, without the options of other commands that it also thinks of."""
-    text = re.sub(
-        r"[─-╿]+|-{9,}|Error parsing (__tyro\S+|Placement:|Options:)|Value error", " ", text
-    )
+    drawn = r"[─-╿]+|-{9,}|Error parsing (__tyro\S+|Placement:|Options:)|Value error"
+    text = " ".join(re.sub(drawn, " ", text).split())
     text, _, ending = text.partition("For full helptext, ")
     text = re.sub(r"Unrecognized options (?=Unrec)|Invalid choice (?=invalid)", "", text)
     text, _, guesses = text.partition("Perhaps you meant:")
