@@ -55,7 +55,9 @@ VARIANTS = {
         start="k_means",
         factor=2,
         best_of="mean",
-        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20, company=2),
+        kernel=ga_distillation.kernel_regression.KernelConfig(
+            kernel_width=4, kernel_images=20, company=2
+        ),
     ),
     "strong_random": SMALL,
     "devs": devs.Config(
@@ -120,7 +122,7 @@ VARIANTS = {
     ),
     "kernel_inducing_points": kernel_inducing_points.Config(
         images_per_class=2,
-        kernel=ga_distillation.KernelConfig(kernel_width=4, kernel_images=20),
+        kernel=ga_distillation.kernel_regression.KernelConfig(kernel_width=4, kernel_images=20),
         network=SMALL.network,
     ),
 }
