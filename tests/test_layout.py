@@ -14,7 +14,7 @@ from evojax_suite import systems
 PACKAGE = Path(evojax_suite.__file__).parent
 # Each row may import itself and the rows before it.
 ROWS = (
-    ("types", "imports", "stablehlo"),
+    ("types", "imports", "stablehlo", "configuration"),
     ("operators",),
     ("data",),
     ("strategies", "networks", "training"),
