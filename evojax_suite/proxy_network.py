@@ -116,7 +116,9 @@ class Evidence(NamedTuple):
     forgetting_scores: Int32[Array, "examples"]
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, None, TrainingData, Metrics, Evidence]:
     """One step is one epoch over all images."""
     network = networks.create(config.network, num_classes, image_shape)
 

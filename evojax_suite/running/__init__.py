@@ -3,4 +3,4 @@
 from evojax_suite.running.options import JudgedRunOptions, RunOptions
 from evojax_suite.running.system import Job, Phase, Search, Summary, System
 
-__all__ = ["JudgedRunOptions", "Job", "Phase", "RunOptions", "Search", "Summary", "System"]
+__all__ = ["Job", "JudgedRunOptions", "Phase", "RunOptions", "Search", "Summary", "System"]

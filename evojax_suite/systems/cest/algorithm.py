@@ -29,8 +29,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -214,193 +216,236 @@ def select(
     return subset, prey
 
 
+class _Setup(NamedTuple):
+    """What does not change in a training."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    network: nn.Module
+    batch_size: int
+
+
+def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
+    del params
+    num_images = len(data.labels)
+    key_fit, key_prey = jax.random.split(key)
+    members = setup.config.prey_population if setup.config.selection == "cest" else 1
+    return State(
+        fit=start_fit(key_fit, setup.network, setup.config.training, setup.image_shape),
+        difficulty=jnp.full(num_images, jnp.nan),
+        wrong_in_a_row=jnp.zeros(num_images, jnp.int32),
+        prey=subsets.drawn(key_prey, data.groups, members),
+        chosen=jnp.arange(num_images, dtype=jnp.int32),
+        num_chosen=jnp.int32(num_images),
+        selections=jnp.int32(0),
+        gradient_examples=jnp.float32(0),
+        measured_examples=jnp.float32(0),
+        epoch=jnp.int32(0),
+    )
+
+
+def _learned(setup: _Setup, state: State, losses: Array, correct: Array, known: Array) -> State:
+    """The state with new difficulties of the examples where `known` (N,) is True."""
+    new = losses if setup.config.difficulty == "loss" else (~correct).astype(jnp.float32)
+    new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
+    first = jnp.isnan(state.difficulty)
+    old = jnp.where(first, new, state.difficulty)
+    mixed = setup.config.difficulty_decay * old + (1 - setup.config.difficulty_decay) * new
+    in_a_row = jnp.where(correct, 0, state.wrong_in_a_row + 1)
+    return replace(
+        state,
+        difficulty=jnp.where(known, mixed, state.difficulty),
+        wrong_in_a_row=jnp.where(known, in_a_row, state.wrong_in_a_row),
+    )
+
+
+def _measure(setup: _Setup, state: State, data: Data) -> State:
+    """The pass over the training set, or over its next part."""
+    num_images = len(data.labels)
+    count = max(1, round(setup.config.pass_fraction * num_images))
+    if count == num_images:
+        part, images, labels = jnp.arange(num_images), data.images, data.labels
+    else:
+        part = (state.selections * count + jnp.arange(count)) % num_images
+        images, labels = data.images[part], data.labels[part]
+    images = normalize(images, data.mean, data.std)
+    found = judge_each(setup.network, state.fit.variables, images, labels, setup.batch_size)
+    losses = jnp.zeros(num_images).at[part].set(found.losses)
+    correct = jnp.zeros(num_images, bool).at[part].set(found.correct)
+    known = jnp.zeros(num_images, bool).at[part].set(True)
+    state = _learned(setup, state, losses, correct, known)
+    return replace(state, measured_examples=state.measured_examples + count)
+
+
+def _hardness(setup: _Setup, state: State) -> Array:
+    unknown = jnp.isnan(state.difficulty)
+    values = jnp.where(unknown, jnp.nanmean(state.difficulty), state.difficulty)
+    values = jnp.where(unknown.all(), 1.0, values)
+    if setup.config.give_up_after:
+        values = jnp.where(state.wrong_in_a_row >= setup.config.give_up_after, 0.0, values)
+    return values
+
+
+def _choose(setup: _Setup, key: Array, state: State, params: Params, data: Data) -> State:
+    subset, prey = select(
+        key, state.prey, _hardness(setup, state), data.groups, setup.config, params
+    )
+    padding = jnp.zeros(len(data.labels) - len(subset), jnp.int32)
+    return replace(
+        state,
+        prey=prey,
+        chosen=jnp.concatenate([subset, padding]),
+        num_chosen=jnp.int32(len(subset)),
+        selections=state.selections + 1,
+    )
+
+
+def _train(setup: _Setup, key: Array, state: State, data: Data) -> tuple[State, Presentation]:
+    fit, seen = fit_epochs(
+        key,
+        setup.network,
+        setup.config.training,
+        1,
+        state.fit,
+        normalize(data.images, data.mean, data.std),
+        jax.nn.one_hot(data.labels, setup.num_classes),
+        state.num_chosen,
+        1,
+        state.chosen,
+    )
+    state = replace(
+        state,
+        fit=fit,
+        gradient_examples=state.gradient_examples + state.num_chosen,
+        epoch=state.epoch + 1,
+    )
+    return state, seen
+
+
+def _remember(setup: _Setup, state: State, seen: Presentation) -> State:
+    return _learned(setup, state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
+
+
+def _report(setup: _Setup, state: State, seen: Presentation, data: Data) -> Metrics:
+    found = evaluate(setup.network, state.fit.variables, data.validation)
+    num_images = len(data.labels)
+    inside = jnp.arange(num_images) < state.num_chosen
+    shown = jnp.zeros(num_images, bool).at[state.chosen].max(inside)
+    failed = shown & ~jnp.isfinite(seen.losses)
+    values = _hardness(setup, state)
+    hardest = values[subsets.ranked(values, data.groups)].mean()
+    return Metrics(
+        generation=state.epoch,
+        selections=state.selections,
+        loss=jnp.mean(seen.losses, where=shown & ~failed),
+        accuracy=jnp.mean(seen.correct, where=shown),
+        validation_loss=found.cross_entropy,
+        validation_accuracy=found.accuracy,
+        difficulty_mean=values.mean(),
+        difficulty_chosen=jnp.mean(values[state.chosen], where=inside),
+        difficulty_most=hardest,
+        distinct=shown.sum(),
+        gradient_examples=state.gradient_examples,
+        measured_examples=state.measured_examples,
+        num_failed=failed.sum(),
+        stage_seconds={},
+    )
+
+
+def _begins_with_selection(config: Config, epoch: Array) -> Array:
+    since = epoch - config.initial_epochs
+    return (since >= 0) & (since % config.epochs_per_selection == 0)
+
+
+def _result(state: State, params: Params, data: Data) -> PyTree:
+    del params, data
+    return state.fit.variables
+
+
+def _finished(config: Config, state: State) -> Array:
+    return state.epoch >= config.training.num_epochs
+
+
+class _Stages:
+    """Does the stages of a step: as parts of one program or, `timed`, each as a program of its own
+    whose seconds and compilation are measured apart."""
+
+    def __init__(self, setup: _Setup, timed: bool):
+        self._functions = {
+            "pass": partial(_measure, setup),
+            "evolution": partial(_choose, setup),
+            "training": partial(_train, setup),
+            "memory": partial(_remember, setup),
+            "validation": partial(_report, setup),
+        }
+        self._timed = timed
+        self._compiled: dict[str, Any] = {}
+        self.seconds: dict[str, float] = {}  # of the step that is being done
+
+    def do(self, name: str, *arguments: Any) -> Any:
+        """The stage `name` of these arguments."""
+        if not self._timed:
+            return self._functions[name](*arguments)
+        start = time.perf_counter()
+        if name not in self._compiled:
+            self._compiled[name] = jax.jit(self._functions[name]).lower(*arguments).compile()
+            taken = time.perf_counter() - start
+            self.seconds["compilation"] = self.seconds.get("compilation", 0.0) + taken
+            start = time.perf_counter()
+        value = jax.block_until_ready(self._compiled[name](*arguments))
+        self.seconds[name] = time.perf_counter() - start
+        return value
+
+    def when(self, condition: Array, name: str, state: State, before=(), after=()) -> State:
+        """The stage `name` of (*before, state, *after) where `condition` is true, else `state`."""
+
+        def do(state: State) -> State:
+            return self.do(name, *before, state, *after)
+
+        if not self._timed:
+            return jax.lax.cond(condition, do, lambda state: state, state)
+        return do(state) if bool(condition) else state
+
+
+def _step(
+    config: Config, stages: _Stages, key: Array, state: State, params: Params, data: Data
+) -> tuple[State, Metrics]:
+    key_choose, key_train = jax.random.split(key)
+    stages.seconds = {}
+    needs_losses = config.selection in ("cest", "top_k", "loss_proportional")
+    selecting = _begins_with_selection(config, state.epoch)
+    passing = selecting
+    if config.reuse_training_losses:  # all are known after an epoch on all of them
+        passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
+    if needs_losses and config.pass_fraction:
+        state = stages.when(passing, "pass", state, after=(data,))
+    if config.selection != "full":
+        state = stages.when(selecting, "evolution", state, (key_choose,), (params, data))
+    state, seen = stages.do("training", key_train, state, data)
+    if needs_losses and config.reuse_training_losses:
+        last = _begins_with_selection(config, state.epoch)  # the next one
+        state = stages.when(last, "memory", state, after=(seen,))
+    metrics = stages.do("validation", state, seen, data)
+    return state, metrics._replace(stage_seconds=stages.seconds)
+
+
 def build(
     config: Config, num_classes: int, image_shape: tuple[int, int, int], timed: bool = False
-) -> Algorithm:
-    """One step is one epoch. `timed` measures the stages of a step and their compilation apart; a
-    step then cannot be jitted as a whole. What it computes is the same."""
+) -> Algorithm[State, Params, Data, Metrics, PyTree]:
+    """One step is one epoch; the result is the flax variables of the predator. `timed` measures the
+    stages of a step and their compilation apart; a step then cannot be jitted as a whole. What it
+    computes is the same."""
     network = networks.create(config.network, num_classes, image_shape)
     batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
-    needs_losses = config.selection in ("cest", "top_k", "loss_proportional")
-
-    def init(key: Array, params: Params, data: Data) -> State:
-        del params
-        num_images = len(data.labels)
-        key_fit, key_prey = jax.random.split(key)
-        members = config.prey_population if config.selection == "cest" else 1
-        return State(
-            fit=start_fit(key_fit, network, config.training, image_shape),
-            difficulty=jnp.full(num_images, jnp.nan),
-            wrong_in_a_row=jnp.zeros(num_images, jnp.int32),
-            prey=subsets.drawn(key_prey, data.groups, members),
-            chosen=jnp.arange(num_images, dtype=jnp.int32),
-            num_chosen=jnp.int32(num_images),
-            selections=jnp.int32(0),
-            gradient_examples=jnp.float32(0),
-            measured_examples=jnp.float32(0),
-            epoch=jnp.int32(0),
-        )
-
-    def learned(state: State, losses: Array, correct: Array, known: Array) -> State:
-        """The state with new difficulties of the examples where `known` (N,) is True."""
-        new = losses if config.difficulty == "loss" else (~correct).astype(jnp.float32)
-        new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
-        first = jnp.isnan(state.difficulty)
-        old = jnp.where(first, new, state.difficulty)
-        mixed = config.difficulty_decay * old + (1 - config.difficulty_decay) * new
-        in_a_row = jnp.where(correct, 0, state.wrong_in_a_row + 1)
-        return replace(
-            state,
-            difficulty=jnp.where(known, mixed, state.difficulty),
-            wrong_in_a_row=jnp.where(known, in_a_row, state.wrong_in_a_row),
-        )
-
-    def measure(state: State, data: Data) -> State:
-        """The pass over the training set, or over its next part."""
-        num_images = len(data.labels)
-        count = max(1, round(config.pass_fraction * num_images))
-        if count == num_images:
-            part, images, labels = jnp.arange(num_images), data.images, data.labels
-        else:
-            part = (state.selections * count + jnp.arange(count)) % num_images
-            images, labels = data.images[part], data.labels[part]
-        images = normalize(images, data.mean, data.std)
-        found = judge_each(network, state.fit.variables, images, labels, batch_size)
-        losses = jnp.zeros(num_images).at[part].set(found.losses)
-        correct = jnp.zeros(num_images, bool).at[part].set(found.correct)
-        known = jnp.zeros(num_images, bool).at[part].set(True)
-        state = learned(state, losses, correct, known)
-        return replace(state, measured_examples=state.measured_examples + count)
-
-    def hardness(state: State) -> Array:
-        unknown = jnp.isnan(state.difficulty)
-        values = jnp.where(unknown, jnp.nanmean(state.difficulty), state.difficulty)
-        values = jnp.where(unknown.all(), 1.0, values)
-        if config.give_up_after:
-            values = jnp.where(state.wrong_in_a_row >= config.give_up_after, 0.0, values)
-        return values
-
-    def choose(key: Array, state: State, params: Params, data: Data) -> State:
-        subset, prey = select(key, state.prey, hardness(state), data.groups, config, params)
-        padding = jnp.zeros(len(data.labels) - len(subset), jnp.int32)
-        return replace(
-            state,
-            prey=prey,
-            chosen=jnp.concatenate([subset, padding]),
-            num_chosen=jnp.int32(len(subset)),
-            selections=state.selections + 1,
-        )
-
-    def train(key: Array, state: State, data: Data) -> tuple[State, Presentation]:
-        fit, seen = fit_epochs(
-            key,
-            network,
-            config.training,
-            1,
-            state.fit,
-            normalize(data.images, data.mean, data.std),
-            jax.nn.one_hot(data.labels, num_classes),
-            state.num_chosen,
-            1,
-            state.chosen,
-        )
-        state = replace(
-            state,
-            fit=fit,
-            gradient_examples=state.gradient_examples + state.num_chosen,
-            epoch=state.epoch + 1,
-        )
-        return state, seen
-
-    def remember(state: State, seen: Presentation) -> State:
-        return learned(state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
-
-    def report(state: State, seen: Presentation, data: Data) -> Metrics:
-        found = evaluate(network, state.fit.variables, data.validation)
-        num_images = len(data.labels)
-        inside = jnp.arange(num_images) < state.num_chosen
-        shown = jnp.zeros(num_images, bool).at[state.chosen].max(inside)
-        failed = shown & ~jnp.isfinite(seen.losses)
-        values = hardness(state)
-        hardest = values[subsets.ranked(values, data.groups)].mean()
-        return Metrics(
-            generation=state.epoch,
-            selections=state.selections,
-            loss=jnp.mean(seen.losses, where=shown & ~failed),
-            accuracy=jnp.mean(seen.correct, where=shown),
-            validation_loss=found.cross_entropy,
-            validation_accuracy=found.accuracy,
-            difficulty_mean=values.mean(),
-            difficulty_chosen=jnp.mean(values[state.chosen], where=inside),
-            difficulty_most=hardest,
-            distinct=shown.sum(),
-            gradient_examples=state.gradient_examples,
-            measured_examples=state.measured_examples,
-            num_failed=failed.sum(),
-            stage_seconds={},
-        )
-
-    stages = {
-        "pass": measure,
-        "evolution": choose,
-        "training": train,
-        "memory": remember,
-        "validation": report,
-    }
-    compiled: dict[str, Any] = {}
-
-    def begins_with_selection(epoch: Array) -> Array:
-        since = epoch - config.initial_epochs
-        return (since >= 0) & (since % config.epochs_per_selection == 0)
-
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        key_choose, key_train = jax.random.split(key)
-        seconds: dict[str, float] = {}
-
-        def run(name: str, *arguments: Any) -> PyTree:
-            if not timed:
-                return stages[name](*arguments)
-            start = time.perf_counter()
-            if name not in compiled:
-                compiled[name] = jax.jit(stages[name]).lower(*arguments).compile()
-                taken = time.perf_counter() - start
-                seconds["compilation"] = seconds.get("compilation", 0.0) + taken
-                start = time.perf_counter()
-            value = jax.block_until_ready(compiled[name](*arguments))
-            seconds[name] = time.perf_counter() - start
-            return value
-
-        def when(condition: Array, function, state: State) -> State:
-            if not timed:
-                return jax.lax.cond(condition, function, lambda state: state, state)
-            return function(state) if bool(condition) else state
-
-        selecting = begins_with_selection(state.epoch)
-        passing = selecting
-        if config.reuse_training_losses:  # all are known after an epoch on all of them
-            passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
-        if needs_losses and config.pass_fraction:
-            state = when(passing, lambda state: run("pass", state, data), state)
-        if config.selection != "full":
-            state = when(
-                selecting, lambda state: run("evolution", key_choose, state, params, data), state
-            )
-        state, seen = run("training", key_train, state, data)
-        if needs_losses and config.reuse_training_losses:
-            last = begins_with_selection(state.epoch)  # the next one
-            state = when(last, lambda state: run("memory", state, seen), state)
-        metrics = run("validation", state, seen, data)
-        return state, metrics._replace(stage_seconds=seconds)
-
-    def result(state: State, params: Params, data: Data) -> PyTree:
-        """The predator's flax variables."""
-        del params, data
-        return state.fit.variables
-
-    def finished(state: State) -> Array:
-        return state.epoch >= config.training.num_epochs
-
-    return Algorithm(init, step, result, finished, scannable=not timed)
+    setup = _Setup(config, num_classes, image_shape, network, batch_size)
+    return Algorithm(
+        partial(_init, setup),
+        partial(_step, config, _Stages(setup, timed)),
+        _result,
+        partial(_finished, config),
+        scannable=not timed,
+    )
 
 
 def cost_seconds(stage_seconds: dict[str, float]) -> float:

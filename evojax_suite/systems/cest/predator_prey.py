@@ -21,8 +21,10 @@ Where the paper is silent, and what is done:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -191,107 +193,136 @@ def reproduce(
     )
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+class _Setup(NamedTuple):
+    """What does not change in a run."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    network: nn.Module
+    batch_size: int
+    in_flight: int
+    size: int
+
+
+def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
+    del params
+    key_start, key_prey = jax.random.split(key)
+
+    def start(key):
+        return start_fit(key, setup.network, setup.config.training, setup.image_shape)
+
+    if setup.config.shared_start:
+        one = start(key_start)
+        predators = jax.tree.map(lambda leaf: jnp.stack([leaf] * setup.size), one)
+    else:
+        predators = jax.vmap(start)(jax.random.split(key_start, setup.size))
+    return State(
+        predators=predators,
+        fitness=jnp.ones(setup.size),
+        validation=jnp.zeros(setup.size),
+        prey=subsets.random_subset(key_prey, data.groups),
+        generation=jnp.int32(0),
+    )
+
+
+def _split_key(key: Array) -> StepKeys:
+    return StepKeys(*jax.random.split(key, 3))
+
+
+def _ask(setup: _Setup, key: Array, state: State, params: Params, data: Data) -> Young:
+    del data
+    predators = jax.lax.cond(
+        state.generation > 0,
+        lambda: reproduce(key, state.predators, state.fitness, setup.config, params),
+        lambda: state.predators,
+    )
+    return Young(predators, state.prey)
+
+
+def _train(
+    setup: _Setup, key: Array, young: Young, params: Params, data: Data, members: Array
+) -> Trained:
+    del params
+    images = normalize(data.images, data.mean, data.std)
+    labels = jax.nn.one_hot(data.labels, setup.num_classes)
+    places = jnp.zeros(len(data.labels), jnp.int32).at[: len(young.prey)].set(young.prey)
+
+    def live(key, fit):
+        fit, _ = fit_epochs(
+            key,
+            setup.network,
+            setup.config.training,
+            1,
+            fit,
+            images,
+            labels,
+            len(young.prey),
+            setup.config.training.num_epochs,
+            places,
+        )
+        found = judge_each(setup.network, fit.variables, images, data.labels, setup.batch_size)
+        validation = evaluate(setup.network, fit.variables, data.validation)
+        return Trained(fit, found, validation.accuracy)
+
+    own = jax.tree.map(lambda leaf: leaf[members], young.predators)
+    return map_members(live, (jax.random.split(key, setup.size)[members], own), setup.in_flight)
+
+
+def _tell(
+    key: Array, state: State, young: Young, trained: Trained, params: Params, data: Data
+) -> tuple[State, Metrics]:
+    del young, params
+    predators, found, validation = trained
+    failed = ~jnp.isfinite(found.losses).all(1)
+    fitness = jnp.where(failed, 0.0, found.correct[:, state.prey].mean(1))
+    wrong = (~found.correct & ~failed[:, None]).sum(0).astype(jnp.float32)
+    prey = subsets.sampled(key, wrong, data.groups)
+    validation = jnp.where(failed, 0.0, validation)
+    state = State(
+        predators=predators,
+        fitness=fitness,
+        validation=validation,
+        prey=prey,
+        generation=state.generation + 1,
+    )
+    return state, Metrics(
+        generation=state.generation,
+        fitness_best=fitness.max(),
+        fitness_mean=fitness.mean(),
+        validation_accuracy=validation.max(),
+        validation_accuracy_mean=validation.mean(),
+        prey_fitness_mean=wrong[prey].mean(),
+        wrong_mean=wrong.mean(),
+        num_failed=failed.sum(),
+    )
+
+
+def _result(state: State, params: Params, data: Data) -> PyTree:
+    del params, data
+    best = state.validation.argmax()
+    return jax.tree.map(lambda leaf: leaf[best], state.predators.variables)
+
+
+def _finished(setup: _Setup, state: State) -> Array:
+    return state.generation >= setup.config.num_generations
+
+
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, Params, Data, Metrics, PyTree]:
     """One step is one generation. `data` is CEST's; the result is the flax variables of the
     predator that is best on the validation part."""
     network = networks.create(config.network, num_classes, image_shape)
     batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
     in_flight = config.engine.resolved_members_in_flight
     size = config.num_predators
-
-    def init(key: Array, params: Params, data: Data) -> State:
-        del params
-        key_start, key_prey = jax.random.split(key)
-
-        def start(key):
-            return start_fit(key, network, config.training, image_shape)
-
-        if config.shared_start:
-            one = start(key_start)
-            predators = jax.tree.map(lambda leaf: jnp.stack([leaf] * size), one)
-        else:
-            predators = jax.vmap(start)(jax.random.split(key_start, size))
-        return State(
-            predators=predators,
-            fitness=jnp.ones(size),
-            validation=jnp.zeros(size),
-            prey=subsets.random_subset(key_prey, data.groups),
-            generation=jnp.int32(0),
-        )
-
-    def split_key(key: Array) -> StepKeys:
-        return StepKeys(*jax.random.split(key, 3))
-
-    def ask(key: Array, state: State, params: Params, data: Data) -> Young:
-        del data
-        predators = jax.lax.cond(
-            state.generation > 0,
-            lambda: reproduce(key, state.predators, state.fitness, config, params),
-            lambda: state.predators,
-        )
-        return Young(predators, state.prey)
-
-    def train(key: Array, young: Young, params: Params, data: Data, members: Array) -> Trained:
-        del params
-        images = normalize(data.images, data.mean, data.std)
-        labels = jax.nn.one_hot(data.labels, num_classes)
-        places = jnp.zeros(len(data.labels), jnp.int32).at[: len(young.prey)].set(young.prey)
-
-        def live(key, fit):
-            fit, _ = fit_epochs(
-                key,
-                network,
-                config.training,
-                1,
-                fit,
-                images,
-                labels,
-                len(young.prey),
-                config.training.num_epochs,
-                places,
-            )
-            found = judge_each(network, fit.variables, images, data.labels, batch_size)
-            validation = evaluate(network, fit.variables, data.validation)
-            return Trained(fit, found, validation.accuracy)
-
-        own = jax.tree.map(lambda leaf: leaf[members], young.predators)
-        return map_members(live, (jax.random.split(key, size)[members], own), in_flight)
-
-    def tell(
-        key: Array, state: State, young: Young, trained: Trained, params: Params, data: Data
-    ) -> tuple[State, Metrics]:
-        del young, params
-        predators, found, validation = trained
-        failed = ~jnp.isfinite(found.losses).all(1)
-        fitness = jnp.where(failed, 0.0, found.correct[:, state.prey].mean(1))
-        wrong = (~found.correct & ~failed[:, None]).sum(0).astype(jnp.float32)
-        prey = subsets.sampled(key, wrong, data.groups)
-        validation = jnp.where(failed, 0.0, validation)
-        state = State(
-            predators=predators,
-            fitness=fitness,
-            validation=validation,
-            prey=prey,
-            generation=state.generation + 1,
-        )
-        return state, Metrics(
-            generation=state.generation,
-            fitness_best=fitness.max(),
-            fitness_mean=fitness.mean(),
-            validation_accuracy=validation.max(),
-            validation_accuracy_mean=validation.mean(),
-            prey_fitness_mean=wrong[prey].mean(),
-            wrong_mean=wrong.mean(),
-            num_failed=failed.sum(),
-        )
-
-    def result(state: State, params: Params, data: Data) -> PyTree:
-        del params, data
-        best = state.validation.argmax()
-        return jax.tree.map(lambda leaf: leaf[best], state.predators.variables)
-
-    def finished(state: State) -> Array:
-        return state.generation >= config.num_generations
-
-    generation = Generation(size, split_key, ask, train, tell)
-    return Algorithm(init, generation.step, result, finished, generation=generation)
+    setup = _Setup(config, num_classes, image_shape, network, batch_size, in_flight, size)
+    generation = Generation(size, _split_key, partial(_ask, setup), partial(_train, setup), _tell)
+    return Algorithm(
+        partial(_init, setup),
+        generation.step,
+        _result,
+        partial(_finished, setup),
+        generation=generation,
+    )

@@ -25,8 +25,10 @@ with native on two cores of a Xeon VM.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -180,133 +182,164 @@ def _length(columns: Float[Array, "rows columns"]) -> Float[Array, "columns"]:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+class _Setup(NamedTuple):
+    """What does not change in a run."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    network: nn.Module
+    labels: Array
+
+
+def _gradient(setup: _Setup, parameters, images, labels, weights=None):
+    """Gradient of the mean loss, weighted where `weights` (N,) are given."""
+
+    def loss(parameters):
+        logits = jnp.asarray(setup.network.apply({"params": parameters}, images, train=True))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jnp.average(losses, weights=weights)
+
+    return jax.grad(loss)(parameters)
+
+
+def _augment(setup: _Setup, key, images, shared):
+    return siamese.augment(key, images, setup.config.siamese, shared)
+
+
+def _match(setup: _Setup, key, networks_parameters, images, data):
+    """Distance (num_classes,) and its gradient, of the images of each class."""
+
+    def of_class(key, label, synthetic):
+        key_real, key_view = jax.random.split(key)
+        drawn = jax.random.randint(key_real, (setup.config.real_batch_size,), 0, data.counts[label])
+        real = normalize(data.images[data.places[label, drawn]], data.mean, data.std)
+        real = _augment(setup, key_view, real, True)
+
+        def distance(synthetic):
+            view = _augment(setup, key_view, synthetic, True)
+
+            def with_network(parameters):
+                target = _gradient(setup, parameters, real, jnp.full(len(real), label))
+                own = _gradient(setup, parameters, view, jnp.full(len(view), label))
+                return matching_distance(target, own)
+
+            return map_members(
+                with_network, (networks_parameters,), setup.config.engine.resolved_members_in_flight
+            ).mean()
+
+        return jax.value_and_grad(distance)(synthetic)
+
+    keys = jax.random.split(key, setup.num_classes)
+    return map_members(
+        of_class,
+        (keys, jnp.arange(setup.num_classes), images),
+        setup.config.engine.resolved_members_in_flight,
+    )
+
+
+def _train(setup: _Setup, key, parameters, images):
+    """One epoch on the synthetic set."""
+    count = len(setup.labels)
+    batch_size = min(_NETWORK_BATCH, count)
+    num_batches = -(-count // batch_size)
+    key_order, key_views = jax.random.split(key)
+    order = jax.random.permutation(key_order, count)
+    flat = images.reshape(count, *setup.image_shape)
+
+    def step(parameters, batch):
+        positions = batch * batch_size + jnp.arange(batch_size)
+        weights = positions < count
+        chosen = order[positions % count]
+        view = _augment(setup, jax.random.fold_in(key_views, batch), flat[chosen], False)
+        gradients = _gradient(setup, parameters, view, setup.labels[chosen], weights)
+        return jax.tree.map(
+            lambda p, g: p - setup.config.network_learning_rate * g, parameters, gradients
+        ), None
+
+    return jax.lax.scan(step, parameters, jnp.arange(num_batches))[0]
+
+
+def _init(setup: _Setup, key: Array, params: None, data: Data) -> State:
+    del params
+    size = setup.config.images_per_class
+    key_places, key_noise = jax.random.split(key)
+    if setup.config.initialization == "real":
+
+        def draw(key, label):
+            """Distinct ones as long as the class has enough."""
+            priorities = jax.random.uniform(key, data.places.shape[1:])
+            first = jnp.arange(data.places.shape[1]) < data.counts[label]
+            order = jnp.where(first, priorities, 2.0).argsort()
+            return data.places[label, order[jnp.arange(size) % data.counts[label]]]
+
+        keys = jax.random.split(key_places, setup.num_classes)
+        chosen = jax.vmap(draw)(keys, jnp.arange(setup.num_classes))
+        images = normalize(data.images[chosen], data.mean, data.std)
+    else:
+        images = jax.random.normal(key_noise, (setup.num_classes, size, *setup.image_shape))
+    return State(images=images, momentum=jnp.zeros_like(images), iteration=jnp.int32(0))
+
+
+def _step(
+    setup: _Setup, key: Array, state: State, params: None, data: Data
+) -> tuple[State, Metrics]:
+    del params
+    outer_loops, inner_loops = setup.config.loops
+    key_networks, key_loops = jax.random.split(key)
+    keys = jax.random.split(key_networks, setup.config.networks_per_iteration)
+    nothing = jnp.zeros((1, *setup.image_shape))
+    parameters = jax.vmap(lambda key: setup.network.init(key, nothing)["params"])(keys)
+
+    def outer(carry, index):
+        parameters, images, momentum = carry
+        key_match, key_train = jax.random.split(jax.random.fold_in(key_loops, index))
+
+        def epochs(key, parameters):
+            def epoch(number, parameters):
+                return _train(setup, jax.random.fold_in(key, number), parameters, images)
+
+            # Trained before each step but the first: never after the last.
+            return jax.lax.fori_loop(0, jnp.where(index > 0, inner_loops, 0), epoch, parameters)
+
+        keys = jax.random.split(key_train, setup.config.networks_per_iteration)
+        parameters = map_members(
+            epochs, (keys, parameters), setup.config.engine.resolved_members_in_flight
+        )
+        distances, gradients = _match(setup, key_match, parameters, images, data)
+        finite = jnp.isfinite(gradients).all()
+        new_momentum = 0.5 * momentum + gradients
+        new_images = images - setup.config.image_learning_rate * new_momentum
+        images = jnp.where(finite, new_images, images)
+        momentum = jnp.where(finite, new_momentum, momentum)
+        return (parameters, images, momentum), (distances.mean(), finite)
+
+    carry = (parameters, state.images, state.momentum)
+    (_, images, momentum), (distances, finite) = jax.lax.scan(outer, carry, jnp.arange(outer_loops))
+    metrics = Metrics(
+        generation=state.iteration + 1,
+        matching_loss=jnp.mean(distances, where=finite),
+        num_failed=(~finite).sum(),
+    )
+    return State(images=images, momentum=momentum, iteration=state.iteration + 1), metrics
+
+
+def _result(setup: _Setup, state: State, params: None, data: Data) -> Condensed:
+    del params, data
+    images = state.images.reshape(-1, *setup.image_shape)
+    return Condensed(images, jax.nn.one_hot(setup.labels, setup.num_classes))
+
+
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, None, Data, Metrics, Condensed]:
     """A step is an iteration; `params` is None, `data` a Data, the result a Condensed."""
     network = networks.create(config.network, num_classes, image_shape)
-    size = config.images_per_class
-    outer_loops, inner_loops = config.loops
-    labels = jnp.repeat(jnp.arange(num_classes), size)
-    in_flight = config.engine.resolved_members_in_flight
-
-    def gradient(parameters, images, labels, weights=None):
-        """Gradient of the mean loss, weighted where `weights` (N,) are given."""
-
-        def loss(parameters):
-            logits = jnp.asarray(network.apply({"params": parameters}, images, train=True))
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return jnp.average(losses, weights=weights)
-
-        return jax.grad(loss)(parameters)
-
-    def augment(key, images, shared):
-        return siamese.augment(key, images, config.siamese, shared)
-
-    def match(key, networks_parameters, images, data):
-        """Distance (num_classes,) and its gradient, of the images of each class."""
-
-        def of_class(key, label, synthetic):
-            key_real, key_view = jax.random.split(key)
-            drawn = jax.random.randint(key_real, (config.real_batch_size,), 0, data.counts[label])
-            real = normalize(data.images[data.places[label, drawn]], data.mean, data.std)
-            real = augment(key_view, real, True)
-
-            def distance(synthetic):
-                view = augment(key_view, synthetic, True)
-
-                def with_network(parameters):
-                    target = gradient(parameters, real, jnp.full(len(real), label))
-                    own = gradient(parameters, view, jnp.full(size, label))
-                    return matching_distance(target, own)
-
-                return map_members(with_network, (networks_parameters,), in_flight).mean()
-
-            return jax.value_and_grad(distance)(synthetic)
-
-        keys = jax.random.split(key, num_classes)
-        return map_members(of_class, (keys, jnp.arange(num_classes), images), in_flight)
-
-    def train(key, parameters, images):
-        """One epoch on the synthetic set."""
-        count = len(labels)
-        batch_size = min(_NETWORK_BATCH, count)
-        num_batches = -(-count // batch_size)
-        key_order, key_views = jax.random.split(key)
-        order = jax.random.permutation(key_order, count)
-        flat = images.reshape(count, *image_shape)
-
-        def step(parameters, batch):
-            positions = batch * batch_size + jnp.arange(batch_size)
-            weights = positions < count
-            chosen = order[positions % count]
-            view = augment(jax.random.fold_in(key_views, batch), flat[chosen], False)
-            gradients = gradient(parameters, view, labels[chosen], weights)
-            return jax.tree.map(
-                lambda p, g: p - config.network_learning_rate * g, parameters, gradients
-            ), None
-
-        return jax.lax.scan(step, parameters, jnp.arange(num_batches))[0]
-
-    def init(key: Array, params: None, data: Data) -> State:
-        del params
-        key_places, key_noise = jax.random.split(key)
-        if config.initialization == "real":
-
-            def draw(key, label):
-                """Distinct ones as long as the class has enough."""
-                priorities = jax.random.uniform(key, data.places.shape[1:])
-                first = jnp.arange(data.places.shape[1]) < data.counts[label]
-                order = jnp.where(first, priorities, 2.0).argsort()
-                return data.places[label, order[jnp.arange(size) % data.counts[label]]]
-
-            keys = jax.random.split(key_places, num_classes)
-            chosen = jax.vmap(draw)(keys, jnp.arange(num_classes))
-            images = normalize(data.images[chosen], data.mean, data.std)
-        else:
-            images = jax.random.normal(key_noise, (num_classes, size, *image_shape))
-        return State(images=images, momentum=jnp.zeros_like(images), iteration=jnp.int32(0))
-
-    def step(key: Array, state: State, params: None, data: Data) -> tuple[State, Metrics]:
-        del params
-        key_networks, key_loops = jax.random.split(key)
-        keys = jax.random.split(key_networks, config.networks_per_iteration)
-        nothing = jnp.zeros((1, *image_shape))
-        parameters = jax.vmap(lambda key: network.init(key, nothing)["params"])(keys)
-
-        def outer(carry, index):
-            parameters, images, momentum = carry
-            key_match, key_train = jax.random.split(jax.random.fold_in(key_loops, index))
-
-            def epochs(key, parameters):
-                def epoch(number, parameters):
-                    return train(jax.random.fold_in(key, number), parameters, images)
-
-                # Trained before each step but the first: never after the last.
-                return jax.lax.fori_loop(0, jnp.where(index > 0, inner_loops, 0), epoch, parameters)
-
-            keys = jax.random.split(key_train, config.networks_per_iteration)
-            parameters = map_members(epochs, (keys, parameters), in_flight)
-            distances, gradients = match(key_match, parameters, images, data)
-            finite = jnp.isfinite(gradients).all()
-            new_momentum = 0.5 * momentum + gradients
-            new_images = images - config.image_learning_rate * new_momentum
-            images = jnp.where(finite, new_images, images)
-            momentum = jnp.where(finite, new_momentum, momentum)
-            return (parameters, images, momentum), (distances.mean(), finite)
-
-        carry = (parameters, state.images, state.momentum)
-        (_, images, momentum), (distances, finite) = jax.lax.scan(
-            outer, carry, jnp.arange(outer_loops)
-        )
-        metrics = Metrics(
-            generation=state.iteration + 1,
-            matching_loss=jnp.mean(distances, where=finite),
-            num_failed=(~finite).sum(),
-        )
-        return State(images=images, momentum=momentum, iteration=state.iteration + 1), metrics
-
-    def result(state: State, params: None, data: Data) -> Condensed:
-        del params, data
-        images = state.images.reshape(-1, *image_shape)
-        return Condensed(images, jax.nn.one_hot(labels, num_classes))
-
-    return Algorithm(init, step, result, finished=lambda state: jnp.bool_(False))
+    labels = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
+    setup = _Setup(config, num_classes, image_shape, network, labels)
+    return Algorithm(
+        partial(_init, setup),
+        partial(_step, setup),
+        partial(_result, setup),
+        finished=lambda state: jnp.bool_(False),
+    )

@@ -102,7 +102,9 @@ class Metrics(NamedTuple):
     num_failed: Int[Array, ""]  # 1 where the gradient was not finite and the step was left out
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, None, Data, Metrics, Individual]:
     """`params` is None, `data` as `make_data` gives it; the result is an `Individual`."""
     search = config.search()
     shape = num_classes, image_shape

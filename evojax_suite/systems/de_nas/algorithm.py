@@ -31,8 +31,10 @@ Where we differ, and why:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -43,10 +45,10 @@ from flax import struct
 from evojax_suite.operators import selection
 from evojax_suite.runtime import devices
 from evojax_suite.systems.de_nas import architectures
-from evojax_suite.systems.de_nas.architectures import Genome
+from evojax_suite.systems.de_nas.architectures import Genome, Space
 from evojax_suite.systems.de_nas.candidates import Data, Judged, judges, known_networks
 from evojax_suite.systems.de_nas.config import Config, Params
-from evojax_suite.systems.de_nas.evosax_search import Encoded, evosax_search
+from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
 from evojax_suite.training import (
     Evaluation,
 )
@@ -136,12 +138,246 @@ def num_workers(config: Config, num_devices: int) -> int:
     return config.workers or (max(2, num_devices) if on_cpu else 2 * num_devices)
 
 
+class _Workers:
+    """Threads that train and judge candidates, on the devices of this process.
+
+    Of several processes each judges its own candidates, and they tell each other what they found.
+    """
+
+    def __init__(self, judge: Callable[..., Judged], num_workers: int, num_rungs: int, local: list):
+        self._judge, self._num_workers, self._devices = judge, num_workers, local
+        self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candidate")
+        self._ahead: dict[bytes, Future[Judged]] = {}
+        unknown = np.full(num_rungs + 1, np.nan, np.float32)
+        self._nothing = Judged(
+            evaluation=Evaluation(*unknown[[0, 0]]),
+            rungs=unknown,
+            num_epochs=np.int32(0),
+            seconds={"compilation": 0.0, "training": 0.0},
+        )
+
+    def judged(self, state: State, data: Data, bars: np.ndarray, first: int, end: int) -> Judged:
+        """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
+        num_processes, process = jax.process_count(), jax.process_index()
+        genomes, keys = jax.device_get((state.genomes, state.keys))
+
+        def work(index: int) -> Judged:
+            place = index // num_processes % len(self._devices)
+            with jax.default_device(self._devices[place]):
+                try:
+                    key = jax.random.wrap_key_data(jnp.asarray(keys[index]))
+                    return self._judge(architectures.member(genomes, index), key, data, bars)
+                except jax.errors.JaxRuntimeError as error:
+                    if "RESOURCE_EXHAUSTED" not in str(error):
+                        raise
+                    return self._nothing  # too large for the memory
+
+        names = {}
+        own = [index for index in range(first, end) if index % num_processes == process]
+        for index in own[: self._num_workers]:
+            about = (*architectures.member(genomes, index), keys[index], bars, np.int64(index))
+            name = b"".join(leaf.tobytes() for leaf in about)
+            names[index] = name
+            if name not in self._ahead:
+                self._ahead[name] = self._pool.submit(work, index)
+        for name in set(self._ahead) - set(names.values()):  # of another state
+            self._ahead.pop(name).cancel()
+        found = self._ahead.pop(names[first]).result() if first in names else self._nothing
+        if num_processes == 1:
+            return found
+        everyones = devices.gathered(found)
+        return jax.tree.map(lambda leaf: leaf[first % num_processes], everyones)
+
+
+class _Setup(NamedTuple):
+    """What does not change in a search."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    evosax: EvosaxSearch | None
+    workers: _Workers
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _random_genomes(space: Space, shape: tuple[int, int, int], keys: Array) -> Genome:
+    """Genomes of the first population, or of random search, one for each of `keys`."""
+    return jax.vmap(lambda key: architectures.random_genome(key, space, shape))(keys)
+
+
+def _sizes_of(setup: _Setup, genomes: Genome) -> np.ndarray:
+    return getattr(
+        architectures.costs(genomes, setup.image_shape, setup.num_classes), setup.config.size
+    )
+
+
+def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
+    del params, data
+    total, num_rungs = setup.config.num_candidates, len(setup.config.rungs)
+    empty = jnp.zeros((total, setup.config.space.max_length), jnp.int32)
+    return State(
+        genomes=Genome(empty, empty, empty),
+        keys=jnp.zeros((total, 2), jnp.uint32),
+        accuracy=jnp.full(total, jnp.nan),
+        rungs=jnp.full((total, num_rungs + 1), jnp.nan),
+        num_epochs=jnp.zeros(total, jnp.int32),
+        population=jnp.full(setup.config.population_size, -1, jnp.int32),
+        num_judged=jnp.int32(0),
+        encoded=setup.evosax.start(key) if setup.evosax else None,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _offspring(
+    config: Config,
+    shape: tuple[int, int, int],
+    key: Array,
+    population: Genome,
+    weight: Array | float,
+) -> Genome:
+    return architectures.offspring(
+        key,
+        population,
+        jnp.arange(config.population_size),
+        config.num_children,
+        config.num_best,
+        config.space,
+        shape,
+        config.compare,
+        weight,
+    )
+
+
+def _draw(setup: _Setup, key: Array, state: State, params: Params) -> State:
+    """The candidates of the next generation, and the keys of their trainings."""
+    key_genomes, key_training = jax.random.split(key)
+    space, size = setup.config.space, setup.config.population_size
+    start = int(state.num_judged)
+    number = setup.config.num_children if start else size
+    if setup.evosax and state.encoded:
+        fitness = np.zeros(0)
+        if start:
+            judged = np.arange(start)
+            sizes = _sizes_of(setup, architectures.member(state.genomes, judged))
+            fitness = scores(np.asarray(state.accuracy)[judged], sizes, params, size)
+        made, encoded = setup.evosax.propose(key_genomes, state.encoded, fitness)
+        state = replace(state, encoded=encoded)
+    elif start and setup.config.method == "evolution":
+        population = architectures.member(state.genomes, state.population)
+        made = _offspring(
+            setup.config, setup.image_shape, key_genomes, population, params.differential_weight
+        )
+    else:
+        made = _random_genomes(space, setup.image_shape, jax.random.split(key_genomes, number))
+    if setup.config.num_known and not start:
+        known = known_networks(space, setup.image_shape, setup.config.num_known)
+        made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
+    features = np.asarray(architectures.num_features(made, setup.image_shape))
+    if features.max() > space.max_features:
+        raise ValueError(
+            f"no random network with at most max_features = {space.max_features} was found, "
+            f"the last one has {features.max()}"
+        )
+    place = slice(start, start + number)
+    keys = jax.random.key_data(jax.random.split(key_training, number))
+    return replace(
+        state,
+        genomes=jax.tree.map(lambda all, new: all.at[place].set(new), state.genomes, made),
+        keys=state.keys.at[place].set(keys),
+    )
+
+
+def _bars_of(setup: _Setup, state: State, params: Params) -> np.ndarray:
+    """The accuracy (R,) at each rung that a child must reach, of the survivors that did."""
+    alive, num_rungs = np.asarray(state.population), len(setup.config.rungs)
+    if not num_rungs or alive[0] < 0:
+        return np.full(num_rungs, -np.inf, np.float32)
+    found = np.asarray(state.rungs)[alive, :num_rungs]
+    found = np.where(np.isfinite(found).any(0), found, -np.inf)
+    quantile = np.nanquantile(found, params.stopping_quantile, axis=0, method="lower")
+    return quantile.astype(np.float32)
+
+
+def _step(
+    setup: _Setup, key: Array, state: State, params: Params, data: Data
+) -> tuple[State, Metrics]:
+    index = int(state.num_judged)
+    generation = setup.config.generation_of(index)
+    start, end = setup.config.candidates_of(generation)
+    if index == start:
+        state = _draw(setup, key, state, params)
+    found = setup.workers.judged(state, data, _bars_of(setup, state, params), index, end)
+    accuracy = state.accuracy.at[index].set(found.evaluation.accuracy)
+    state = replace(
+        state,
+        accuracy=accuracy,
+        rungs=state.rungs.at[index].set(found.rungs),
+        num_epochs=state.num_epochs.at[index].set(found.num_epochs),
+        num_judged=state.num_judged + 1,
+    )
+    if index + 1 == end:
+        old = [] if generation == 0 else np.asarray(state.population)
+        merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
+        genomes = architectures.member(state.genomes, merged)
+        order = best_first(
+            np.asarray(accuracy)[merged], _sizes_of(setup, genomes), params, setup.config.survival
+        )
+        state = replace(
+            state, population=jnp.asarray(merged[order[: setup.config.population_size]])
+        )
+    known = np.asarray(accuracy)[: index + 1]
+    alive = np.asarray(state.population)
+    own, everyone = (
+        architectures.costs(
+            architectures.member(state.genomes, who), setup.image_shape, setup.num_classes
+        )
+        for who in (index, alive)
+    )
+    selected = alive[0] >= 0
+    return state, Metrics(
+        generation=np.int32(index + 1),
+        search_generation=np.int32(generation),
+        accuracy=np.float32(found.evaluation.accuracy),
+        loss=np.float32(found.evaluation.cross_entropy),
+        num_parameters=np.int64(own.parameters),
+        num_multiplications=np.int64(own.multiplications),
+        num_epochs=np.int32(found.num_epochs),
+        accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
+        population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
+        if selected
+        else np.float32(np.nan),
+        population_parameters=everyone.parameters.mean() if selected else np.float64(np.nan),
+        num_failed=np.int32(not np.isfinite(found.evaluation.accuracy)),
+        stage_seconds=found.seconds,
+    )
+
+
+def _result(setup: _Setup, state: State, params: Params, data: Data) -> Found:
+    del params, data
+    alive = np.asarray(state.population)
+    alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
+    genomes = architectures.member(state.genomes, alive)
+    accuracy = np.asarray(state.accuracy)[alive]
+    usable = np.isfinite(accuracy)
+    sizes = _sizes_of(setup, genomes).astype(float)
+    return Found(
+        genomes=genomes,
+        accuracy=accuracy,
+        most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
+        smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
+    )
+
+
+def _finished(setup: _Setup, state: State) -> Array:
+    return state.num_judged >= setup.config.num_candidates
+
+
 def build(
     config: Config,
     num_classes: int,
     image_shape: tuple[int, int, int],
     num_devices: int | None = None,
-) -> Algorithm:
+) -> Algorithm[State, Params, Data, Metrics, Found]:
     """One step judges one candidate. `data` is a Data; the result is a Found.
 
     The candidates of a generation are divided over `num_devices` devices (None is all) of each of
@@ -154,207 +390,22 @@ def build(
         raise ValueError(f"a search needs at least 2 classes, got {num_classes}")
     if architectures.most_poolings(image_shape) < 1:
         raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
-    space = config.space
-    space.check(image_shape)
-    size, children = config.population_size, config.num_children
-    judge = judges(config, num_classes, image_shape)
+    config.space.check(image_shape)
     local_devices = jax.local_devices()[:num_devices]
-    num_processes, process = jax.process_count(), jax.process_index()
-    workers = num_workers(config, len(local_devices))
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="candidate")
-    ahead: dict[bytes, Future[Judged]] = {}
-    num_rungs = len(config.rungs)
-    unknown = np.full(num_rungs + 1, np.nan, np.float32)
-    nothing = Judged(
-        evaluation=Evaluation(*unknown[[0, 0]]),
-        rungs=unknown,
-        num_epochs=np.int32(0),
-        seconds={"compilation": 0.0, "training": 0.0},
+    workers = _Workers(
+        judges(config, num_classes, image_shape),
+        num_workers(config, len(local_devices)),
+        len(config.rungs),
+        local_devices,
     )
     evosax = evosax_search(config, image_shape) if config.method == "evosax" else None
-
-    @jax.jit
-    @jax.vmap
-    def random_genomes(key: Array) -> Genome:
-        return architectures.random_genome(key, space, image_shape)
-
-    def sizes_of(genomes: Genome) -> np.ndarray:
-        return getattr(architectures.costs(genomes, image_shape, num_classes), config.size)
-
-    def init(key: Array, params: Params, data: Data) -> State:
-        del params, data
-        total = config.num_candidates
-        empty = jnp.zeros((total, space.max_length), jnp.int32)
-        return State(
-            genomes=Genome(empty, empty, empty),
-            keys=jnp.zeros((total, 2), jnp.uint32),
-            accuracy=jnp.full(total, jnp.nan),
-            rungs=jnp.full((total, num_rungs + 1), jnp.nan),
-            num_epochs=jnp.zeros(total, jnp.int32),
-            population=jnp.full(size, -1, jnp.int32),
-            num_judged=jnp.int32(0),
-            encoded=evosax.start(key) if evosax else None,
-        )
-
-    @jax.jit
-    def offspring(key, population, weight):
-        order = jnp.arange(size)
-        return architectures.offspring(
-            key,
-            population,
-            order,
-            children,
-            config.num_best,
-            space,
-            image_shape,
-            config.compare,
-            weight,
-        )
-
-    def draw(key: Array, state: State, params: Params) -> State:
-        """The candidates of the next generation, and the keys of their trainings."""
-        key_genomes, key_training = jax.random.split(key)
-        start = int(state.num_judged)
-        number = children if start else size
-        if evosax and state.encoded:
-            fitness = np.zeros(0)
-            if start:
-                judged = np.arange(start)
-                sizes = sizes_of(architectures.member(state.genomes, judged))
-                fitness = scores(np.asarray(state.accuracy)[judged], sizes, params, size)
-            made, encoded = evosax.propose(key_genomes, state.encoded, fitness)
-            state = replace(state, encoded=encoded)
-        elif start and config.method == "evolution":
-            population = architectures.member(state.genomes, state.population)
-            made = offspring(key_genomes, population, params.differential_weight)
-        else:
-            made = random_genomes(jax.random.split(key_genomes, number))
-        if config.num_known and not start:
-            known = known_networks(space, image_shape, config.num_known)
-            made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
-        features = np.asarray(architectures.num_features(made, image_shape))
-        if features.max() > space.max_features:
-            raise ValueError(
-                f"no random network with at most max_features = {space.max_features} was found, "
-                f"the last one has {features.max()}"
-            )
-        place = slice(start, start + number)
-        keys = jax.random.key_data(jax.random.split(key_training, number))
-        return replace(
-            state,
-            genomes=jax.tree.map(lambda all, new: all.at[place].set(new), state.genomes, made),
-            keys=state.keys.at[place].set(keys),
-        )
-
-    def bars_of(state: State, params: Params) -> np.ndarray:
-        """The accuracy (R,) at each rung that a child must reach, of the survivors that did."""
-        alive = np.asarray(state.population)
-        if not num_rungs or alive[0] < 0:
-            return np.full(num_rungs, -np.inf, np.float32)
-        found = np.asarray(state.rungs)[alive, :num_rungs]
-        found = np.where(np.isfinite(found).any(0), found, -np.inf)
-        quantile = np.nanquantile(found, params.stopping_quantile, axis=0, method="lower")
-        return quantile.astype(np.float32)
-
-    def judged(state: State, data: Data, bars: np.ndarray, first: int, end: int) -> Judged:
-        """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
-        genomes, keys = jax.device_get((state.genomes, state.keys))
-
-        def request(index):
-            return architectures.member(genomes, index), keys[index]
-
-        def work(index):
-            genome, key_data = request(index)
-            with jax.default_device(local_devices[index // num_processes % len(local_devices)]):
-                try:
-                    key = jax.random.wrap_key_data(jnp.asarray(key_data))
-                    return judge(genome, key, data, bars)
-                except jax.errors.JaxRuntimeError as error:
-                    if "RESOURCE_EXHAUSTED" not in str(error):
-                        raise
-                    return nothing  # too large for the memory
-
-        names = {}
-        own = [index for index in range(first, end) if index % num_processes == process]
-        for index in own[:workers]:
-            genome, key_data = request(index)
-            about = (*genome, key_data, bars, np.int64(index))
-            name = b"".join(leaf.tobytes() for leaf in about)
-            names[index] = name
-            if name not in ahead:
-                ahead[name] = pool.submit(work, index)
-        for name in set(ahead) - set(names.values()):  # of another state
-            ahead.pop(name).cancel()
-        found = ahead.pop(names[first]).result() if first in names else nothing
-        if num_processes == 1:
-            return found
-        everyones = devices.gathered(found)
-        return jax.tree.map(lambda leaf: leaf[first % num_processes], everyones)
-
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        index = int(state.num_judged)
-        generation = config.generation_of(index)
-        start, end = config.candidates_of(generation)
-        if index == start:
-            state = draw(key, state, params)
-        found = judged(state, data, bars_of(state, params), index, end)
-        accuracy = state.accuracy.at[index].set(found.evaluation.accuracy)
-        state = replace(
-            state,
-            accuracy=accuracy,
-            rungs=state.rungs.at[index].set(found.rungs),
-            num_epochs=state.num_epochs.at[index].set(found.num_epochs),
-            num_judged=state.num_judged + 1,
-        )
-        if index + 1 == end:
-            old = [] if generation == 0 else np.asarray(state.population)
-            merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
-            genomes = architectures.member(state.genomes, merged)
-            order = best_first(
-                np.asarray(accuracy)[merged], sizes_of(genomes), params, config.survival
-            )
-            state = replace(state, population=jnp.asarray(merged[order[:size]]))
-        known = np.asarray(accuracy)[: index + 1]
-        alive = np.asarray(state.population)
-        own, everyone = (
-            architectures.costs(architectures.member(state.genomes, who), image_shape, num_classes)
-            for who in (index, alive)
-        )
-        selected = alive[0] >= 0
-        return state, Metrics(
-            generation=np.int32(index + 1),
-            search_generation=np.int32(generation),
-            accuracy=np.float32(found.evaluation.accuracy),
-            loss=np.float32(found.evaluation.cross_entropy),
-            num_parameters=np.int64(own.parameters),
-            num_multiplications=np.int64(own.multiplications),
-            num_epochs=np.int32(found.num_epochs),
-            accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
-            population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
-            if selected
-            else np.float32(np.nan),
-            population_parameters=everyone.parameters.mean() if selected else np.float64(np.nan),
-            num_failed=np.int32(not np.isfinite(found.evaluation.accuracy)),
-            stage_seconds=found.seconds,
-        )
-
-    def result(state: State, params: Params, data: Data) -> Found:
-        del params, data
-        alive = np.asarray(state.population)
-        alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
-        genomes = architectures.member(state.genomes, alive)
-        accuracy = np.asarray(state.accuracy)[alive]
-        usable = np.isfinite(accuracy)
-        sizes = sizes_of(genomes).astype(float)
-        return Found(
-            genomes=genomes,
-            accuracy=accuracy,
-            most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
-            smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
-        )
-
-    def finished(state: State) -> Array:
-        return state.num_judged >= config.num_candidates
-
-    in_all = len(local_devices) * num_processes
-    return Algorithm(init, step, result, finished, scannable=False, num_devices=in_all)
+    in_all = len(local_devices) * jax.process_count()
+    setup = _Setup(config, num_classes, image_shape, evosax, workers)
+    return Algorithm(
+        partial(_init, setup),
+        partial(_step, setup),
+        partial(_result, setup),
+        partial(_finished, setup),
+        scannable=False,
+        num_devices=in_all,
+    )

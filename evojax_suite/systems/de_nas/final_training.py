@@ -46,7 +46,7 @@ class FinalMetrics(NamedTuple):
 
 def build_final(
     config: Config, units: tuple[Unit, ...], num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm:
+) -> Algorithm[FinalState, None, Data, FinalMetrics, PyTree]:
     """The final training of one architecture, `final_epochs` long; one step is one epoch.
 
     `params` is None, `data` a Data; the result is the network's flax variables.

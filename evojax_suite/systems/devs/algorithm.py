@@ -35,8 +35,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -153,7 +155,181 @@ def _plan(config: Config, num_samples: int, first: bool) -> _Plan:
     return _Plan(epochs, batches, max(1, _STEPS_A_CALL // batches))
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+class _Setup(NamedTuple):
+    """What does not change in a reduction."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    network: nn.Module
+
+
+@partial(jax.jit, static_argnums=0)
+def _new_network(setup: _Setup, key):
+    return start_fit(key, setup.network, setup.config.feature_training, setup.image_shape)
+
+
+def _init(setup: _Setup, key: Array, params: None, data: TrainingData) -> State:
+    del params
+    num_images = len(data.labels)
+    size_sequence(setup.config, num_images)
+    none = jnp.zeros((len(setup.config.target_sizes), num_images))
+    return State(
+        fit=_new_network(setup, key),
+        epoch=jnp.int32(0),
+        reduction=jnp.int32(0),
+        step=jnp.int32(0),
+        assignments=jnp.arange(num_images, dtype=jnp.int32),
+        weights=jnp.ones(num_images),
+        target_assignments=none.astype(jnp.int32),
+        target_weights=none,
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _current_set(setup: _Setup, state, data):
+    """Images and labels, in buffers of the size of the whole training set."""
+    return tuple(
+        average(state.assignments, state.weights, values, len(data.labels))
+        for values in (
+            normalize(data.images, data.mean, data.std),
+            jax.nn.one_hot(data.labels, setup.num_classes),
+        )
+    )
+
+
+def _step(
+    setup: _Setup, key: Array, state: State, params: None, data: TrainingData
+) -> tuple[State, Metrics]:
+    del params
+    key_fit, key_cluster, key_network = jax.random.split(key, 3)
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(stage: str, value: Any) -> Any:
+        nonlocal clock
+        jax.block_until_ready(value)
+        seconds[stage] = time.perf_counter() - clock
+        clock = time.perf_counter()
+        return value
+
+    num_images = len(data.labels)
+    sizes = (num_images, *size_sequence(setup.config, num_images))
+    reduction = int(state.reduction)
+    num_samples, next_size = sizes[reduction], sizes[reduction + 1]
+    plan = _plan(setup.config, num_samples, reduction == 0)
+    images, labels = lap("averaging", _current_set(setup, state, data))
+    epochs = min(plan.epochs_a_call, plan.epochs - int(state.epoch))
+    fit, seen = fit_epochs(
+        key_fit,
+        setup.network,
+        setup.config.feature_training,
+        plan.epochs * plan.batches,
+        state.fit,
+        images,
+        labels,
+        num_samples,
+        epochs,
+    )
+    lap("training", seen)
+    losses = np.asarray(seen.losses)[:num_samples]
+    done = int(state.epoch) + epochs
+    metrics = Metrics(
+        generation=np.int32(state.step + 1),
+        reduction=np.int32(reduction + 1),
+        num_samples=np.int32(num_samples),
+        epoch=np.int32(done),
+        loss=losses.mean(),
+        accuracy=np.asarray(seen.correct)[:num_samples].mean(),
+        inertia=np.float32(np.nan),
+        num_empty=np.int32(0),
+        label_entropy=_entropy(np.asarray(labels)[:num_samples]),
+        num_failed=np.int32((~np.isfinite(losses)).sum() if epochs else 0),
+        stage_seconds=seconds,
+    )
+    state = replace(state, fit=fit, epoch=jnp.int32(done), step=state.step + 1)
+    if done < plan.epochs:
+        return state, metrics
+
+    batch_size = setup.config.engine.resolved_evaluation_batch_size(setup.image_shape)
+    features = lap(
+        "features", extract_features(setup.network, fit.variables, images, num_samples, batch_size)
+    )
+    points = np.asarray(features)[:num_samples]
+    if setup.config.label_weight:
+        deviation = max(float(points.std()), 1e-12) * setup.config.label_weight
+        points = np.concatenate([points, deviation * np.asarray(labels)[:num_samples]], axis=1)
+    found = clustering.cluster(
+        key_cluster,
+        points,
+        next_size,
+        setup.config.clustering,
+        setup.config.kmeans_batch_size,
+        setup.config.kmeans_iterations,
+        setup.config.kmeans_tolerance,
+    )
+    lap("clustering", None)
+    assignments, weights = merge(
+        np.asarray(state.assignments),
+        np.asarray(state.weights),
+        found.assignments,
+        setup.config.average,
+    )
+    targets, target_weights = state.target_assignments, state.target_weights
+    if next_size in setup.config.target_sizes:
+        place = setup.config.target_sizes.index(next_size)
+        targets = targets.at[place].set(assignments)
+        target_weights = target_weights.at[place].set(weights)
+    state = State(
+        fit=_new_network(setup, key_network)
+        if setup.config.feature_network == "retrained"
+        else fit,
+        epoch=jnp.int32(0),
+        reduction=state.reduction + 1,
+        step=state.step,
+        assignments=jnp.asarray(assignments, jnp.int32),
+        weights=jnp.asarray(weights),
+        target_assignments=targets,
+        target_weights=target_weights,
+    )
+    labels_after = average(
+        state.assignments, state.weights, jax.nn.one_hot(data.labels, setup.num_classes), next_size
+    )
+    return state, metrics._replace(
+        num_samples=np.int32(next_size),
+        inertia=np.float32(found.inertia),
+        num_empty=np.int32(found.num_empty),
+        label_entropy=_entropy(np.asarray(labels_after)),
+    )
+
+
+def _result(
+    setup: _Setup, state: State, params: None, data: TrainingData
+) -> tuple[DistilledSet, ...]:
+    del params
+    images = normalize(data.images, data.mean, data.std)
+    labels = jax.nn.one_hot(data.labels, setup.num_classes)
+    return tuple(
+        DistilledSet(
+            average(assignments, weights, images, size),
+            average(assignments, weights, labels, size),
+            assignments,
+            weights,
+        )
+        for size, assignments, weights in zip(
+            setup.config.target_sizes, state.target_assignments, state.target_weights, strict=True
+        )
+    )
+
+
+def _finished(setup: _Setup, state: State) -> Array:
+    sizes = size_sequence(setup.config, len(state.assignments))
+    return state.reduction >= len(sizes)
+
+
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, None, TrainingData, Metrics, tuple[DistilledSet, ...]]:
     """A step trains the feature network for a while or, that done, reduces the set as well.
 
     Not scannable: the sets shrink. `data` is a TrainingData, `params` None; the result is a tuple
@@ -161,158 +337,14 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
     """
     network = networks.create(config.network, num_classes, image_shape)
     network = network.clone(bottleneck=config.bottleneck)
-    batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
-
-    def new_network(key):
-        return start_fit(key, network, config.feature_training, image_shape)
-
-    def init(key: Array, params: None, data: TrainingData) -> State:
-        del params
-        num_images = len(data.labels)
-        size_sequence(config, num_images)
-        none = jnp.zeros((len(config.target_sizes), num_images))
-        return State(
-            fit=jax.jit(new_network)(key),
-            epoch=jnp.int32(0),
-            reduction=jnp.int32(0),
-            step=jnp.int32(0),
-            assignments=jnp.arange(num_images, dtype=jnp.int32),
-            weights=jnp.ones(num_images),
-            target_assignments=none.astype(jnp.int32),
-            target_weights=none,
-        )
-
-    @jax.jit
-    def current_set(state, data):
-        """Images and labels, in buffers of the size of the whole training set."""
-        return tuple(
-            average(state.assignments, state.weights, values, len(data.labels))
-            for values in (
-                normalize(data.images, data.mean, data.std),
-                jax.nn.one_hot(data.labels, num_classes),
-            )
-        )
-
-    def step(key: Array, state: State, params: None, data: TrainingData) -> tuple[State, Metrics]:
-        del params
-        key_fit, key_cluster, key_network = jax.random.split(key, 3)
-        seconds: dict[str, float] = {}
-        clock = time.perf_counter()
-
-        def lap(stage: str, value: Any) -> Any:
-            nonlocal clock
-            jax.block_until_ready(value)
-            seconds[stage] = time.perf_counter() - clock
-            clock = time.perf_counter()
-            return value
-
-        num_images = len(data.labels)
-        sizes = (num_images, *size_sequence(config, num_images))
-        reduction = int(state.reduction)
-        num_samples, next_size = sizes[reduction], sizes[reduction + 1]
-        plan = _plan(config, num_samples, reduction == 0)
-        images, labels = lap("averaging", current_set(state, data))
-        epochs = min(plan.epochs_a_call, plan.epochs - int(state.epoch))
-        fit, seen = fit_epochs(
-            key_fit,
-            network,
-            config.feature_training,
-            plan.epochs * plan.batches,
-            state.fit,
-            images,
-            labels,
-            num_samples,
-            epochs,
-        )
-        lap("training", seen)
-        losses = np.asarray(seen.losses)[:num_samples]
-        done = int(state.epoch) + epochs
-        metrics = Metrics(
-            generation=np.int32(state.step + 1),
-            reduction=np.int32(reduction + 1),
-            num_samples=np.int32(num_samples),
-            epoch=np.int32(done),
-            loss=losses.mean(),
-            accuracy=np.asarray(seen.correct)[:num_samples].mean(),
-            inertia=np.float32(np.nan),
-            num_empty=np.int32(0),
-            label_entropy=_entropy(np.asarray(labels)[:num_samples]),
-            num_failed=np.int32((~np.isfinite(losses)).sum() if epochs else 0),
-            stage_seconds=seconds,
-        )
-        state = replace(state, fit=fit, epoch=jnp.int32(done), step=state.step + 1)
-        if done < plan.epochs:
-            return state, metrics
-
-        features = lap(
-            "features", extract_features(network, fit.variables, images, num_samples, batch_size)
-        )
-        points = np.asarray(features)[:num_samples]
-        if config.label_weight:
-            deviation = max(float(points.std()), 1e-12) * config.label_weight
-            points = np.concatenate([points, deviation * np.asarray(labels)[:num_samples]], axis=1)
-        found = clustering.cluster(
-            key_cluster,
-            points,
-            next_size,
-            config.clustering,
-            config.kmeans_batch_size,
-            config.kmeans_iterations,
-            config.kmeans_tolerance,
-        )
-        lap("clustering", None)
-        assignments, weights = merge(
-            np.asarray(state.assignments),
-            np.asarray(state.weights),
-            found.assignments,
-            config.average,
-        )
-        targets, target_weights = state.target_assignments, state.target_weights
-        if next_size in config.target_sizes:
-            place = config.target_sizes.index(next_size)
-            targets = targets.at[place].set(assignments)
-            target_weights = target_weights.at[place].set(weights)
-        state = State(
-            fit=jax.jit(new_network)(key_network) if config.feature_network == "retrained" else fit,
-            epoch=jnp.int32(0),
-            reduction=state.reduction + 1,
-            step=state.step,
-            assignments=jnp.asarray(assignments, jnp.int32),
-            weights=jnp.asarray(weights),
-            target_assignments=targets,
-            target_weights=target_weights,
-        )
-        labels_after = average(
-            state.assignments, state.weights, jax.nn.one_hot(data.labels, num_classes), next_size
-        )
-        return state, metrics._replace(
-            num_samples=np.int32(next_size),
-            inertia=np.float32(found.inertia),
-            num_empty=np.int32(found.num_empty),
-            label_entropy=_entropy(np.asarray(labels_after)),
-        )
-
-    def result(state: State, params: None, data: TrainingData) -> tuple[DistilledSet, ...]:
-        del params
-        images = normalize(data.images, data.mean, data.std)
-        labels = jax.nn.one_hot(data.labels, num_classes)
-        return tuple(
-            DistilledSet(
-                average(assignments, weights, images, size),
-                average(assignments, weights, labels, size),
-                assignments,
-                weights,
-            )
-            for size, assignments, weights in zip(
-                config.target_sizes, state.target_assignments, state.target_weights, strict=True
-            )
-        )
-
-    def finished(state: State) -> Array:
-        sizes = size_sequence(config, len(state.assignments))
-        return state.reduction >= len(sizes)
-
-    return Algorithm(init, step, result, finished, scannable=False)
+    setup = _Setup(config, num_classes, image_shape, network)
+    return Algorithm(
+        partial(_init, setup),
+        partial(_step, setup),
+        partial(_result, setup),
+        partial(_finished, setup),
+        scannable=False,
+    )
 
 
 def _entropy(labels: Float[np.ndarray, "samples classes"]) -> np.floating:

@@ -250,267 +250,305 @@ def similarity_losses(
     ).sum(0)
 
 
-def build(config: Config) -> Algorithm:
-    """The algorithm for any parent and images: their shapes are those of the data."""
-    on_cpu = jax.default_backend() == "cpu"
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
-    def importance(data: Data) -> tuple[Array, ...]:
-        if config.pruning == "incoming_l1":
-            return tuple(
-                jnp.abs(layer.weight).reshape(len(layer.weight), -1).sum(1)
-                for layer in data.parent[:-1]
-            )
-        hidden = activations_of_parent(data, data.images[: config.batch_size])
+
+def _importance(config: Config, data: Data) -> tuple[Array, ...]:
+    if config.pruning == "incoming_l1":
         return tuple(
-            activations.reshape(-1, activations.shape[-1]).mean(0) for activations in hidden
+            jnp.abs(layer.weight).reshape(len(layer.weight), -1).sum(1)
+            for layer in data.parent[:-1]
         )
+    hidden = _activations_of_parent(data, data.images[: config.batch_size])
+    return tuple(activations.reshape(-1, activations.shape[-1]).mean(0) for activations in hidden)
 
-    def activations_of_parent(data: Data, images: Array) -> list[Array]:
-        return feed_forward.forward(data.parent, images, data.pooling)[:-1]
 
-    def members_of(population: Population, data: Data, images: Array):
-        """A function of a member's index and widths: its hidden activations and its logits."""
-        if feed_forward.is_convolutional(data.parent):
+def _activations_of_parent(data: Data, images: Array) -> list[Array]:
+    return feed_forward.forward(data.parent, images, data.pooling)[:-1]
 
-            def convolutional(index, widths):
-                network = compression.member(population, index)
-                network = compression.cut(network, population.sizes[index], widths)
-                return feed_forward.forward(network, images, data.pooling)
 
-            return convolutional
-        first, rest = compression.first_activations(population, images), population.layers[1:]
-        return lambda index, widths: compression.hidden_and_logits(
-            first[:, index],
-            jax.tree.map(lambda leaf: leaf[index], rest),
-            population.sizes[index],
-            widths,
-        )
+def _members_of(population: Population, data: Data, images: Array):
+    """A function of a member's index and widths: its hidden activations and its logits."""
+    if feed_forward.is_convolutional(data.parent):
 
-    def init(key: Array, params: Params, data: Data) -> State:
-        del params
-        sizes = initial_sizes(config, data.parent)
-        widths = tuple(int(size) for size in sizes.max(0))
-        if feed_forward.is_convolutional(data.parent):
-            whole = feed_forward.hidden_sizes(data.parent)
-            rounded = (-(-width // _VECTOR) * _VECTOR for width in widths)
-            widths = tuple(map(min, rounded, whole))
-        if not config.balanced:
-            keys = jax.random.split(key, sizes.shape[1])
-            columns = [jax.random.permutation(k, sizes[:, i]) for i, k in enumerate(keys)]
-            sizes = jnp.stack(columns, 1)
-        population = compression.pruned(data.parent, importance(data), jnp.asarray(sizes), widths)
-        members = config.population_size
-        if config.selection == "nsga2":  # children are beside their parents for a while
-            room = jnp.zeros((members, *population.tails.shape[1:]))
-            tails = jnp.concatenate([population.tails, room])
-            population = replace(population, tails=tails)
-        nothing = Scores(*[jnp.zeros(members)] * len(Scores._fields))
-        return State(
-            population=population,
-            scores=nothing,
-            preference=jnp.zeros(members),
-            judged=nothing,
-            order=jnp.arange(len(data.labels), dtype=jnp.int32),
-            num_steps=jnp.int32(0),
-        )
+        def convolutional(index, widths):
+            network = compression.member(population, index)
+            network = compression.cut(network, population.sizes[index], widths)
+            return feed_forward.forward(network, images, data.pooling)
 
-    def compute_all(function, population: Population, most_widths: int):
-        # The CPU's convolutions would become grouped ones.
-        together = not (on_cpu and population.layers[0].weight.ndim == 5)
-        return _at_their_widths(function, population, most_widths, together)
+        return convolutional
+    first, rest = compression.first_activations(population, images), population.layers[1:]
+    return lambda index, widths: compression.hidden_and_logits(
+        first[:, index],
+        jax.tree.map(lambda leaf: leaf[index], rest),
+        population.sizes[index],
+        widths,
+    )
 
-    def evaluate_on(population: Population, params: Params, data: Data, batch: Array) -> Scores:
-        images, labels = data.images[batch], data.labels[batch]
-        targets = targets_of(config, params, activations_of_parent(data, images))
-        compute = members_of(population, data, images)
 
-        def member(index, widths):
-            *hidden, logits = compute(index, widths)
-            accuracy = (logits.argmax(-1) == labels).mean()
-            accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
-            return [relation(config, activations) for activations in hidden], accuracy
+def init(config: Config, key: Array, params: Params, data: Data) -> State:
+    """The parent's copies, pruned at rates that are evenly spaced."""
+    del params
+    sizes = initial_sizes(config, data.parent)
+    widths = tuple(int(size) for size in sizes.max(0))
+    if feed_forward.is_convolutional(data.parent):
+        whole = feed_forward.hidden_sizes(data.parent)
+        rounded = (-(-width // _VECTOR) * _VECTOR for width in widths)
+        widths = tuple(map(min, rounded, whole))
+    if not config.balanced:
+        keys = jax.random.split(key, sizes.shape[1])
+        columns = [jax.random.permutation(k, sizes[:, i]) for i, k in enumerate(keys)]
+        sizes = jnp.stack(columns, 1)
+    population = compression.pruned(
+        data.parent, _importance(config, data), jnp.asarray(sizes), widths
+    )
+    members = config.population_size
+    if config.selection == "nsga2":  # children are beside their parents for a while
+        room = jnp.zeros((members, *population.tails.shape[1:]))
+        tails = jnp.concatenate([population.tails, room])
+        population = replace(population, tails=tails)
+    nothing = Scores(*[jnp.zeros(members)] * len(Scores._fields))
+    return State(
+        population=population,
+        scores=nothing,
+        preference=jnp.zeros(members),
+        judged=nothing,
+        order=jnp.arange(len(data.labels), dtype=jnp.int32),
+        num_steps=jnp.int32(0),
+    )
 
-        relations, accuracy = compute_all(member, population, _MOST_WIDTHS if on_cpu else 1)
 
-        sizes = population.sizes
-        losses = similarity_losses(config, params, targets, relations, sizes)
-        relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
-        count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
-        parameters = count / sum(array.size for layer in data.parent for array in layer)
-        fitness = (
-            params.accuracy_weight * accuracy
-            - params.similarity_weight * losses
-            + params.compression_weight * (1 - relative_size)
-        )
-        return Scores(fitness, accuracy, losses, relative_size, parameters)
+def _compute_all(function, population: Population, most_widths: int):
+    # The CPU's convolutions would become grouped ones.
+    together = not (_on_cpu() and population.layers[0].weight.ndim == 5)
+    return _at_their_widths(function, population, most_widths, together)
 
-    def evaluate(population: Population, params: Params, data: Data, batches: Array) -> Scores:
-        """The scores of a population, averaged over batches (B, n) of images."""
-        if len(batches) == 1:
-            return evaluate_on(population, params, data, batches[0])
-        every = jax.lax.map(lambda batch: evaluate_on(population, params, data, batch), batches)
-        return jax.tree.map(lambda values: values.mean(0), every)
 
-    def preferences(scores: Scores) -> Array:
-        """(P,), higher is better, minus infinity where an evaluation failed."""
-        failed = ~jnp.isfinite(scores.fitness)
-        if config.selection == "softmax":
-            return jnp.where(failed, -jnp.inf, scores.fitness)
-        objectives = [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters]
-        objectives = jnp.where(failed[:, None], jnp.nan, jnp.stack(objectives, 1))
-        ranks = non_dominated_ranks(objectives)
-        crowding = crowding_distances(objectives, ranks)
-        within = jnp.where(jnp.isfinite(crowding), crowding / (1 + crowding), 1.0)
-        return jnp.where(failed, -jnp.inf, within - 2.0 * ranks)
+def _evaluate_on(
+    config: Config, population: Population, params: Params, data: Data, batch: Array
+) -> Scores:
+    images, labels = data.images[batch], data.labels[batch]
+    targets = targets_of(config, params, _activations_of_parent(data, images))
+    compute = _members_of(population, data, images)
 
-    def choose_parents(key: Array, preference: Array) -> tuple[Array, Array]:
-        """Two of (P / 2,): by the softmax of the preference, or by binary tournaments."""
-        members = config.population_size
-        if config.selection == "softmax":
-            log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
-            first, second = jax.random.categorical(key, log_odds, shape=(2, members // 2))
-            return first, second
-        first, second = tournament(key, preference, members, 2).reshape(2, members // 2)
+    def member(index, widths):
+        *hidden, logits = compute(index, widths)
+        accuracy = (logits.argmax(-1) == labels).mean()
+        accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
+        return [relation(config, activations) for activations in hidden], accuracy
+
+    relations, accuracy = _compute_all(member, population, _MOST_WIDTHS if _on_cpu() else 1)
+
+    sizes = population.sizes
+    losses = similarity_losses(config, params, targets, relations, sizes)
+    relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
+    count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
+    parameters = count / sum(array.size for layer in data.parent for array in layer)
+    fitness = (
+        params.accuracy_weight * accuracy
+        - params.similarity_weight * losses
+        + params.compression_weight * (1 - relative_size)
+    )
+    return Scores(fitness, accuracy, losses, relative_size, parameters)
+
+
+def evaluate(
+    config: Config, population: Population, params: Params, data: Data, batches: Array
+) -> Scores:
+    """The scores of a population, averaged over batches (B, n) of images."""
+    if len(batches) == 1:
+        return _evaluate_on(config, population, params, data, batches[0])
+    every = jax.lax.map(
+        lambda batch: _evaluate_on(config, population, params, data, batch), batches
+    )
+    return jax.tree.map(lambda values: values.mean(0), every)
+
+
+def preferences(config: Config, scores: Scores) -> Array:
+    """(P,), higher is better, minus infinity where an evaluation failed."""
+    failed = ~jnp.isfinite(scores.fitness)
+    if config.selection == "softmax":
+        return jnp.where(failed, -jnp.inf, scores.fitness)
+    objectives = [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters]
+    objectives = jnp.where(failed[:, None], jnp.nan, jnp.stack(objectives, 1))
+    ranks = non_dominated_ranks(objectives)
+    crowding = crowding_distances(objectives, ranks)
+    within = jnp.where(jnp.isfinite(crowding), crowding / (1 + crowding), 1.0)
+    return jnp.where(failed, -jnp.inf, within - 2.0 * ranks)
+
+
+def choose_parents(config: Config, key: Array, preference: Array) -> tuple[Array, Array]:
+    """Two of (P / 2,): by the softmax of the preference, or by binary tournaments."""
+    members = config.population_size
+    if config.selection == "softmax":
+        log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
+        first, second = jax.random.categorical(key, log_odds, shape=(2, members // 2))
         return first, second
+    first, second = tournament(key, preference, members, 2).reshape(2, members // 2)
+    return first, second
 
-    def children_of(key: Array, state: State, data: Data, batch: Array) -> Population:
-        key_parents, key_crossover = jax.random.split(key)
-        population = state.population
-        first, second = choose_parents(key_parents, state.preference)
-        if config.crossover == "cut_off":
-            return compression.cut_off_crossover(key_crossover, population, first, second)
-        compute = members_of(population, data, data.images[batch])
-        *hidden, _ = compute_all(compute, population, 1)
-        return compression.aligned_crossover(key_crossover, population, first, second, hidden)
 
-    def mutated(key: Array, population: Population, may: Array, params: Params) -> Population:
-        """may: (P,) bool, which members mutation may change."""
-        key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
-        chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
-        population = compression.scaling_mutation(
-            key_factors,
-            population,
-            chosen,
-            params.mutation_span,
-            config.mutated_layers == "hidden",
+def _children_of(config: Config, key: Array, state: State, data: Data, batch: Array) -> Population:
+    key_parents, key_crossover = jax.random.split(key)
+    population = state.population
+    first, second = choose_parents(config, key_parents, state.preference)
+    if config.crossover == "cut_off":
+        return compression.cut_off_crossover(key_crossover, population, first, second)
+    compute = _members_of(population, data, data.images[batch])
+    *hidden, _ = _compute_all(compute, population, 1)
+    return compression.aligned_crossover(key_crossover, population, first, second, hidden)
+
+
+def _mutated(
+    config: Config, key: Array, population: Population, may: Array, params: Params
+) -> Population:
+    """may: (P,) bool, which members mutation may change."""
+    key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
+    chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
+    population = compression.scaling_mutation(
+        key_factors,
+        population,
+        chosen,
+        params.mutation_span,
+        config.mutated_layers == "hidden",
+    )
+    if not config.shrinking:
+        return population
+    shrinks = may & (jax.random.uniform(key_shrinks, may.shape) < params.shrink_rate)
+    return compression.shrinking_mutation(
+        key_parts, population, shrinks, params.shrink_span, config.balanced
+    )
+
+
+def _next_population(
+    config: Config, key: Array, state: State, params: Params, data: Data, batch: Array
+):
+    """The children; with nsga2 their parents and they."""
+    key_children, key_mutation = jax.random.split(key)
+    children = _children_of(config, key_children, state, data, batch)
+    may = jnp.ones(config.population_size, bool)
+    if config.selection == "nsga2":
+        children = compression.joined(state.population, children)
+        may = jnp.concatenate([~may, may])
+    return _mutated(config, key_mutation, children, may, params)
+
+
+def step(
+    config: Config, key: Array, state: State, params: Params, data: Data
+) -> tuple[State, Metrics]:
+    """One generation, or the judgement of the last population on a further batch."""
+    key_order, key_children = jax.random.split(key)
+    num_images = len(data.labels)
+    together = config.images_per_generation
+    generation = state.num_steps  # 0 is the initial population
+    judging = generation > config.num_generations
+    evolving = (generation > 0) & ~judging
+    index = jnp.maximum(generation - 1 - judging * config.num_generations, 0)
+    index = index % (num_images // together)
+    order = jax.lax.cond(
+        index == 0,
+        lambda: jax.random.permutation(key_order, num_images).astype(jnp.int32),
+        lambda: state.order,
+    )
+    chosen = jax.lax.dynamic_slice_in_dim(order, index * together, together)
+    batches = chosen.reshape(config.batches_per_generation, config.batch_size)
+
+    def keep():
+        return state.population
+
+    def reproduce():
+        return _next_population(config, key_children, state, params, data, batches[0])
+
+    def keep_and_evaluate():
+        scores = evaluate(config, state.population, params, data, batches)
+        return state.population, scores, preferences(config, scores)
+
+    def reproduce_and_select():
+        both = reproduce()
+        scores = evaluate(config, both, params, data, batches)
+        preference = preferences(config, scores)
+        best = jnp.argsort(-preference, stable=True)[: config.population_size]
+        scores = jax.tree.map(lambda values: values[best], scores)
+        return compression.selected(both, best), scores, preference[best]
+
+    if config.selection == "softmax":
+        population = jax.lax.cond(evolving, reproduce, keep)
+        scores = evaluate(config, population, params, data, batches)
+        preference = preferences(config, scores)
+    else:
+        population, scores, preference = jax.lax.cond(
+            evolving, reproduce_and_select, keep_and_evaluate
         )
-        if not config.shrinking:
-            return population
-        shrinks = may & (jax.random.uniform(key_shrinks, may.shape) < params.shrink_rate)
-        return compression.shrinking_mutation(
-            key_parts, population, shrinks, params.shrink_span, config.balanced
-        )
+    failed = ~jnp.isfinite(scores.fitness)
+    state = State(
+        population=population,
+        scores=scores,
+        preference=preference,
+        judged=jax.tree.map(
+            lambda total, values: total + jnp.where(judging, values, 0.0), state.judged, scores
+        ),
+        order=order,
+        num_steps=state.num_steps + 1,
+    )
 
-    def next_population(key: Array, state: State, params: Params, data: Data, batch: Array):
-        """The children; with nsga2 their parents and they."""
-        key_children, key_mutation = jax.random.split(key)
-        children = children_of(key_children, state, data, batch)
-        may = jnp.ones(config.population_size, bool)
-        if config.selection == "nsga2":
-            children = compression.joined(state.population, children)
-            may = jnp.concatenate([~may, may])
-        return mutated(key_mutation, children, may, params)
+    def mean(values):
+        return jnp.mean(values, where=~failed)
 
-    def step(key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
-        key_order, key_children = jax.random.split(key)
-        num_images = len(data.labels)
-        together = config.images_per_generation
-        generation = state.num_steps  # 0 is the initial population
-        judging = generation > config.num_generations
-        evolving = (generation > 0) & ~judging
-        index = jnp.maximum(generation - 1 - judging * config.num_generations, 0)
-        index = index % (num_images // together)
-        order = jax.lax.cond(
-            index == 0,
-            lambda: jax.random.permutation(key_order, num_images).astype(jnp.int32),
-            lambda: state.order,
-        )
-        chosen = jax.lax.dynamic_slice_in_dim(order, index * together, together)
-        batches = chosen.reshape(config.batches_per_generation, config.batch_size)
+    def least(values):
+        return jnp.min(values, where=~failed, initial=jnp.inf)
 
-        def keep():
-            return state.population
+    def most(values):
+        return jnp.max(values, where=~failed, initial=-jnp.inf)
 
-        def reproduce():
-            return next_population(key_children, state, params, data, batches[0])
+    return state, Metrics(
+        generation=state.num_steps,
+        judging=judging,
+        fitness_best=most(scores.fitness),
+        fitness_mean=mean(scores.fitness),
+        accuracy_best=most(scores.accuracy),
+        accuracy_mean=mean(scores.accuracy),
+        accuracy_worst=least(scores.accuracy),
+        similarity_loss_best=least(scores.similarity_loss),
+        similarity_loss_mean=mean(scores.similarity_loss),
+        similarity_loss_worst=most(scores.similarity_loss),
+        relative_size_least=least(scores.relative_size),
+        relative_size_mean=mean(scores.relative_size),
+        relative_size_most=most(scores.relative_size),
+        num_failed=failed.sum(),
+    )
 
-        def keep_and_evaluate():
-            scores = evaluate(state.population, params, data, batches)
-            return state.population, scores, preferences(scores)
 
-        def reproduce_and_select():
-            both = reproduce()
-            scores = evaluate(both, params, data, batches)
-            preference = preferences(scores)
-            best = jnp.argsort(-preference, stable=True)[: config.population_size]
-            scores = jax.tree.map(lambda values: values[best], scores)
-            return compression.selected(both, best), scores, preference[best]
+def result(config: Config, state: State, params: Params, data: Data) -> Compressed:
+    """The best member of the last population."""
+    del params, data
+    fitness = final_scores(config, state).fitness
+    fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
+    best = fitness.argmax()
+    population = state.population
+    return Compressed(
+        network=compression.member(population, best),
+        sizes=population.sizes[best],
+        units=tuple(units[best] for units in population.units),
+        fitness=fitness[best],
+        member=best,
+        num_mutations=population.num_mutations[best],
+    )
 
-        if config.selection == "softmax":
-            population = jax.lax.cond(evolving, reproduce, keep)
-            scores = evaluate(population, params, data, batches)
-            preference = preferences(scores)
-        else:
-            population, scores, preference = jax.lax.cond(
-                evolving, reproduce_and_select, keep_and_evaluate
-            )
-        failed = ~jnp.isfinite(scores.fitness)
-        state = State(
-            population=population,
-            scores=scores,
-            preference=preference,
-            judged=jax.tree.map(
-                lambda total, values: total + jnp.where(judging, values, 0.0), state.judged, scores
-            ),
-            order=order,
-            num_steps=state.num_steps + 1,
-        )
 
-        def mean(values):
-            return jnp.mean(values, where=~failed)
+def finished(config: Config, state: State) -> Array:
+    """Whether the generations and the judging steps are done."""
+    return state.num_steps >= num_steps(config, len(state.order))
 
-        def least(values):
-            return jnp.min(values, where=~failed, initial=jnp.inf)
 
-        def most(values):
-            return jnp.max(values, where=~failed, initial=-jnp.inf)
-
-        return state, Metrics(
-            generation=state.num_steps,
-            judging=judging,
-            fitness_best=most(scores.fitness),
-            fitness_mean=mean(scores.fitness),
-            accuracy_best=most(scores.accuracy),
-            accuracy_mean=mean(scores.accuracy),
-            accuracy_worst=least(scores.accuracy),
-            similarity_loss_best=least(scores.similarity_loss),
-            similarity_loss_mean=mean(scores.similarity_loss),
-            similarity_loss_worst=most(scores.similarity_loss),
-            relative_size_least=least(scores.relative_size),
-            relative_size_mean=mean(scores.relative_size),
-            relative_size_most=most(scores.relative_size),
-            num_failed=failed.sum(),
-        )
-
-    def result(state: State, params: Params, data: Data) -> Compressed:
-        del params, data
-        fitness = final_scores(config, state).fitness
-        fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
-        best = fitness.argmax()
-        population = state.population
-        return Compressed(
-            network=compression.member(population, best),
-            sizes=population.sizes[best],
-            units=tuple(units[best] for units in population.units),
-            fitness=fitness[best],
-            member=best,
-            num_mutations=population.num_mutations[best],
-        )
-
-    def finished(state: State) -> Array:
-        return state.num_steps >= num_steps(config, len(state.order))
-
-    return Algorithm(init, step, result, finished)
+def build(config: Config) -> Algorithm[State, Params, Data, Metrics, Compressed]:
+    """The algorithm for any parent and images: their shapes are those of the data."""
+    return Algorithm(
+        partial(init, config),
+        partial(step, config),
+        partial(result, config),
+        partial(finished, config),
+    )
 
 
 def final_scores(config: Config, state: State) -> Scores:

@@ -220,9 +220,168 @@ def history(
     return generations[last], individuals
 
 
-def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> Algorithm:
+class _Setup(NamedTuple):
+    """What does not change in a search."""
+
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    strategy: EvolutionaryAlgorithm
+    population_based: bool
+
+
+def _strategy_params(setup: _Setup, params: Params, data: Data):
+    if setup.config.strategy != "LaplaceGA":
+        return _evosax_params(setup.config, setup.strategy)
+    lower, upper = _bounds(setup.config, setup.num_classes, setup.image_shape, data)
+    return setup.strategy.default_params.replace(
+        crossover_rate=params.crossover_rate,
+        laplace_location=params.laplace_location,
+        laplace_scale=params.laplace_scale,
+        mutation_scale=params.mutation_scale,
+        lower=lower,
+        upper=upper,
+    )
+
+
+def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
+    key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
+    own = _strategy_params(setup, params, data)
+
+    def real() -> Array:
+        return random_individuals(
+            key_individuals, setup.config, setup.num_classes, data, setup.config.population_size
+        )
+
+    if setup.population_based:
+        worst, population = jnp.full(setup.config.population_size, jnp.inf), real()
+        state = setup.strategy.init(key_strategy, population, worst, own)
+    else:
+        match setup.config.start:
+            case "class_means":
+                mean = class_means(setup.config, setup.num_classes, data)
+            case "k_means":
+                mean = class_centres(key_individuals, setup.config, setup.num_classes, data)
+            case "given":
+                if data.given is None:
+                    raise ValueError("start given needs images that are given with the data")
+                mean = encode(setup.config, setup.num_classes, data.given, data.spread)
+            case _:  # the mean of the individuals that a population starts with
+                mean = real().mean(0)
+        state = setup.strategy.init(key_strategy, mean, own)
+        population, state = setup.strategy.ask(key_ask, state, own)
+    return strategies.strong(
+        State(
+            strategy=state,
+            population=population,
+            generation=jnp.int32(0),
+            best=population[0],
+            best_score=jnp.float32(-jnp.inf),
+            best_generation=jnp.int32(0),
+            frames=jnp.zeros((num_frames(population.shape[1]), population.shape[1])),
+        )
+    )
+
+
+def _split_key(key: Array) -> StepKeys:
+    key_evaluate, *keys_tell = jax.random.split(key, 3)
+    return StepKeys(None, key_evaluate, tuple(keys_tell))
+
+
+def _ask(key: None, state: State, params: Params, data: Data) -> Array:
+    del key, params, data
+    return state.population
+
+
+def _evaluate(
+    setup: _Setup, key: Array, population: Array, params: Params, data: Data, members: Array
+) -> Scores:
+    del params
+    own = setup.config, setup.num_classes, setup.image_shape, population, data
+    return score_population(key, *own, members)
+
+
+def _tell_and_ask(
+    setup: _Setup,
+    keys: tuple[Array, ...],
+    state: State,
+    population: Array,
+    scores: Scores,
+    params: Params,
+    data: Data,
+) -> tuple[State, Metrics]:
+    key_tell, key_ask = keys
+    own = _strategy_params(setup, params, data)
+    fitness = rank_last(scores.fitness)
+    failed = ~jnp.isfinite(scores.fitness)
+    loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
+    if scores.credit is not None:
+        loss = scores.credit
+
+    def tell(strategy_state):
+        return strategies.strong(
+            setup.strategy.tell(key_tell, population, loss, strategy_state, own)[0]
+        )
+
+    def first(strategy_state):
+        del strategy_state
+        return strategies.strong(setup.strategy.init(key_tell, population, loss, own))
+
+    if setup.population_based:
+        strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
+    else:
+        strategy_state = tell(state.strategy)
+    next_population, strategy_state = setup.strategy.ask(key_ask, strategy_state, own)
+    leader = fitness.argmax()
+    score = (
+        fitness[leader] if setup.config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
+    )
+    leading = population[leader]
+    if setup.config.best_of == "mean":
+        score = jnp.mean(scores.fitness, where=~failed)
+        leading = strategies.mean_of(setup.strategy, strategy_state)
+    better = (score > state.best_score) | (setup.config.best_of != "run")
+    generation = state.generation + 1
+    best = jnp.where(better, leading, state.best)
+    frame = frame_of(generation, len(state.frames))
+    state = State(
+        strategy=strategy_state,
+        population=next_population,
+        generation=generation,
+        best=best,
+        best_score=jnp.where(better, score, state.best_score),
+        best_generation=jnp.where(better, generation, state.best_generation),
+        frames=state.frames.at[frame].set(best),
+    )
+    metrics = Metrics(
+        generation=generation,
+        fitness_best=scores.fitness[leader],
+        fitness_mean=jnp.mean(scores.fitness, where=~failed),
+        fitness_std=jnp.std(scores.fitness, where=~failed),
+        accuracy_best=scores.accuracy[leader],
+        holdout_score=scores.holdout[leader],
+        best_score=state.best_score,
+        num_failed=failed.sum(),
+    )
+    return strategies.strong(state), metrics
+
+
+def _result(setup: _Setup, state: State, params: Params, data: Data) -> Individual:
+    del params
+    return decode(setup.config, setup.num_classes, setup.image_shape, state.best, data)
+
+
+def _finished(setup: _Setup, state: State) -> Array:
+    if setup.config.patience is None:
+        return jnp.bool_(False)
+    return state.generation - state.best_generation >= setup.config.patience
+
+
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, Params, Data, Metrics, Individual]:
     """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
-    networks.create(config.network, num_classes, image_shape)  # fails early where it does not fit
+    networks.create(config.network, num_classes, image_shape)
     own_score(config, num_classes)
     check_judge(config, num_classes, image_shape)
     strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
@@ -233,142 +392,18 @@ def build(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -
                 f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
                 f"or SNES, got {config.strategy}"
             )
-
-    def strategy_params(params: Params, data: Data):
-        if config.strategy != "LaplaceGA":
-            return _evosax_params(config, strategy)
-        lower, upper = _bounds(config, num_classes, image_shape, data)
-        return strategy.default_params.replace(
-            crossover_rate=params.crossover_rate,
-            laplace_location=params.laplace_location,
-            laplace_scale=params.laplace_scale,
-            mutation_scale=params.mutation_scale,
-            lower=lower,
-            upper=upper,
-        )
-
-    def init(key: Array, params: Params, data: Data) -> State:
-        key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
-        own = strategy_params(params, data)
-
-        def real() -> Array:
-            return random_individuals(
-                key_individuals, config, num_classes, data, config.population_size
-            )
-
-        if population_based:
-            worst, population = jnp.full(config.population_size, jnp.inf), real()
-            state = strategy.init(key_strategy, population, worst, own)
-        else:
-            match config.start:
-                case "class_means":
-                    mean = class_means(config, num_classes, data)
-                case "k_means":
-                    mean = class_centres(key_individuals, config, num_classes, data)
-                case "given":
-                    if data.given is None:
-                        raise ValueError("start given needs images that are given with the data")
-                    mean = encode(config, num_classes, data.given, data.spread)
-                case _:  # the mean of the individuals that a population starts with
-                    mean = real().mean(0)
-            state = strategy.init(key_strategy, mean, own)
-            population, state = strategy.ask(key_ask, state, own)
-        return strategies.strong(
-            State(
-                strategy=state,
-                population=population,
-                generation=jnp.int32(0),
-                best=population[0],
-                best_score=jnp.float32(-jnp.inf),
-                best_generation=jnp.int32(0),
-                frames=jnp.zeros((num_frames(population.shape[1]), population.shape[1])),
-            )
-        )
-
-    def split_key(key: Array) -> StepKeys:
-        key_evaluate, *keys_tell = jax.random.split(key, 3)
-        return StepKeys(None, key_evaluate, tuple(keys_tell))
-
-    def ask(key: None, state: State, params: Params, data: Data) -> Array:
-        del key, params, data
-        return state.population  # the strategy was asked when it was told of those before
-
-    def evaluate(
-        key: Array, population: Array, params: Params, data: Data, members: Array
-    ) -> Scores:
-        del params
-        own = config, num_classes, image_shape, population, data
-        return score_population(key, *own, members)
-
-    def tell_and_ask(
-        keys: tuple[Array, ...],
-        state: State,
-        population: Array,
-        scores: Scores,
-        params: Params,
-        data: Data,
-    ) -> tuple[State, Metrics]:
-        key_tell, key_ask = keys
-        own = strategy_params(params, data)
-        fitness = rank_last(scores.fitness)
-        failed = ~jnp.isfinite(scores.fitness)
-        loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
-        if scores.credit is not None:
-            loss = scores.credit
-
-        def tell(strategy_state):
-            return strategies.strong(
-                strategy.tell(key_tell, population, loss, strategy_state, own)[0]
-            )
-
-        def first(strategy_state):
-            del strategy_state
-            return strategies.strong(strategy.init(key_tell, population, loss, own))
-
-        if population_based:
-            strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
-        else:
-            strategy_state = tell(state.strategy)
-        next_population, strategy_state = strategy.ask(key_ask, strategy_state, own)
-        leader = fitness.argmax()
-        score = fitness[leader] if config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
-        leading = population[leader]
-        if config.best_of == "mean":
-            score = jnp.mean(scores.fitness, where=~failed)
-            leading = strategies.mean_of(strategy, strategy_state)
-        better = (score > state.best_score) | (config.best_of != "run")
-        generation = state.generation + 1
-        best = jnp.where(better, leading, state.best)
-        frame = frame_of(generation, len(state.frames))
-        state = State(
-            strategy=strategy_state,
-            population=next_population,
-            generation=generation,
-            best=best,
-            best_score=jnp.where(better, score, state.best_score),
-            best_generation=jnp.where(better, generation, state.best_generation),
-            frames=state.frames.at[frame].set(best),
-        )
-        metrics = Metrics(
-            generation=generation,
-            fitness_best=scores.fitness[leader],
-            fitness_mean=jnp.mean(scores.fitness, where=~failed),
-            fitness_std=jnp.std(scores.fitness, where=~failed),
-            accuracy_best=scores.accuracy[leader],
-            holdout_score=scores.holdout[leader],
-            best_score=state.best_score,
-            num_failed=failed.sum(),
-        )
-        return strategies.strong(state), metrics
-
-    def result(state: State, params: Params, data: Data) -> Individual:
-        del params
-        return decode(config, num_classes, image_shape, state.best, data)
-
-    def finished(state: State) -> Array:
-        if config.patience is None:
-            return jnp.bool_(False)
-        return state.generation - state.best_generation >= config.patience
-
-    generation = Generation(config.population_size, split_key, ask, evaluate, tell_and_ask)
-    return over_members(config, init, generation, result, finished)
+    setup = _Setup(config, num_classes, image_shape, strategy, population_based)
+    generation = Generation(
+        config.population_size,
+        _split_key,
+        _ask,
+        partial(_evaluate, setup),
+        partial(_tell_and_ask, setup),
+    )
+    return over_members(
+        config,
+        partial(_init, setup),
+        generation,
+        partial(_result, setup),
+        partial(_finished, setup),
+    )

@@ -46,7 +46,7 @@ class Metrics(NamedTuple):
 
 def build(
     config: Config, num_repeats: int, num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm:
+) -> Algorithm[State, Params, Data, Metrics, Individual]:
     """`num_repeats` repeats; the result holds their individuals, (num_repeats, n, ...)."""
 
     def init(key: Array, params: Params, data: Data) -> State:
