@@ -201,6 +201,6 @@ def probabilities(
 def _logits(
     network: nn.Module,
     variables: PyTree,
-    images: Float[Array | np.ndarray, "images height width channels"],
+    images: Float[Array, "images height width channels"],
 ) -> Float[Array, "images classes"]:
     return jnp.asarray(network.apply(variables, images))

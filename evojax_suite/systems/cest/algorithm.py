@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Float32, Int, Int32, Key, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int32, Key, UInt8
 
 from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
@@ -245,8 +245,14 @@ def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
     )
 
 
-def _learned(setup: _Setup, state: State, losses: Array, correct: Array, known: Array) -> State:
-    """The state with new difficulties of the examples where `known` (N,) is True."""
+def _learned(
+    setup: _Setup,
+    state: State,
+    losses: Float[Array, "examples"],
+    correct: Bool[Array, "examples"],
+    known: Bool[Array, "examples"],
+) -> State:
+    """The state with new difficulties of the examples where `known` is True."""
     new = losses if setup.config.difficulty == "loss" else (~correct).astype(jnp.float32)
     new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
     first = jnp.isnan(state.difficulty)

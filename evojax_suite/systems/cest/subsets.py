@@ -1,7 +1,7 @@
 """Subsets of a training set as arrays of indices: drawn, ranked, and evolved as prey.
 
-A subset is an array of indices of examples. Each of its places belongs to a group of examples that it
-may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
+A subset is an array of indices of examples. Each of its places belongs to a group of examples that
+it may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
 drawn or exchanged. `Groups` tells which.
 
 Sources: Ryan et al. 2024, CEST, section III-A; the operators are those that DEAP defines

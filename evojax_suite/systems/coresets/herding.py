@@ -25,8 +25,9 @@ def select(
 ) -> Int[Array, "{num_samples}"]:
     """Indices of a subset whose mean features are near those of the whole.
 
-    Balanced, each class gives its share, class by class, in the order of choice; else the subset follows the mean of all samples. Deterministic:
-    `key` is not used, ties go to the lower index.
+    Balanced, each class gives its share, class by class, in the order of choice; else the
+    subset follows the mean of all samples. Deterministic: `key` is not used, ties go to the lower
+    index.
     """
     del key
     if not balanced:

@@ -24,9 +24,10 @@ def select(
 ) -> Int[Array, "{num_samples}"]:
     """Indices of samples that leave no other sample far from all of them.
 
-    Balanced, each class gives its share and is covered by itself, class by class in the order of choice; else all samples are covered at once.
-    Distances are updated one centre at a time: O(N) memory beside the features. Deterministic:
-    `key` is not used, ties go to the lower index.
+    Balanced, each class gives its share and is covered by itself, class by class in the
+    order of choice; else all samples are covered at once. Distances are updated one centre at a
+    time: O(examples) memory beside the features. Deterministic: `key` is not used, ties go to the
+    lower index.
     """
     del key
     if not balanced:

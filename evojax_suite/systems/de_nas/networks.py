@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Key
 
 from evojax_suite.networks.layers import (
     Conv,
@@ -95,7 +96,7 @@ def _scales(initialization: Initialization) -> tuple[float, float]:
 
 
 def fresh(
-    key: Array,
+    key: Key[Array, ""],
     network: SequenceNetwork,
     image_shape: tuple[int, ...],
     initialization: Initialization = "pytorch",

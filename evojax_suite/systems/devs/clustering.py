@@ -189,10 +189,11 @@ def mini_batch_k_means(
 ]:
     """Mini-batch k-means (Sculley 2010) as scikit-learn's MiniBatchKMeans does it, once.
 
-    points: (points, features), finite. num_clusters: less than the points. batch_size: points a step, drawn with
-    replacement. max_iterations: most passes over the points. tolerance: >= 0; stops where a step
-    moves the centres, in all, by a squared distance of at most this times the features' mean
-    variance; 0 is never. It stops too when the averaged inertia has not improved for 10 steps.
+    points: (points, features), finite. num_clusters: less than the points. batch_size: points a
+    step, drawn with replacement. max_iterations: most passes over the points. tolerance: >= 0;
+    stops where a step moves the centres, in all, by a squared distance of at most this times the
+    features' mean variance; 0 is never. It stops too when the averaged inertia has not improved for
+    10 steps.
 
     Returns the centres; the nearest one of each point, some perhaps of none; the sum of squared
     distances to it; and the number of steps. Memory beyond N points of D features is O(N log K +
@@ -316,7 +317,8 @@ def cluster(
     max_iterations: int = 200,
     tolerance: float = 1e-4,
 ) -> Clustering:
-    """Cut points (points, features) into `num_clusters` clusters of one point or more by mini-batch k-means.
+    """Cut points (points, features) into `num_clusters` clusters of one point or more by mini-batch
+    k-means.
 
     method: "jax" is `mini_batch_k_means`, on the default device; "sklearn" is scikit-learn on the
     CPU, seeded from the key; "auto" takes the one expected to be sooner done, its compilation
