@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, get_args, get_type_hints
+import types
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import jaxtyping
+import numpy as np
 from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 
@@ -19,13 +21,14 @@ def checked(function):
     """`function`, refusing what does not have the shapes that it annotates.
 
     Other annotations are left to pyright, so that what a function says of wrong input can be
-    tested; so are the constructors of dataclasses, which JAX calls with all kinds of leaves: with
-    axes that vmap added, shapes without arrays, None.
+    tested, and so is whether an array is NumPy's. Constructors of dataclasses are not checked: JAX
+    calls them with all kinds of leaves, with axes that vmap added, shapes without arrays, None.
     """
     if function.__name__ == "__init__":
         return function
     hints = {
-        name: hint if _tells_shape(hint) else Any for name, hint in function.__annotations__.items()
+        name: _of_numpy_too(hint) if _tells_shape(hint) else Any
+        for name, hint in function.__annotations__.items()
     }
     if all(hint is Any for hint in hints.values()):
         return function
@@ -33,9 +36,18 @@ def checked(function):
     return beartype(function, conf=_CONF)
 
 
+def _is_array(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
+
+
 def _tells_shape(hint: Any) -> bool:
-    is_array = isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray)
-    return is_array or any(map(_tells_shape, get_args(hint)))
+    return _is_array(hint) or any(map(_tells_shape, get_args(hint)))
+
+
+def _of_numpy_too(hint: Any) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):
+        return Union[tuple(map(_of_numpy_too, get_args(hint)))]  # noqa: UP007
+    return hint | hint.dtype[np.ndarray, hint.dim_str] if _is_array(hint) else hint
 
 
 def misfits(tree: Any, name: str = "") -> list[str]:
@@ -54,7 +66,7 @@ def misfits(tree: Any, name: str = "") -> list[str]:
     with jaxtyping.jaxtyped("context"):
         for field, value in values.items():
             hint = _hints(kind).get(field, Any)
-            if _tells_shape(hint) and not is_bearable(value, hint, conf=_CONF):
+            if _tells_shape(hint) and not is_bearable(value, _of_numpy_too(hint), conf=_CONF):
                 about = f"{getattr(value, 'dtype', type(value))}{getattr(value, 'shape', '')}"
                 found.append(f"{name}.{field} is {about}, annotated {hint}")
     for field, value in values.items():
