@@ -938,8 +938,9 @@ def test_a_run_that_cannot_go_on_is_one_line(place, capsys, content, says):
 
 MAIN = f"""
 import contextlib, io, json, os, sys
-from evojax_suite import distilled, load, loop
-from evojax_suite.cli import _commands, main
+from evojax_suite import distilled, load
+from evojax_suite.cli.main import _commands, main
+from evojax_suite.runtime import loop
 _commands()
 load("digits")  # what is imported late may lie where the other user cannot go
 "".encode("cp437"), "".encode("utf-32-le")

@@ -14,7 +14,7 @@ import pytest
 from evojax_suite import de_nas
 from evojax_suite.cli.main import main
 from evojax_suite.data import load
-from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas import architectures, candidates
 from evojax_suite.systems.de_nas import artifact as searched
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.systems.de_nas.networks import SequenceNetwork
@@ -158,7 +158,7 @@ def test_short_trainings_of_small_networks_share_one_program(filters, shape, ima
     program takes more than twice the time at the third."""
     config = de_nas.Config(space=Space(max_filters=filters, max_features=256))
     work = de_nas.padded_work(config, shape, images)
-    assert (work <= de_nas._MOST_PADDED_WORK) == padded
+    assert (work <= candidates._MOST_PADDED_WORK) == padded
 
 
 def test_the_look_ahead_changes_nothing(found, data):

@@ -19,6 +19,7 @@ MODULES = sorted(
     for path in ROOT.rglob("*.py")
     if ">>>" in path.read_text()
 )
+SYSTEMS = [f".systems.{path.parent.name}" for path in ROOT.glob("systems/*/__init__.py")]
 
 
 class Finder(doctest.DocTestFinder):
@@ -38,7 +39,7 @@ def test_examples(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".algorithms", ".baselines", ".data", ".networks", ".operators", ".strategies"]
+    "name", ["", ".data", ".networks", ".operators", ".running", ".strategies", *SYSTEMS]
 )
 def test_packages_name_what_they_give(name):
     package = importlib.import_module(f"evojax_suite{name}")

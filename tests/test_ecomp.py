@@ -171,7 +171,7 @@ def test_the_texts_best_is_that_of_the_last_generation(data):
 
 def test_all_widths_on_the_cpu_compute_what_one_does(data, monkeypatch):
     _, one, _ = states_of(CONFIG, data, steps=2)
-    monkeypatch.setattr(ecomp, "_VECTOR", 2)
+    monkeypatch.setattr(ecomp.algorithm, "_VECTOR", 2)
     _, several, _ = states_of(CONFIG, data, steps=2)
     np.testing.assert_allclose(several[1].scores.fitness, one[1].scores.fitness, atol=1e-4)
     np.testing.assert_allclose(several[2].scores.fitness, one[2].scores.fitness, atol=1e-4)

@@ -201,7 +201,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> Job[Options]
     assert len(dataset.test) == 0
     if options.seed == options.bad:
         raise ValueError("a bad seed")
-    return Job(options, dataset, directory, None)
+    return Job(options, dataset, directory)
 
 
 def search(job: Job[Options]) -> Search:
@@ -216,7 +216,7 @@ def search(job: Job[Options]) -> Search:
 
 
 def finish(job: Job[Options], best: jax.Array, test_split: Split) -> Summary:
-    assert len(test_split) == 360
+    assert len(test_split) == 359
     return Summary({"best": best})
 
 

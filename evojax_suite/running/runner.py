@@ -177,8 +177,9 @@ def run(system: System, *options: RunOptions) -> list[Path]:
     for place in range(len(runs)):
         resume(place, None)
     while waiting:
-        first = waiting[min(waiting)]  # a run that has another loop first waits for its turn
-        places = [place for place in sorted(waiting) if _may_share(waiting[place], first)]
+        # Loops of one run alone come first, as the others wait for what it wants after them.
+        order = sorted(waiting, key=lambda place: (waiting[place].same_for_seeds, place))
+        places = [place for place in order if _may_share(waiting[place], waiting[order[0]])]
         phases = [waiting[place] for place in places]
         found = _drive([runs[place] for place in places], phases)
         for place, result in zip(places, found, strict=True):

@@ -66,7 +66,7 @@ class Job(Generic[OptionsT]):
     dataset: Dataset
     """Without its test split."""
     directory: Path
-    differences: dict[str, Any] | None
+    differences: dict[str, Any] | None = field(default=None, kw_only=True)
     """Settings that are not the paper's; None where there is no paper."""
     notes: tuple[str, ...] = field(default=(), kw_only=True)
     """Lines to say before it begins."""

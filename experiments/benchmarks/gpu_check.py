@@ -33,11 +33,12 @@ import tyro
 from jax.experimental import topologies
 from roofline import CARDS, Card, Roofline, roofline, table
 
-from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation
+from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation, networks
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.runtime.results import write_json
 from evojax_suite.systems.coresets import gradient_matching
 from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas.networks import fresh
 from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.training import EngineConfig, extract_features, fit_epochs, start_fit
 from evojax_suite.types import Dataset, PyTree, Split
@@ -142,7 +143,7 @@ def of_devs(options: Options) -> System:
     sees."""
     config = devs.Config()
     number, training = 50_000, config.feature_training
-    network = devs.networks.create(config.network, 10, CIFAR).clone(bottleneck=config.bottleneck)
+    network = networks.create(config.network, 10, CIFAR).clone(bottleneck=config.bottleneck)
     fit = jax.eval_shape(lambda key: start_fit(key, network, training, CIFAR), a_key())
     images = jax.ShapeDtypeStruct((number, *CIFAR), jnp.float32)
     labels = jax.ShapeDtypeStruct((number, 10), jnp.float32)
@@ -200,7 +201,7 @@ def of_de_nas(options: Options) -> System:
 
     def start(key, genome):
         del genome
-        return de_nas.fresh(key, network, CIFAR, config.initialization)
+        return fresh(key, network, CIFAR, config.initialization)
 
     judge = de_nas.judging(config, 10, network, start)
     data = jax.eval_shape(lambda: de_nas.make_data(config, dataset))

@@ -95,7 +95,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     notes = ()
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
         notes = (f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)",)
-    return _Job(options, dataset, directory, differences, phase, notes=notes)
+    return _Job(options, dataset, directory, phase, differences=differences, notes=notes)
 
 
 def _phase(

@@ -148,7 +148,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     _check(options, dataset)
     options = replace(options, training=small_sets.fitted_to(options.training, dataset))
     keys = jax.random.split(jax.random.key(options.seed), 4)
-    return _Job(options, dataset, directory, None, *keys)
+    return _Job(options, dataset, directory, *keys)
 
 
 def search(job: _Job) -> Search:

@@ -175,7 +175,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         "for the paper's sizes"
     )
     notes = (reduced_to,) if small else ()
-    return _Job(options, dataset, directory, differences, phase, key_final, notes=notes)
+    return _Job(options, dataset, directory, phase, key_final, differences=differences, notes=notes)
 
 
 def search(job: _Job) -> Search:

@@ -113,11 +113,11 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         options,
         dataset,
         directory,
-        differences,
         Phase("reducing", algorithm, key_run, None, data, steps),
         data,
         sizes,
         *other_keys,
+        differences=differences,
         notes=(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}",),
     )
 

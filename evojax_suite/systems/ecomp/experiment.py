@@ -148,7 +148,14 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     differences = config_difference(config, Config()) | config_difference(params, Params())
     notes = (f"evolution sees {len(places):,} of the training images",)
     return _Job(
-        options, dataset, directory, differences, build(config), places, parent, notes=notes
+        options,
+        dataset,
+        directory,
+        build(config),
+        places,
+        parent,
+        differences=differences,
+        notes=notes,
     )
 
 

@@ -47,6 +47,7 @@ from evojax_suite.systems.ga_distillation.individuals import (
     one_hot_classes,
     random_individuals,
 )
+from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig, Regression
 
 __all__ = [
     "FITNESS",
@@ -58,8 +59,10 @@ __all__ = [
     "Data",
     "Individual",
     "Judge",
+    "KernelConfig",
     "Metrics",
     "Params",
+    "Regression",
     "Scores",
     "State",
     "build",

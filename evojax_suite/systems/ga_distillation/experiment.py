@@ -177,7 +177,15 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
             **shared,
         )
     return _Job(
-        options, dataset, directory, differences, config, evolving, baseline, data, key_test
+        options,
+        dataset,
+        directory,
+        config,
+        evolving,
+        baseline,
+        data,
+        key_test,
+        differences=differences,
     )
 
 
