@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Key
 from pydantic import AllowInfNan
 
 from evojax_suite import networks
@@ -80,10 +81,10 @@ _FORMAT = "evojax_suite distilled dataset 1"
 class DistilledDataset:
     """Synthetic images, their labels and how a network is to be trained on them."""
 
-    images: np.ndarray
-    """(n, H, W, C) float32, normalised already: networks see them as they are."""
-    labels: np.ndarray
-    """(n, num_classes) float32, the probabilities of each class."""
+    images: Float[np.ndarray, "images height width channels"]
+    """Normalised already: networks see them as they are."""
+    labels: Float[np.ndarray, "images classes"]
+    """Probabilities of each class."""
     dataset: str
     """Name of the dataset that was distilled."""
     class_names: tuple[str, ...]
@@ -241,22 +242,22 @@ def _trained_and_evaluated(
 
 def accuracies_on(
     split: Split,
-    key: Array,
-    images: Array | np.ndarray,
-    labels: Array | np.ndarray,
+    key: Key[Array, ""],
+    images: Float[Array | np.ndarray, "*sets images height width channels"],
+    labels: Float[Array | np.ndarray, "*sets images classes"],
     dataset: Dataset,
     network: NetworkConfig,
     training: TrainingConfig,
     num_networks: int,
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
-) -> np.ndarray:
+) -> Float[np.ndarray, "{num_networks}"]:
     """Accuracy on `split`, a part of `dataset`, of `num_networks` networks that were trained on
-    images (n, H, W, C).
+    images.
 
-    images: normalised. labels: (n, num_classes). Both may have a leading axis, a set for each
-    network. The networks are divided over `num_devices` devices of each process. Returns
-    (num_networks,) in [0, 1], NaN for a network that failed.
+    images: normalised. labels: probabilities. Both may have a leading axis, a set for each network.
+    The networks are divided over `num_devices` devices of each process. Returns accuracies in
+    [0, 1], NaN for a network that failed.
     """
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     sets = jnp.asarray(images), jnp.asarray(labels)

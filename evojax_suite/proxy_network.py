@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from evojax_suite import networks
 from evojax_suite.configuration import configuration
@@ -55,15 +56,15 @@ class Config:
 
 
 class ForgettingHistory(NamedTuple):
-    """The forgetting events of each of N examples so far (Toneva et al. 2019, Algorithm 1).
+    """The forgetting events of each example so far (Toneva et al. 2019, Algorithm 1).
 
     An example is forgotten when it was classified right when training last showed it and is
     classified wrong now.
     """
 
-    was_correct: Array  # (N,) bool, the last time it was shown
-    was_learned: Array  # (N,) bool, right at least once
-    num_forgotten: Array  # (N,) int32, changes from right to wrong
+    was_correct: Bool[Array, "examples"]  # the last time it was shown
+    was_learned: Bool[Array, "examples"]  # right at least once
+    num_forgotten: Int32[Array, "examples"]  # changes from right to wrong
 
 
 def no_forgetting(num_examples: int) -> ForgettingHistory:
@@ -72,8 +73,8 @@ def no_forgetting(num_examples: int) -> ForgettingHistory:
     return ForgettingHistory(never, never, jnp.zeros(num_examples, jnp.int32))
 
 
-def with_epoch(history: ForgettingHistory, correct: Array) -> ForgettingHistory:
-    """The history after each example was shown once more; correct: (N,) bool."""
+def with_epoch(history: ForgettingHistory, correct: Bool[Array, "examples"]) -> ForgettingHistory:
+    """The history after each example was shown once more."""
     return ForgettingHistory(
         was_correct=correct,
         was_learned=history.was_learned | correct,
@@ -81,9 +82,9 @@ def with_epoch(history: ForgettingHistory, correct: Array) -> ForgettingHistory:
     )
 
 
-def forgetting_scores(history: ForgettingHistory) -> Array:
-    """How often each example was forgotten, (N,) int32; an example that was never
-    classified right has one more than the most forgotten."""
+def forgetting_scores(history: ForgettingHistory) -> Int32[Array, "examples"]:
+    """How often each example was forgotten; one that was never classified right has one more than
+    the most forgotten."""
     most = history.num_forgotten.max()
     return jnp.where(history.was_learned, history.num_forgotten, most + 1)
 
@@ -94,24 +95,24 @@ class State:
 
     fit: FitState
     history: ForgettingHistory
-    epoch: Array  # () int32, epochs done
+    epoch: Int32[Array, ""]  # done
 
 
 class Metrics(NamedTuple):
     """What one epoch reports, of the augmented images as training saw them."""
 
-    generation: Array  # the epoch, from 1
-    loss: Array
-    accuracy: Array
-    forgotten: Array  # examples forgotten in this epoch
-    num_failed: Array  # examples whose loss was NaN or infinite
+    generation: Int[Array, ""]  # the epoch, from 1
+    loss: Float[Array, ""]
+    accuracy: Float[Array, ""]
+    forgotten: Int[Array, ""]  # examples forgotten in this epoch
+    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
 
 
 class Evidence(NamedTuple):
     """What selection goes by."""
 
-    features: Array  # (N, F)
-    forgetting_scores: Array  # (N,) int32
+    features: Float[Array, "examples features"]
+    forgetting_scores: Int32[Array, "examples"]
 
 
 def build(
@@ -169,12 +170,12 @@ def build(
 def probabilities(
     config: Config,
     variables: PyTree,
-    images: np.ndarray,
+    images: Float[np.ndarray, "images height width channels"],
     num_classes: int,
     temperature: float = 1.0,
-) -> np.ndarray:
-    """What the trained network says of images (n, H, W, C), normalised, of the training set or not:
-    softmax(logits / temperature), (n, num_classes).
+) -> Float32[np.ndarray, "images {num_classes}"]:
+    """What the trained network says of images, normalised, of the training set or not:
+    softmax(logits / temperature).
 
     variables: of its flax module. Raises ValueError where the logits are not finite.
     """
@@ -196,5 +197,9 @@ def probabilities(
 
 
 @partial(jax.jit, static_argnames="network")
-def _logits(network: nn.Module, variables: PyTree, images: Array) -> Array:
+def _logits(
+    network: nn.Module,
+    variables: PyTree,
+    images: Float[Array, "images height width channels"],
+) -> Float[Array, "images classes"]:
     return jnp.asarray(network.apply(variables, images))

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from annotated_types import Ge, Lt
 from flax import struct
+from jaxtyping import Bool, Float, Int, Key
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from evojax_suite.configuration import configuration
@@ -66,7 +67,9 @@ class TrainingConfig:
         return -(-num_images // min(self.batch_size or num_images, num_images))
 
 
-def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.GradientTransformation:
+def _optimizer(
+    config: TrainingConfig, num_steps: int | Int[Array, ""]
+) -> optax.GradientTransformation:
     def cosine(step):
         return rate * (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
 
@@ -102,7 +105,12 @@ def _optimizer(config: TrainingConfig, num_steps: int | Array) -> optax.Gradient
     )
 
 
-def _augment(key: Array, config: TrainingConfig, images: Array, labels: Array):
+def _augment(
+    key: Key[Array, ""],
+    config: TrainingConfig,
+    images: Float[Array, "images height width channels"],
+    labels: Float[Array, "images classes"],
+):
     key_shift, key_flip, key_crop, key_mixup = jax.random.split(key, 4)
     if config.siamese:
         key_mixup, key_siamese = jax.random.split(key_mixup)
@@ -140,14 +148,15 @@ class FitState:
 class Presentation(NamedTuple):
     """What training saw of each image when it was shown, before the step that learned from it."""
 
-    losses: Array  # cross-entropy in nats
-    correct: Array  # bool; of a mixed image, whether its heaviest class was found
+    losses: Float[Array, "images"]  # cross-entropy in nats
+    correct: Bool[Array, "images"]  # of a mixed image, whether its heaviest class was found
 
 
 def start_fit(
-    key: Array, network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
+    key: Key[Array, ""], network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
 ) -> FitState:
-    """A freshly initialised network for images (H, W, C), with the state of its optimizer."""
+    """A freshly initialised network for images (height, width, channels), with the state of its
+    optimizer."""
     return start_fit_from(network.init(key, jnp.zeros((1, *image_shape))), config)
 
 
@@ -159,14 +168,14 @@ def start_fit_from(variables: PyTree, config: TrainingConfig) -> FitState:
 
 
 def _fit_step(
-    key: Array,
+    key: Key[Array, ""],
     network: nn.Module,
     config: TrainingConfig,
-    num_steps: int | Array,
+    num_steps: int | Int[Array, ""],
     state: FitState,
-    images: Array,
-    labels: Array,
-    weights: Array,
+    images: Float[Array, "images height width channels"],
+    labels: Float[Array, "images classes"],
+    weights: Float[Array, "images"],
 ) -> tuple[FitState, Presentation]:
     rngs = {}
     if getattr(network, "dropout", 0):
@@ -194,13 +203,17 @@ def _fit_step(
 
 
 def fit(
-    key: Array, network: nn.Module, config: TrainingConfig, images: Array, labels: Array
+    key: Key[Array, ""],
+    network: nn.Module,
+    config: TrainingConfig,
+    images: Float[Array, "images height width channels"],
+    labels: Int[Array, "images"] | Float[Array, "images classes"],
 ) -> PyTree:
     """Train a freshly initialised network and return its flax variables.
 
-    images: (N, H, W, C) normalised. labels: (N,) integers or (N, num_classes) probabilities; the
-    loss is the cross-entropy. Each epoch sees every image once, in a new order; where the batch
-    size does not divide N the last batch is filled up with images of weight 0.
+    images: normalised. labels: classes or their probabilities; the loss is the cross-entropy. Each
+    epoch sees every image once, in a new order; where the batch size does not divide their number
+    the last batch is filled up with images of weight 0.
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
     key_init, key_fit = jax.random.split(key)
@@ -241,26 +254,26 @@ def fit(
 
 @partial(jax.jit, static_argnames=("network", "config"))
 def fit_epochs(
-    key: Array,
+    key: Key[Array, ""],
     network: nn.Module,
     config: TrainingConfig,
-    num_steps: int | Array,
+    num_steps: int | Int[Array, ""],
     state: FitState,
-    images: Array,
-    labels: Array,
-    num_images: int | Array,
-    num_epochs: int | Array,
-    places: Array | None = None,
+    images: Float[Array, "buffer height width channels"],
+    labels: Float[Array, "buffer classes"],
+    num_images: int | Int[Array, ""],
+    num_epochs: int | Int[Array, ""],
+    places: Int[Array, "buffer"] | None = None,
 ) -> tuple[FitState, Presentation]:
     """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
-    the first `num_images` of `places` (N,) in it, where an image may come more than once.
+    the first `num_images` of `places` in it, where an image may come more than once.
 
     For trainings that are cut into pieces, of sets that shrink: the four numbers are traced, so
     one compilation serves them all. num_steps: of the whole training, for the schedule. images:
-    (N, H, W, C) normalised; labels: (N, num_classes). A set smaller than the batch (N where
-    `config` sets none) is repeated to fill it, each copy augmented by itself.
+    normalised; labels: probabilities. A set smaller than the batch (the buffer where `config` sets
+    none) is repeated to fill it, each copy augmented by itself.
 
-    Returns what the last epoch saw, arrays (N,); NaN and False of images that it did not.
+    Returns what the last epoch saw of the buffer; NaN and False of images that it did not.
     """
     capacity = images.shape[0]
     batch_size = min(config.batch_size or capacity, capacity)
@@ -301,14 +314,14 @@ def fit_epochs(
 def extract_features(
     network: nn.Module,
     variables: PyTree,
-    images: Array,
-    num_images: int | Array | None,
+    images: Float[Array, "buffer height width channels"],
+    num_images: int | Int[Array, ""] | None,
     batch_size: int,
-) -> Array:
+) -> Float[Array, "buffer features"]:
     """What the last layer of the network sees of the first `num_images` images of a buffer.
 
-    images: (N, H, W, C) normalised. Returns (N, F), zeros beyond `num_images` (traced). None is all
-    images, and differentiable by them. Raises ValueError where the network does not give features.
+    images: normalised. Returns zeros beyond `num_images` (traced). None is all images, and
+    differentiable by them. Raises ValueError where the network does not give features.
     """
     if not hasattr(network, "bottleneck"):
         raise ValueError(f"features come from the ConvNet alone, got {type(network).__name__}")
@@ -330,10 +343,13 @@ def extract_features(
 
 
 def judge_each(
-    network: nn.Module, variables: PyTree, images: Array, labels: Array, batch_size: int
+    network: nn.Module,
+    variables: PyTree,
+    images: Float[Array, "images height width channels"],
+    labels: Int[Array, "images"],
+    batch_size: int,
 ) -> Presentation:
-    """Loss and correctness (N,) of each image, without training; images: (N, H, W, C) normalised,
-    labels: (N,) integers."""
+    """Loss and correctness of each image, normalised, without training."""
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
 
@@ -357,24 +373,28 @@ class Evaluation(NamedTuple):
     """Evaluation of one network on one set of images. All are NaN where the cross-entropy is not
     finite."""
 
-    accuracy: Array
+    accuracy: Float[Array, ""]
     """Fraction of images classified as their label, in [0, 1]."""
-    cross_entropy: Array
+    cross_entropy: Float[Array, ""]
     """Mean over the images, in nats."""
-    score: Array | None = None
+    score: Float[Array, ""] | None = None
     """Mean over the images of the caller's own function, where there is one."""
 
 
 class Batches(NamedTuple):
     """Images for evaluation, cut into equal batches once, for all members."""
 
-    images: Array  # (B, batch_size, H, W, C)
-    labels: Array  # (B, batch_size)
-    weights: Array  # (B, batch_size), 0 for filling
+    images: Float[Array, "batches batch_size height width channels"]
+    labels: Int[Array, "batches batch_size"]
+    weights: Float[Array, "batches batch_size"]  # 0 for filling
 
 
-def make_batches(images: Array, labels: Array, batch_size: int) -> Batches:
-    """Cut images (N, ...) and integer labels (N,) into batches, the last filled up."""
+def make_batches(
+    images: Float[Array, "images height width channels"],
+    labels: Int[Array, "images"],
+    batch_size: int,
+) -> Batches:
+    """Cut images and labels into batches, the last filled up."""
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
     num_batches = -(-num_images // batch_size)
@@ -387,8 +407,11 @@ def make_batches(images: Array, labels: Array, batch_size: int) -> Batches:
     return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
 
 
-Score = Callable[[Array, Array], Array]
-"""(logits (n, num_classes), labels (n,)) -> what each prediction is worth (n,), more is better."""
+Score = Callable[
+    [Float[Array, "images classes"], Int[Array, "images"]],
+    Float[Array, "images"],
+]
+"""(logits, labels) -> what each prediction is worth, more is better."""
 
 
 def evaluate(
@@ -451,8 +474,10 @@ class EngineConfig:
         of_32x32 = 20 if jax.default_backend() == "cpu" else 4000
         return max(1, of_32x32 * 32 * 32 // (image_shape[0] * image_shape[1]))
 
-    def batches(self, images: Array, labels: Array) -> Batches:
-        """Images (N, H, W, C) and labels (N,) in batches of this size; elsewhere than on the CPU,
+    def batches(
+        self, images: Float[Array, "images height width channels"], labels: Int[Array, "images"]
+    ) -> Batches:
+        """Images and labels in batches of this size; elsewhere than on the CPU,
         where a batch is large, they are made as small as their number allows."""
         batch_size = self.resolved_evaluation_batch_size(images.shape[1:])
         if self.evaluation_batch_size is None and jax.default_backend() != "cpu":
@@ -511,14 +536,14 @@ def map_members(
 
 
 def fit_population(
-    keys: Array,
+    keys: Key[Array, "population"],
     network: nn.Module,
     config: TrainingConfig,
-    images: Array,
-    labels: Array,
+    images: Float[Array, "population images height width channels"],
+    labels: Int[Array, "population images"] | Float[Array, "population images classes"],
     engine: EngineConfig = EngineConfig(),
 ) -> PyTree:
-    """`fit` for each member: keys (P,), images (P, N, H, W, C), labels (P, N[, num_classes])."""
+    """`fit` for each member."""
     return map_members(
         lambda key, images, labels: fit(key, network, config, images, labels),
         (keys, images, labels),
@@ -527,20 +552,19 @@ def fit_population(
 
 
 def fit_and_evaluate_population(
-    keys: Array,
+    keys: Key[Array, "population"],
     network: nn.Module,
     config: TrainingConfig,
-    images: Array,
-    labels: Array,
+    images: Float[Array, "population images height width channels"],
+    labels: Int[Array, "population images"] | Float[Array, "population images classes"],
     evaluations: tuple[Batches, ...],
     engine: EngineConfig = EngineConfig(),
     score: Score | None = None,
 ) -> tuple[Evaluation, ...]:
     """Train each member on its own images and evaluate it on shared ones.
 
-    keys: (P,). images: (P, N, H, W, C). labels: (P, N) or (P, N, num_classes). Returns an
-    `Evaluation` of arrays (P,) for each of `evaluations`. The networks live only as long as their
-    members are in flight.
+    Returns an `Evaluation` of arrays (population,) for each of `evaluations`. The networks live
+    only as long as their members are in flight.
     """
 
     return map_members(

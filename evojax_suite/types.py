@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Float32, Int, Int32, UInt8
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
@@ -19,12 +20,15 @@ Array: TypeAlias = jax.Array
 class Split:
     """One part of a dataset, on the host.
 
-    images: (N, H, W, C) uint8 in 0..255, or float32 in [0, 1].
-    labels: (N,) int32 in 0..num_classes-1.
+    images: uint8 in 0..255, or float32 in [0, 1].
+    labels: in 0..num_classes-1.
     """
 
-    images: np.ndarray
-    labels: np.ndarray
+    images: (
+        UInt8[np.ndarray, "images height width channels"]
+        | Float32[np.ndarray, "images height width channels"]
+    )
+    labels: Int32[np.ndarray, "images"]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,10 +70,12 @@ class Dataset:
 class TrainingData:
     """The training part on the device, for algorithms that need no other."""
 
-    images: Array  # (N, H, W, C), uint8 or float in [0, 1]
-    labels: Array  # (N,) int32
-    mean: Array  # (C,)
-    std: Array  # (C,)
+    images: (  # floats in [0, 1]
+        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+    )
+    labels: Int[Array, "images"]
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
 
 
 def training_data(dataset: Dataset) -> TrainingData:

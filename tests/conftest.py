@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 from packaging.version import Version
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -43,6 +44,9 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     _OWN_CACHE = tempfile.mkdtemp(prefix="evojax-suite-tests-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _OWN_CACHE
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+# Here alone, not for users: `shape_checks` says what is checked.
+install_import_hook("evojax_suite", "shape_checks.checked")
 
 
 def pytest_unconfigure():

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from shape_checks import misfits
 
 from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation, proxy_network
 from evojax_suite.data import load, with_whole_training_set
@@ -272,6 +273,15 @@ def test_metrics_are_scalars_with_the_common_names(case, started):
     assert int(metrics.num_failed) == 0
     if "fitness_best" in values:
         assert float(metrics.fitness_best) >= float(metrics.fitness_mean)
+
+
+def test_fields_are_as_annotated(case, started):
+    step, state, _ = started
+    state, metrics = step(jax.random.key(1), state, case.params, case.data)
+    result = case.algorithm.result(state, case.params, case.data)
+    for name in ("state", "metrics", "result"):
+        assert misfits(locals()[name], name) == []
+    assert misfits(case.data, "data") == []
 
 
 def test_step_scans_and_maps_over_seeds(case, started):

@@ -28,6 +28,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
+from jaxtyping import Float, Key, Num
 
 from evojax_suite.types import Array
 
@@ -42,11 +43,16 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"siamese must name some of {', '.join(NAMES)}, got {name!r}")
 
 
-def augment(key: Array, images: Array, names: Sequence[str], shared: bool) -> Array:
-    """Apply one of the operations `names` to images (N, H, W, C), normalised floats.
+def augment(
+    key: Key[Array, ""],
+    images: Float[Array, "images height width channels"],
+    names: Sequence[str],
+    shared: bool,
+) -> Float[Array, "images height width channels"]:
+    """Apply one of the operations `names` to normalised images.
 
-    `shared`: all images get the same parameters; else each its own. The same shape and type come
-    back; without names the images themselves. Differentiable in the images; `names` and `shared`
+    `shared`: all images get the same parameters; else each its own. The same type comes back;
+    without names the images themselves. Differentiable in the images; `names` and `shared`
     are static. Raises ValueError for an unknown name.
     """
     check_names(names)
@@ -59,7 +65,9 @@ def augment(key: Array, images: Array, names: Sequence[str], shared: bool) -> Ar
     return jax.lax.switch(chosen, operations, key_parameters, images)
 
 
-def _color(key: Array, images: Array, count: int) -> Array:
+def _color(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     draws = jax.random.uniform(key, (3, count, 1, 1, 1), images.dtype)
     images = images + BRIGHTNESS * (draws[0] - 0.5)
     grey = images.mean(-1, keepdims=True)
@@ -68,7 +76,9 @@ def _color(key: Array, images: Array, count: int) -> Array:
     return mean + (CONTRAST + draws[2]) * (images - mean)
 
 
-def _crop(key: Array, images: Array, count: int) -> Array:
+def _crop(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     reach_y, reach_x = (_part(CROP, length) for length in images.shape[1:3])
     padded = jnp.pad(images, ((0, 0), (reach_y, reach_y), (reach_x, reach_x), (0, 0)))
     last = 2 * jnp.array([reach_y, reach_x])
@@ -80,7 +90,9 @@ def _crop(key: Array, images: Array, count: int) -> Array:
     return _apply(window, padded, corners)
 
 
-def _cutout(key: Array, images: Array, count: int) -> Array:
+def _cutout(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     lengths = images.shape[1:3]
     sizes = [_part(CUTOUT, length) for length in lengths]
     # An even rectangle has its centre on a corner of pixels, of which there is one more.
@@ -95,17 +107,23 @@ def _cutout(key: Array, images: Array, count: int) -> Array:
     return jnp.where(inside(0)[:, :, None, None] & inside(1)[:, None, :, None], 0, images)
 
 
-def _flip(key: Array, images: Array, count: int) -> Array:
+def _flip(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     flip = jax.random.bernoulli(key, FLIP, (count, 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def _scale(key: Array, images: Array, count: int) -> Array:
+def _scale(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     factors = jax.random.uniform(key, (count, 2), images.dtype, 1 / SCALE, SCALE)
     return _apply(_sample, images, factors[:, :, None] * jnp.eye(2, dtype=images.dtype))
 
 
-def _rotate(key: Array, images: Array, count: int) -> Array:
+def _rotate(
+    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
+) -> Float[Array, "images height width channels"]:
     limit = jnp.deg2rad(ROTATE)
     angle = jax.random.uniform(key, (count,), images.dtype, -limit, limit)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
@@ -118,14 +136,20 @@ def _part(ratio: float, length: int) -> int:
     return int(ratio * length + 0.5)
 
 
-def _apply(function: Callable[[Array, Array], Array], images: Array, parameters: Array) -> Array:
+def _apply(
+    function: Callable[[Array, Array], Array],
+    images: Float[Array, "images rows columns channels"],
+    parameters: Num[Array, "own *parameters"],
+) -> Float[Array, "images height width channels"]:
     """Apply `function` to each image with its own parameters, or with the only ones."""
     if len(parameters) == 1:
         return jax.vmap(lambda image: function(image, parameters[0]))(images)
     return jax.vmap(function)(images, parameters)
 
 
-def _sample(image: Array, matrix: Array) -> Array:
+def _sample(
+    image: Float[Array, "height width channels"], matrix: Float[Array, "2 2"]
+) -> Float[Array, "height width channels"]:
     """The image whose pixel at (y, x) is what `image` has at matrix @ (y, x), zero outside."""
     lengths = image.shape[:2]
     centres = [(2 * jnp.arange(n, dtype=image.dtype) + 1) / n - 1 for n in lengths]

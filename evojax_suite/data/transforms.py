@@ -1,6 +1,6 @@
 """Normalisation, and random augmentations of a batch of images in JAX.
 
-Images are (N, H, W, C). The augmentations are pure functions of a key; all can be jitted (whole
+The augmentations are pure functions of a key; all can be jitted (whole
 number arguments are static) and vmapped over keys and batches.
 """
 
@@ -12,6 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Key, Shaped
 
 from evojax_suite.data.errors import DataError
 from evojax_suite.types import Array
@@ -59,11 +60,16 @@ def denormalize(images: Images, mean: Channels, std: Channels) -> Images:
     return values * library.asarray(std, np.float32) + library.asarray(mean, np.float32)
 
 
-def random_shift(key: Array, images: Array, max_pixels: int, fill: float | Array = 0.0) -> Array:
+def random_shift(
+    key: Key[Array, ""],
+    images: Shaped[Array, "images height width channels"],
+    max_pixels: int,
+    fill: float | Float[Array, ""] | Float[Array, "channels"] = 0.0,
+) -> Shaped[Array, "images height width channels"]:
     """Move each image by its own -max_pixels..max_pixels (whole pixels, uniform) in y and in x.
 
-    images: (N, H, W, C) of any type; the same shape and type come back. What moves in has the
-    value `fill`, one number or (C,); for black in normalised images that is -mean / std.
+    Images are of any type, which comes back. What moves in has the value `fill`; for black in
+    normalised images that is -mean / std.
     """
     count, height, width, channels = images.shape
     padded_shape = (count, height + 2 * max_pixels, width + 2 * max_pixels, channels)
@@ -72,33 +78,42 @@ def random_shift(key: Array, images: Array, max_pixels: int, fill: float | Array
     canvas = canvas.at[(slice(None), *inside)].set(images)
     corners = jax.random.randint(key, (count, 2), 0, 2 * max_pixels + 1)
 
-    def window(image: Array, corner: Array) -> Array:
+    def window(
+        image: Shaped[Array, "padded_height padded_width channels"], corner: Int[Array, "2"]
+    ) -> Shaped[Array, "height width channels"]:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), (height, width, channels))
 
     return jax.vmap(window)(canvas, corners)
 
 
-def random_crop(key: Array, images: Array, padding: int) -> Array:
+def random_crop(
+    key: Key[Array, ""], images: Shaped[Array, "images height width channels"], padding: int
+) -> Shaped[Array, "images height width channels"]:
     """Pad each image with `padding` zeros on all sides and crop it back at a random place.
 
-    images: (N, H, W, C); the same shape and type come back. This is `random_shift` under the name
-    that it has for CIFAR (padding 4).
+    This is `random_shift` under the name that it has for CIFAR (padding 4).
     """
     return random_shift(key, images, padding)
 
 
-def random_flip(key: Array, images: Array) -> Array:
-    """Mirror each image left to right with probability 1/2. images: (N, H, W, C), kept so."""
+def random_flip(
+    key: Key[Array, ""], images: Shaped[Array, "images height width channels"]
+) -> Shaped[Array, "images height width channels"]:
+    """Mirror each image left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1, :], images)
 
 
-def mixup(key: Array, images: Array, labels: Array, alpha: float) -> tuple[Array, Array]:
+def mixup(
+    key: Key[Array, ""],
+    images: Shaped[Array, "images height width channels"],
+    labels: Array,
+    alpha: float | Float[Array, ""],
+) -> tuple[Float[Array, "images height width channels"], Float[Array, "images classes"]]:
     """Mix each image and its label with another of the batch: lam * own + (1 - lam) * other.
 
     One lam from Beta(alpha, alpha) and one permutation serve the whole batch (Zhang et al., 2018).
-    images: (N, H, W, C); labels: (N, K) probabilities (one-hot for plain labels); alpha > 0.
-    Returns float images and labels of the same shapes and units.
+    labels: (images, classes), probabilities (one-hot for plain labels); alpha > 0. Units are kept.
     """
     if labels.ndim != 2:
         raise DataError(f"mixup: labels have shape {labels.shape}; allowed: (N, K) probabilities")

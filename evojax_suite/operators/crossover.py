@@ -6,6 +6,7 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Key
 
 from evojax_suite.types import Array
 
@@ -13,19 +14,19 @@ LaplaceSign = Literal["independent", "shared"]
 
 
 def laplace_crossover(
-    key: Array,
-    parent_1: Array,
-    parent_2: Array,
+    key: Key[Array, ""],
+    parent_1: Float[Array, "dims"],
+    parent_2: Float[Array, "dims"],
     *,
-    location: float | Array = 0.0,
-    scale: float | Array = 0.5,
-    rate: float | Array = 1.0,
+    location: float | Float[Array, ""] = 0.0,
+    scale: float | Float[Array, ""] = 0.5,
+    rate: float | Float[Array, ""] = 1.0,
     sign: LaplaceSign = "independent",
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, "dims"], Float[Array, "dims"]]:
     """Laplace crossover (Deep & Thakur 2007, Eq. 4-5; paper 002, Eq. 4-6): two children.
 
-    parent_1, parent_2: (D,). With probability `rate` child i is parent_i + beta |parent_1 -
-    parent_2| with a beta for every element; otherwise the children are the parents. scale: > 0.
+    With probability `rate` child i is parent_i + beta |parent_1 - parent_2| with a beta for every
+    element; otherwise the children are the parents. scale: > 0.
 
     sign: "independent" draws sign and size of beta apart, so that beta is Laplace(location, scale),
     as the implementation inspyred does. "shared" is Eq. 4 to the letter, one uniform u for both:

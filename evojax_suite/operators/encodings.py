@@ -21,6 +21,7 @@ from typing import Literal, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Shaped
 
 from evojax_suite.types import Array
 
@@ -28,18 +29,24 @@ EncodingName = Literal["pixels", "cosines"]
 
 
 class Encoding(Protocol):
-    """A linear map between codes (..., num_dims) and images (..., H, W, C)."""
+    """A linear map between codes and images. `spread` is that of cosines of whole images."""
 
     @property
     def num_dims(self) -> int:
         """Numbers that stand for one image."""
         ...
 
-    def decode(self, codes: Array, spread: Array) -> Array:
+    def decode(
+        self, codes: Float[Array, "*batch dims"], spread: Float[Array, "rows columns channels"]
+    ) -> Float[Array, "*batch height width channels"]:
         """The images of some codes."""
         ...
 
-    def encode(self, images: Array, spread: Array) -> Array:
+    def encode(
+        self,
+        images: Float[Array, "*batch height width channels"],
+        spread: Float[Array, "rows columns channels"],
+    ) -> Float[Array, "*batch dims"]:
         """The codes whose images are nearest, in least squares."""
         ...
 
@@ -54,11 +61,17 @@ class Pixels:
     def num_dims(self) -> int:
         return math.prod(self.image_shape)
 
-    def decode(self, codes: Array, spread: Array) -> Array:
+    def decode(
+        self, codes: Float[Array, "*batch dims"], spread: Float[Array, "rows columns channels"]
+    ) -> Float[Array, "*batch height width channels"]:
         del spread
         return codes.reshape(*codes.shape[:-1], *self.image_shape)
 
-    def encode(self, images: Array, spread: Array) -> Array:
+    def encode(
+        self,
+        images: Float[Array, "*batch height width channels"],
+        spread: Float[Array, "rows columns channels"],
+    ) -> Float[Array, "*batch dims"]:
         del spread
         return images.reshape(*images.shape[:-3], self.num_dims)
 
@@ -66,7 +79,7 @@ class Pixels:
 @dataclass(frozen=True)
 class Cosines:
     """The lowest `count` x `count` coefficients of each channel's orthonormal DCT-II, divided by
-    `spread` (H, W, C): the standard deviation of each coefficient, as `cosine_spread` gives it.
+    `spread`: the standard deviation of each coefficient, as `cosine_spread` gives it.
 
     Raises ValueError where `count` is not in 1..the image's shorter side.
     """
@@ -87,13 +100,19 @@ class Cosines:
         height, width, _ = self.image_shape
         return cosine_basis(height)[: self.count], cosine_basis(width)[: self.count]
 
-    def decode(self, codes: Array, spread: Array) -> Array:
+    def decode(
+        self, codes: Float[Array, "*batch dims"], spread: Float[Array, "rows columns channels"]
+    ) -> Float[Array, "*batch height width channels"]:
         shape = *codes.shape[:-1], self.count, self.count, self.image_shape[2]
         coefficients = codes.reshape(shape) * spread[: self.count, : self.count]
         rows, columns = self._bases()
         return jnp.einsum("kh,...klc,lw->...hwc", rows, coefficients, columns, precision="highest")
 
-    def encode(self, images: Array, spread: Array) -> Array:
+    def encode(
+        self,
+        images: Float[Array, "*batch height width channels"],
+        spread: Float[Array, "rows columns channels"],
+    ) -> Float[Array, "*batch dims"]:
         rows, columns = self._bases()
         coefficients = jnp.einsum(
             "kh,...hwc,lw->...klc", rows, images, columns, precision="highest"
@@ -113,12 +132,18 @@ class Tiles:
     def num_dims(self) -> int:
         return self.factor**2 * self.tile.num_dims
 
-    def decode(self, codes: Array, spread: Array) -> Array:
+    def decode(
+        self, codes: Float[Array, "*batch dims"], spread: Float[Array, "rows columns channels"]
+    ) -> Float[Array, "*batch height width channels"]:
         tiles = codes.reshape(*codes.shape[:-1], self.factor**2, self.tile.num_dims)
         # An orthonormal transform of a smaller image has smaller coefficients.
         return _joined(self.tile.decode(tiles, spread / self.factor), self.factor)
 
-    def encode(self, images: Array, spread: Array) -> Array:
+    def encode(
+        self,
+        images: Float[Array, "*batch height width channels"],
+        spread: Float[Array, "rows columns channels"],
+    ) -> Float[Array, "*batch dims"]:
         codes = self.tile.encode(_cut(images, self.factor), spread / self.factor)
         return codes.reshape(*images.shape[:-3], self.num_dims)
 
@@ -143,24 +168,35 @@ def check_factor(factor: int, size: tuple[int, ...]) -> None:
         raise ValueError(f"factor must be >= 1 and divide {size[0]} x {size[1]}, got {factor}")
 
 
-def _cut(images: Array, factor: int) -> Array:
-    """Images (..., H, W, C) -> their tiles (..., factor^2, H / factor, W / factor, C)."""
+def _cut(
+    images: Float[Array, "*batch height width channels"], factor: int
+) -> Float[Array, "*batch {factor}**2 height//{factor} width//{factor} channels"]:
+    """The tiles of images."""
     *rest, height, width, channels = images.shape
     shape = factor, height // factor, factor, width // factor, channels
     tiles = jnp.moveaxis(images.reshape(*rest, *shape), -3, -4)
     return tiles.reshape(*rest, factor**2, height // factor, width // factor, channels)
 
 
-def _joined(tiles: Array, factor: int) -> Array:
+def _joined(
+    tiles: Float[Array, "*batch {factor}**2 height width channels"], factor: int
+) -> Float[Array, "*batch height*{factor} width*{factor} channels"]:
     """The inverse of `_cut`."""
     *rest, _, height, width, channels = tiles.shape
     rows = jnp.moveaxis(tiles.reshape(*rest, factor, factor, height, width, channels), -4, -3)
     return rows.reshape(*rest, factor * height, factor * width, channels)
 
 
-def unpacked(images: Array, labels: Array, factor: int) -> tuple[Array, Array]:
-    """What networks see of images (n, H, W, C) and labels (n, ...): each tile enlarged to the
-    full size (bilinear), (n * factor^2, H, W, C), with its image's label."""
+def unpacked(
+    images: Float[Array, "images height width channels"],
+    labels: Shaped[Array, "images *classes"],
+    factor: int,
+) -> tuple[
+    Float[Array, "images*{factor}**2 height width channels"],
+    Shaped[Array, "images*{factor}**2 *classes"],
+]:
+    """What networks see of images and labels: each tile enlarged to the full size (bilinear), with
+    its image's label."""
     if factor == 1:
         return images, labels
     num_images, *shape = images.shape
@@ -169,8 +205,10 @@ def unpacked(images: Array, labels: Array, factor: int) -> tuple[Array, Array]:
     return large.reshape(-1, *shape), labels.repeat(factor**2, 0)
 
 
-def packed(images: Array, factor: int) -> Array:
-    """Images (n * factor^2, H, W, C), made smaller, as tiles of (n, H, W, C)."""
+def packed(
+    images: Float[Array, "tiles height width channels"], factor: int
+) -> Float[Array, "tiles//{factor}**2 height width channels"]:
+    """Images, made smaller, as tiles of images of the same size."""
     if factor == 1:
         return images
     _, height, width, channels = images.shape
@@ -179,22 +217,24 @@ def packed(images: Array, factor: int) -> Array:
     return _joined(small.reshape(-1, factor**2, *shape), factor)
 
 
-def rounded(pixels: Array, levels: int) -> Array:
+def rounded(pixels: Float[Array, "*shape"], levels: int) -> Float[Array, "*shape"]:
     """Pixels, each the nearest of `levels` values evenly spaced from 0 to 1."""
     return jnp.round(jnp.clip(pixels, 0, 1) * (levels - 1)) / (levels - 1)
 
 
-def cosine_basis(size: int) -> np.ndarray:
-    """The rows of the orthonormal DCT-II, (size, size) float32, from the lowest frequency on."""
+def cosine_basis(size: int) -> Float32[np.ndarray, "{size} {size}"]:
+    """The rows of the orthonormal DCT-II, from the lowest frequency on."""
     frequency, place = np.ogrid[:size, :size]
     basis = np.cos(np.pi * frequency * (2 * place + 1) / (2 * size)) * (2 / size) ** 0.5
     basis[0] /= 2**0.5
     return basis.astype(np.float32)
 
 
-def cosine_spread(images: np.ndarray, least: float = 1e-3) -> np.ndarray:
-    """The standard deviation of each coefficient of images (N, H, W, C): (H, W, C), and `least`
-    added, since a coefficient that never varies must still be divided by."""
+def cosine_spread(
+    images: Float[np.ndarray, "images height width channels"], least: float = 1e-3
+) -> Float[np.ndarray, "height width channels"]:
+    """The standard deviation of each coefficient of images, and `least` added, since a coefficient
+    that never varies must still be divided by."""
     rows, columns = cosine_basis(images.shape[1]), cosine_basis(images.shape[2])
     coefficients = np.einsum("kh,nhwc,lw->nklc", rows, images, columns, optimize=True)
     return coefficients.std(0) + np.float32(least)

@@ -6,30 +6,39 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Key
 
 from evojax_suite.types import Array
 
 
-def truncation(fitness: Array, num_survivors: int) -> Array:
-    """Indices (num_survivors,) of the lowest fitness (P,), best first; NaN counts as worst."""
+def truncation(
+    fitness: Float[Array, "population"], num_survivors: int
+) -> Int[Array, "{num_survivors}"]:
+    """Indices of the lowest fitness, best first; NaN counts as worst."""
     return jnp.argsort(jnp.where(jnp.isnan(fitness), jnp.inf, fitness))[:num_survivors]
 
 
-def uniform_parents(key: Array, num_parents: int, num_pairs: int) -> tuple[Array, Array]:
-    """Two index arrays (num_pairs,), uniform over 0..num_parents-1, drawn with replacement."""
+def uniform_parents(
+    key: Key[Array, ""], num_parents: int, num_pairs: int
+) -> tuple[Int[Array, "{num_pairs}"], Int[Array, "{num_pairs}"]]:
+    """Two arrays of indices, uniform over 0..num_parents-1, drawn with replacement."""
     pairs = jax.random.randint(key, (2, num_pairs), 0, num_parents)
     return pairs[0], pairs[1]
 
 
-def tournament(key: Array, fitness: Array, num_chosen: int, size: int) -> Array:
-    """Indices (num_chosen,): each the fittest of `size` drawn with replacement; fitness (P,),
-    higher is better here; as DEAP's `selTournament`."""
+def tournament(
+    key: Key[Array, ""], fitness: Float[Array, "population"], num_chosen: int, size: int
+) -> Int[Array, "{num_chosen}"]:
+    """Indices, each of the fittest of `size` drawn with replacement; higher fitness is better here;
+    as DEAP's `selTournament`."""
     rivals = jax.random.randint(key, (num_chosen, size), 0, fitness.shape[0])
     return jnp.take_along_axis(rivals, fitness[rivals].argmax(1)[:, None], 1)[:, 0]
 
 
-def non_dominated_ranks(objectives: Array) -> Array:
-    """Fronts (P,), 0 the best, of objectives (P, M), lower is better; Deb et al. 2002, NSGA-II.
+def non_dominated_ranks(
+    objectives: Float[Array, "population objectives"],
+) -> Int[Array, "population"]:
+    """Fronts, 0 the best, by objectives, lower is better; Deb et al. 2002, NSGA-II.
 
     A member that is no better than another in any objective and worse in one is in a later front.
     A row that is not finite comes after all that are.
@@ -52,11 +61,13 @@ def non_dominated_ranks(objectives: Array) -> Array:
     return jax.lax.while_loop(lambda carry: (carry[1] < 0).any(), peel, start)[1]
 
 
-def crowding_distances(objectives: Array, ranks: Array) -> Array:
-    """How far apart (P,) the neighbours of each member in its front lie, infinite at the ends.
+def crowding_distances(
+    objectives: Float[Array, "population objectives"], ranks: Int[Array, "population"]
+) -> Float[Array, "population"]:
+    """How far apart the neighbours of each member in its front lie, infinite at the ends.
 
-    objectives: (P, M); ranks: (P,). The sum over the objectives of the gap between the next lower
-    and the next higher value, each over the population's range (in NSGA-II the front's).
+    The sum over the objectives of the gap between the next lower and the next higher value, each
+    over the population's range (in NSGA-II the front's).
     """
 
     def gaps(values):
@@ -85,8 +96,10 @@ def class_shares(num_samples: int, num_classes: int) -> tuple[int, ...]:
     return tuple(share + (label < more) for label in range(num_classes))
 
 
-def check_shares(labels: np.ndarray, num_samples: int, num_classes: int, balanced: bool) -> None:
-    """Raise ValueError, on the host, where labels (N,) cannot give `num_samples` samples."""
+def check_shares(
+    labels: Int[np.ndarray, "examples"], num_samples: int, num_classes: int, balanced: bool
+) -> None:
+    """Raise ValueError, on the host, where labels cannot give `num_samples` samples."""
     if not 1 <= num_samples < len(labels):
         raise ValueError(f"num_samples must be in 1..{len(labels) - 1}, got {num_samples}")
     if balanced:
@@ -100,12 +113,16 @@ def check_shares(labels: np.ndarray, num_samples: int, num_classes: int, balance
 
 
 def highest_scores(
-    scores: Array, labels: Array, num_samples: int, num_classes: int, balanced: bool = True
-) -> Array:
-    """Indices (num_samples,) of the highest scores (N,), best first.
+    scores: Float[Array, "examples"],
+    labels: Int[Array, "examples"],
+    num_samples: int,
+    num_classes: int,
+    balanced: bool = True,
+) -> Int[Array, "{num_samples}"]:
+    """Indices of the highest scores, best first.
 
-    Balanced, each class of labels (N,) gives its share (`class_shares`), class by class; a class
-    that has too few is filled up with samples of others (`check_shares` finds this before).
+    Balanced, each class gives its share (`class_shares`), class by class; a class that has too few
+    is filled up with samples of others (`check_shares` finds this before).
 
     >>> highest_scores(jnp.array([0.1, 0.9, 0.8, 0.2]), jnp.array([0, 1, 1, 0]), 2, 2).tolist()
     [3, 1]
@@ -119,9 +136,13 @@ def highest_scores(
 
 
 def random_examples(
-    key: Array, labels: Array, num_samples: int, num_classes: int, balanced: bool = True
-) -> Array:
-    """Indices (num_samples,) into labels (N,), drawn uniformly without replacement; balanced, each
-    class gives its share, class by class."""
+    key: Key[Array, ""],
+    labels: Int[Array, "examples"],
+    num_samples: int,
+    num_classes: int,
+    balanced: bool = True,
+) -> Int[Array, "{num_samples}"]:
+    """Indices of examples, drawn uniformly without replacement; balanced, each class gives its
+    share, class by class."""
     priorities = jax.random.uniform(key, labels.shape)
     return highest_scores(priorities, labels, num_samples, num_classes, balanced)

@@ -11,6 +11,7 @@ from evosax.algorithms import algorithms as evosax_algorithms
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
+from jaxtyping import Float
 
 from evojax_suite.strategies.block_es import BlockES
 from evojax_suite.strategies.laplace_ga import LaplaceGA
@@ -37,7 +38,7 @@ def options(name: str) -> frozenset[str]:
 
 
 def create(name: str, population_size: int, num_dims: int, **options) -> EvolutionaryAlgorithm:
-    """The evosax algorithm `name` for real vectors (num_dims,).
+    """The evosax algorithm `name` for vectors of `num_dims` real numbers.
 
     Raises ValueError for an unknown name, and where the algorithm refuses the population size.
     """
@@ -54,7 +55,7 @@ def is_population_based(strategy: EvolutionaryAlgorithm) -> bool:
     return isinstance(strategy, PopulationBasedAlgorithm)
 
 
-def mean_of(strategy: EvolutionaryAlgorithm, state: PyTree) -> jax.Array:
+def mean_of(strategy: EvolutionaryAlgorithm, state: PyTree) -> Float[jax.Array, "dims"]:
     """The mean around which an algorithm that is not population-based searches."""
     assert isinstance(strategy, DistributionBasedAlgorithm)
     return jnp.asarray(strategy.get_mean(state))

@@ -28,6 +28,7 @@ from evosax.algorithms.distribution_based.base import (
 from evosax.algorithms.distribution_based.base import Params as BaseParams
 from evosax.algorithms.distribution_based.base import State as BaseState
 from flax import struct
+from jaxtyping import Float, Int, Key
 
 from evojax_suite.types import Array
 
@@ -36,11 +37,11 @@ from evojax_suite.types import Array
 class Params(BaseParams):
     """Scalars that may be traced."""
 
-    std_init: float | Array = 0.4
+    std_init: float | Float[Array, ""] = 0.4
     """Standard deviation of the noise, > 0."""
-    learning_rate: float | Array = 0.5
+    learning_rate: float | Float[Array, ""] = 0.5
     """Step size of Adam in standard deviations of the noise, > 0."""
-    averaging: float | Array = 8.0
+    averaging: float | Float[Array, ""] = 8.0
     """Exponent of the average, >= 0: 0 weighs all means alike, more weighs the last ones more."""
 
 
@@ -48,22 +49,22 @@ class Params(BaseParams):
 class State(BaseState):
     """`mean` is where candidates are drawn, `average` what the search has come to."""
 
-    average: Array
+    average: Float[Array, "dims"]
     opt_state: optax.OptState
 
 
 class BlockES(DistributionBasedAlgorithm):
-    """OpenAI-ES whose `tell` takes losses (P,), or (P, B) with credit by block."""
+    """OpenAI-ES whose `tell` takes the losses of members, or of each of their blocks."""
 
     def __init__(
         self,
         population_size: int,
         solution,
-        blocks: int | np.ndarray = 1,
+        blocks: int | Int[np.ndarray, "dims"] = 1,
         metrics_fn: Callable = metrics_fn,
     ):
-        """`solution` is an example candidate, any pytree of D numbers. blocks: how many blocks of
-        equal size its numbers are in order, or the block of each, (D,) integers from 0 on."""
+        """`solution` is an example candidate, any pytree of numbers. blocks: how many blocks of
+        equal size these are in order, or the block of each, from 0 on."""
         super().__init__(population_size, solution, metrics_fn=metrics_fn)
         if population_size < 2 or population_size % 2:
             raise ValueError(f"population_size must be even and >= 2, got {population_size}")
@@ -80,7 +81,7 @@ class BlockES(DistributionBasedAlgorithm):
     def _default_params(self) -> Params:
         return Params()
 
-    def _init(self, key: Array, params: Params) -> State:
+    def _init(self, key: Key[Array, ""], params: Params) -> State:
         return State(
             mean=jnp.full(self.num_dims, jnp.nan),
             average=jnp.full(self.num_dims, jnp.nan),
@@ -91,7 +92,7 @@ class BlockES(DistributionBasedAlgorithm):
         )
 
     @partial(jax.jit, static_argnames=("self",))
-    def init(self, key: Array, mean, params: Params) -> State:
+    def init(self, key: Key[Array, ""], mean, params: Params) -> State:
         """The state around a first mean."""
         state = super().init(key, mean, params)
         return state.replace(average=state.mean)
@@ -100,14 +101,21 @@ class BlockES(DistributionBasedAlgorithm):
         """What the search has come to: the average of the means."""
         return self._unravel_solution(state.average)
 
-    def _ask(self, key: Array, state: State, params: Params):
+    def _ask(self, key: Key[Array, ""], state: State, params: Params):
         noise = jax.random.normal(key, (self.population_size // 2, self.num_dims))
         noise = params.std_init * noise
         return jnp.concatenate([state.mean + noise, state.mean - noise]), state
 
     @partial(jax.jit, static_argnames=("self",))
-    def tell(self, key: Array, population, fitness: Array, state: State, params: Params):
-        """Moves the mean, given losses (P,) or (P, B), NaN where an evaluation failed."""
+    def tell(
+        self,
+        key: Key[Array, ""],
+        population,
+        fitness: Float[Array, "population"] | Float[Array, "population blocks"],
+        state: State,
+        params: Params,
+    ):
+        """Moves the mean, given losses, NaN where an evaluation failed."""
         population = jax.vmap(self._ravel_solution)(population)
         losses = fitness.reshape(self.population_size, -1)
         total = losses.mean(1)
@@ -119,7 +127,14 @@ class BlockES(DistributionBasedAlgorithm):
         state = self._tell(key, population, losses, state, params)
         return state.replace(generation_counter=state.generation_counter + 1), metrics
 
-    def _tell(self, key: Array, population: Array, fitness: Array, state: State, params: Params):
+    def _tell(
+        self,
+        key: Key[Array, ""],
+        population: Float[Array, "population dims"],
+        fitness: Float[Array, "population blocks"],
+        state: State,
+        params: Params,
+    ):
         pairs = self.population_size // 2
         rank = centred_ranks(fitness)
         weight = rank[:pairs] - rank[pairs:]
@@ -133,12 +148,17 @@ class BlockES(DistributionBasedAlgorithm):
 
 
 def averaged(
-    average: Array, latest: Array, count: int | Array, exponent: float | Array = Params.averaging
-) -> Array:
+    average: Float[Array, "*shape"],
+    latest: Float[Array, "*shape"],
+    count: int | Int[Array, ""],
+    exponent: float | Float[Array, ""] = Params.averaging,
+) -> Float[Array, "*shape"]:
     """The polynomial-decay average of what `average` is of, `count` values, and the latest one."""
     return average + (exponent + 1) / (exponent + count + 1) * (latest - average)
 
 
-def centred_ranks(losses: Array) -> Array:
-    """Ranks the columns of (P, B), each from -0.5 for the least to 0.5; what failed ranks last."""
+def centred_ranks(
+    losses: Float[Array, "population blocks"],
+) -> Float[Array, "population blocks"]:
+    """Ranks by column, each from -0.5 for the least to 0.5; what failed ranks last."""
     return losses.argsort(0).argsort(0) / (len(losses) - 1) - 0.5

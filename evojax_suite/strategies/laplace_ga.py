@@ -18,6 +18,7 @@ from evosax.algorithms.population_based.base import PopulationBasedAlgorithm, me
 from evosax.algorithms.population_based.base import State as State
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
+from jaxtyping import Float, Key
 
 from evojax_suite.operators import LaplaceSign, laplace_crossover, truncation, uniform_parents
 from evojax_suite.types import Array
@@ -27,18 +28,18 @@ from evojax_suite.types import Array
 class Params(BaseParams):
     """Scalars that may be traced."""
 
-    crossover_rate: float | Array = 1.0
+    crossover_rate: float | Float[Array, ""] = 1.0
     """Probability that a pair is crossed over, in [0, 1]."""
-    laplace_location: float | Array = 0.0
+    laplace_location: float | Float[Array, ""] = 0.0
     """Location of the Laplace distribution."""
-    laplace_scale: float | Array = 0.5
+    laplace_scale: float | Float[Array, ""] = 0.5
     """Scale of the Laplace distribution, > 0."""
-    mutation_scale: float | Array = 1.0
+    mutation_scale: float | Float[Array, ""] = 1.0
     """Standard deviation of the first generation's noise; generation g has 1/g of it."""
-    lower: float | Array = -jnp.inf
-    """Lower bound of children, a scalar or (D,)."""
-    upper: float | Array = jnp.inf
-    """Upper bound of children, a scalar or (D,)."""
+    lower: float | Float[Array, ""] | Float[Array, "dims"] = -jnp.inf
+    """Lower bound of children."""
+    upper: float | Float[Array, ""] | Float[Array, "dims"] = jnp.inf
+    """Upper bound of children."""
 
 
 class LaplaceGA(PopulationBasedAlgorithm):
@@ -73,7 +74,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
     def _default_params(self) -> Params:
         return Params()
 
-    def _init(self, key: Array, params: Params) -> State:
+    def _init(self, key: Key[Array, ""], params: Params) -> State:
         return State(
             population=jnp.full((self.population_size, self.num_dims), jnp.nan),
             fitness=jnp.full((self.population_size,), jnp.inf),
@@ -82,7 +83,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
             generation_counter=0,
         )
 
-    def _ask(self, key: Array, state: State, params: Params):
+    def _ask(self, key: Key[Array, ""], state: State, params: Params):
         key_parents, key_crossover, key_noise = jax.random.split(key, 3)
         survivors = state.population[truncation(state.fitness, self.num_survivors)]
         num_children = self.population_size - self.num_survivors
@@ -112,5 +113,12 @@ class LaplaceGA(PopulationBasedAlgorithm):
         """A failed member has the worst fitness, so that it is never the best of the state."""
         return jnp.where(jnp.isnan(raw_fitness), jnp.inf, fitness)
 
-    def _tell(self, key: Array, population, fitness, state: State, params: Params) -> State:
+    def _tell(
+        self,
+        key: Key[Array, ""],
+        population: Float[Array, "population dims"],
+        fitness: Float[Array, "population"],
+        state: State,
+        params: Params,
+    ) -> State:
         return state.replace(population=population, fitness=fitness)

@@ -37,6 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Float32, Int, Int32, Key, UInt8
 
 from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
@@ -61,12 +62,14 @@ from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 class Data:
     """Training and validation part on the device."""
 
-    images: Array  # (N, H, W, C), uint8 or float in [0, 1]
-    labels: Array  # (N,) int32
+    images: (  # floats in [0, 1]
+        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+    )
+    labels: Int[Array, "images"]
     groups: Groups  # what the places of a subset may hold
     validation: Batches  # normalised
-    mean: Array  # (C,)
-    std: Array  # (C,)
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
 
 
 @struct.dataclass
@@ -74,33 +77,33 @@ class State:
     """The predator in training, what it found hard, and the prey."""
 
     fit: FitState
-    difficulty: Array  # (N,) of each example, NaN where it was never measured
-    wrong_in_a_row: Array  # (N,) int32 measurements
-    prey: Array  # (P, m) int32
-    chosen: Array  # (N,) int32: the examples to train on come first
-    num_chosen: Array  # () int32
-    selections: Array  # () int32 done
-    gradient_examples: Array  # () float32: examples whose gradient was computed
-    measured_examples: Array  # () float32: examples of the passes
-    epoch: Array  # () int32 done
+    difficulty: Float[Array, "examples"]  # NaN where it was never measured
+    wrong_in_a_row: Int32[Array, "examples"]  # measurements
+    prey: Int32[Array, "population places"]
+    chosen: Int32[Array, "examples"]  # the examples to train on come first
+    num_chosen: Int32[Array, ""]
+    selections: Int32[Array, ""]  # done
+    gradient_examples: Float32[Array, ""]  # examples whose gradient was computed
+    measured_examples: Float32[Array, ""]  # examples of the passes
+    epoch: Int32[Array, ""]  # done
 
 
 class Metrics(NamedTuple):
     """What one epoch reports."""
 
-    generation: Array  # the epoch, from 1
-    selections: Array
-    loss: Array  # of the examples trained on, as training saw them
-    accuracy: Array
-    validation_loss: Array
-    validation_accuracy: Array
-    difficulty_mean: Array  # over the whole training set
-    difficulty_chosen: Array  # over the examples trained on
-    difficulty_most: Array  # of the hardest subset that there is
-    distinct: Array  # examples among the chosen, each counted once
-    gradient_examples: Array
-    measured_examples: Array
-    num_failed: Array  # examples whose loss was NaN or infinite
+    generation: Int[Array, ""]  # the epoch, from 1
+    selections: Int[Array, ""]
+    loss: Float[Array, ""]  # of the examples trained on, as training saw them
+    accuracy: Float[Array, ""]
+    validation_loss: Float[Array, ""]
+    validation_accuracy: Float[Array, ""]
+    difficulty_mean: Float[Array, ""]  # over the whole training set
+    difficulty_chosen: Float[Array, ""]  # over the examples trained on
+    difficulty_most: Float[Array, ""]  # of the hardest subset that there is
+    distinct: Int[Array, ""]  # examples among the chosen, each counted once
+    gradient_examples: Float[Array, ""]
+    measured_examples: Float[Array, ""]
+    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
     stage_seconds: dict[str, float]  # measured where `timed`; no part of the result
 
 
@@ -130,15 +133,22 @@ def make_data(config: Config, dataset: Dataset) -> Data:
     )
 
 
-def prey_fitness(prey: Array, difficulty: Array) -> Array:
-    """Mean difficulty (P,) of subsets (P, m): higher is fitter."""
+def prey_fitness(
+    prey: Int[Array, "population places"], difficulty: Float[Array, "examples"]
+) -> Float[Array, "population"]:
+    """Mean difficulty of subsets: higher is fitter."""
     return difficulty[prey].mean(1)
 
 
 def evolve(
-    key: Array, prey: Array, difficulty: Array, groups: Groups, config: Config, params: Params
-) -> Array:
-    """Subsets (P, m) after `prey_generations` generations, the fittest first."""
+    key: Key[Array, ""],
+    prey: Int[Array, "population places"],
+    difficulty: Float[Array, "examples"],
+    groups: Groups,
+    config: Config,
+    params: Params,
+) -> Int[Array, "population places"]:
+    """Subsets after `prey_generations` generations, the fittest first."""
     size = config.prey_population
 
     def vary(key, prey):
@@ -175,12 +185,14 @@ def evolve(
 
 
 def select(
-    key: Array, prey: Array, hardness: Array, groups: Groups, config: Config, params: Params
-) -> tuple[Array, Array]:
-    """A subset (m,) by the rule of `config`, and the prey (P, m) after it.
-
-    hardness: (N,) >= 0.
-    """
+    key: Key[Array, ""],
+    prey: Int[Array, "population places"],
+    hardness: Float[Array, "examples"],
+    groups: Groups,
+    config: Config,
+    params: Params,
+) -> tuple[Int[Array, "places"], Int[Array, "population places"]]:
+    """A subset by the rule of `config`, and the prey after it. hardness: >= 0."""
     key_rule, key_share, key_mix = jax.random.split(key, 3)
     match config.selection:
         case "cest":
@@ -233,8 +245,14 @@ def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
     )
 
 
-def _learned(setup: _Setup, state: State, losses: Array, correct: Array, known: Array) -> State:
-    """The state with new difficulties of the examples where `known` (N,) is True."""
+def _learned(
+    setup: _Setup,
+    state: State,
+    losses: Float[Array, "examples"],
+    correct: Bool[Array, "examples"],
+    known: Bool[Array, "examples"],
+) -> State:
+    """The state with new difficulties of the examples where `known` is True."""
     new = losses if setup.config.difficulty == "loss" else (~correct).astype(jnp.float32)
     new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
     first = jnp.isnan(state.difficulty)

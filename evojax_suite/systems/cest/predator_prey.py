@@ -29,6 +29,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite import networks
@@ -100,18 +101,18 @@ class Params(Scalars):
 class State:
     """Both populations."""
 
-    predators: FitState  # leading axis P, as they were before the last reproduction
-    fitness: Array  # (P,) of these
-    validation: Array  # (P,) their accuracy on the validation part
-    prey: Array  # (m,) int32: examples to train on next
-    generation: Array  # () int32 done
+    predators: FitState  # leading axis theirs, as they were before the last reproduction
+    fitness: Float[Array, "predators"]  # of these
+    validation: Float[Array, "predators"]  # their accuracy on the validation part
+    prey: Int32[Array, "prey"]  # examples to train on next
+    generation: Int32[Array, ""]  # done
 
 
 class Young(NamedTuple):
     """The predators of a generation before their training, and what they train on."""
 
     predators: FitState  # leading axis that of the predators
-    prey: Array  # positions in the training set
+    prey: Int[Array, "prey"]  # positions in the training set
 
 
 class Trained(NamedTuple):
@@ -120,26 +121,30 @@ class Trained(NamedTuple):
 
     predators: FitState
     presentation: Presentation
-    validation: Array
+    validation: Float[Array, "predators"]
 
 
 class Metrics(NamedTuple):
     """What one generation reports."""
 
-    generation: Array  # from 1
-    fitness_best: Array  # part of the prey that the best predator classifies
-    fitness_mean: Array
-    validation_accuracy: Array  # of the best predator there
-    validation_accuracy_mean: Array
-    prey_fitness_mean: Array  # predators that misclassify an example, over the next prey
-    wrong_mean: Array  # the same over the whole training set
-    num_failed: Array  # predators with a loss that is NaN or infinite
+    generation: Int[Array, ""]  # from 1
+    fitness_best: Float[Array, ""]  # part of the prey that the best predator classifies
+    fitness_mean: Float[Array, ""]
+    validation_accuracy: Float[Array, ""]  # of the best predator there
+    validation_accuracy_mean: Float[Array, ""]
+    prey_fitness_mean: Float[Array, ""]  # predators that misclassify an example of the next prey
+    wrong_mean: Float[Array, ""]  # the same over the whole training set
+    num_failed: Int[Array, ""]  # predators with a loss that is NaN or infinite
 
 
 def reproduce(
-    key: Array, predators: FitState, fitness: Array, config: Config, params: Params
+    key: Key[Array, ""],
+    predators: FitState,
+    fitness: Float[Array, "predators"],
+    config: Config,
+    params: Params,
 ) -> FitState:
-    """The next predators: the elites, then children; fitness (P,), higher is better, in [0, 1]."""
+    """The next predators: the elites, then children; higher fitness is better, in [0, 1]."""
     size = config.num_predators
     key_parents, key_both, key_layers, key_who, key_noise = jax.random.split(key, 5)
     usable = jnp.where(jnp.isfinite(fitness), fitness, 0.0)
@@ -153,7 +158,9 @@ def reproduce(
     def layer_of(path) -> str:
         return "/".join(str(part.key) for part in path[:-1])
 
-    def along(flags: Array, leaf: Array) -> Array:
+    def along(
+        flags: Bool[Array, "predators"], leaf: Shaped[Array, "predators *shape"]
+    ) -> Bool[Array, "predators ..."]:
         return flags.reshape(-1, *[1] * (leaf.ndim - 1))
 
     paths = jax.tree_util.tree_flatten_with_path(predators.parameters)[0]

@@ -1,7 +1,7 @@
 """Subsets of a training set as arrays of indices: drawn, ranked, and evolved as prey.
 
-A subset is (m,) int32, m examples of N. Each of its places belongs to a group of examples that it
-may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
+A subset is an array of indices of examples. Each of its places belongs to a group of examples that
+it may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
 drawn or exchanged. `Groups` tells which.
 
 Sources: Ryan et al. 2024, CEST, section III-A; the operators are those that DEAP defines
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Int, Int32, Key
 
 from evojax_suite.operators.selection import class_shares
 from evojax_suite.types import Array
@@ -23,15 +24,17 @@ from evojax_suite.types import Array
 class Groups:
     """Which examples the places of a subset may hold."""
 
-    members: Array  # (G, most) int32: examples of each group, padded
-    counts: Array  # (G,) int32
-    group_of: Array  # (N,) int32: of each example
-    places: Array  # (m,) int32: the group of each place of a subset
+    members: Int32[Array, "groups most"]  # examples of each group, padded
+    counts: Int32[Array, "groups"]
+    group_of: Int32[Array, "examples"]
+    places: Int32[Array, "places"]  # the group of each place of a subset
 
 
-def make_groups(labels: np.ndarray, num_samples: int, num_classes: int, balanced: bool) -> Groups:
-    """labels: (N,) integers. `balanced` gives each class its equal share of the m = `num_samples`
-    places; otherwise one group holds all. Raises ValueError where m is not in 1..N or a class has
+def make_groups(
+    labels: Int[np.ndarray, "examples"], num_samples: int, num_classes: int, balanced: bool
+) -> Groups:
+    """`balanced` gives each class its equal share of the `num_samples` places; otherwise one group
+    holds all. Raises ValueError where there are more places than examples, or none, or a class has
     fewer examples than its share."""
     if not 1 <= num_samples <= len(labels):
         raise ValueError(f"a subset must have 1..{len(labels)} examples, got {num_samples}")
@@ -54,15 +57,17 @@ def make_groups(labels: np.ndarray, num_samples: int, num_classes: int, balanced
     )
 
 
-def drawn(key: Array, groups: Groups, num_subsets: int) -> Array:
-    """Subsets (num_subsets, m) of independent uniform draws: an example may come twice."""
+def drawn(
+    key: Key[Array, ""], groups: Groups, num_subsets: int
+) -> Int[Array, "{num_subsets} places"]:
+    """Subsets of independent uniform draws: an example may come twice."""
     places = groups.places
     draw = jax.random.randint(key, (num_subsets, len(places)), 0, groups.counts[places])
     return groups.members[places, draw]
 
 
-def ranked(scores: Array, groups: Groups) -> Array:
-    """The subset (m,) of the highest scores (N,) of each group; equal ones by index."""
+def ranked(scores: Float[Array, "examples"], groups: Groups) -> Int[Array, "places"]:
+    """The subset of the highest scores of each group; equal ones by index."""
     order = jnp.lexsort((-scores, groups.group_of))  # by group, highest first
     starts = jnp.cumsum(groups.counts) - groups.counts
     places = groups.places
@@ -70,23 +75,28 @@ def ranked(scores: Array, groups: Groups) -> Array:
     return order[starts[places] + within].astype(jnp.int32)
 
 
-def sampled(key: Array, weights: Array, groups: Groups) -> Array:
-    """A subset (m,) drawn without replacement, each example with probability proportional to its
-    weight (N,) >= 0 among those of its group that are left; weight 0 comes last."""
+def sampled(
+    key: Key[Array, ""], weights: Float[Array, "examples"], groups: Groups
+) -> Int[Array, "places"]:
+    """A subset drawn without replacement, each example with probability proportional to its weight
+    >= 0 among those of its group that are left; weight 0 comes last."""
     noise = jax.random.gumbel(key, weights.shape)
     logits = jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -1e9)
     return ranked(logits + noise, groups)
 
 
-def random_subset(key: Array, groups: Groups) -> Array:
-    """A subset (m,) without repetition, uniform."""
+def random_subset(key: Key[Array, ""], groups: Groups) -> Int[Array, "places"]:
+    """A subset without repetition, uniform."""
     return ranked(jax.random.uniform(key, groups.group_of.shape), groups)
 
 
 def two_point_crossover(
-    key: Array, first: Array, second: Array, rate: float | Array
-) -> tuple[Array, Array]:
-    """Children of pairs of subsets (pairs, m): with probability `rate` a pair exchanges what lies
+    key: Key[Array, ""],
+    first: Int[Array, "pairs places"],
+    second: Int[Array, "pairs places"],
+    rate: float | Float[Array, ""],
+) -> tuple[Int[Array, "pairs places"], Int[Array, "pairs places"]]:
+    """Children of pairs of subsets: with probability `rate` a pair exchanges what lies
     between two cut points, uniform as DEAP draws them."""
     pairs, size = first.shape
     key_rate, key_low, key_high = jax.random.split(key, 3)
@@ -100,9 +110,13 @@ def two_point_crossover(
 
 
 def uniform_mutation(
-    key: Array, subsets: Array, groups: Groups, rate: float | Array, gene_rate: float | Array
-) -> Array:
-    """With probability `rate` a subset (of (P, m)) mutates: each of its places is drawn anew with
+    key: Key[Array, ""],
+    subsets: Int[Array, "population places"],
+    groups: Groups,
+    rate: float | Float[Array, ""],
+    gene_rate: float | Float[Array, ""],
+) -> Int[Array, "population places"]:
+    """With probability `rate` a subset mutates: each of its places is drawn anew with
     probability `gene_rate`."""
     key_who, key_where, key_what = jax.random.split(key, 3)
     who = jax.random.uniform(key_who, (len(subsets), 1)) < rate
@@ -110,8 +124,10 @@ def uniform_mutation(
     return jnp.where(who & where, drawn(key_what, groups, len(subsets)), subsets)
 
 
-def repaired(key: Array, subset: Array, groups: Groups) -> Array:
-    """The subset (m,) with each repetition replaced by an example of its group that is not in it,
+def repaired(
+    key: Key[Array, ""], subset: Int[Array, "places"], groups: Groups
+) -> Int[Array, "places"]:
+    """The subset with each repetition replaced by an example of its group that is not in it,
     uniform among these."""
     size = subset.shape[0]
     first = jnp.full(groups.group_of.shape, size, jnp.int32)

@@ -7,23 +7,23 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Int, Key
 
 from evojax_suite.operators import highest_scores
 from evojax_suite.types import Array
 
 
 def select(
-    key: Array,
-    scores: Array,
-    labels: Array,
+    key: Key[Array, ""],
+    scores: Int[Array, "examples"],
+    labels: Int[Array, "examples"],
     num_samples: int,
     num_classes: int,
     balanced: bool = True,
-) -> Array:
-    """Indices (num_samples,) of the examples forgotten most often; ties are broken at random.
+) -> Int[Array, "{num_samples}"]:
+    """Indices of the examples forgotten most often; ties are broken at random.
 
-    scores: (N,) of `proxy_network.forgetting_scores`. labels: (N,) integers. Balanced, each class
-    gives its share.
+    scores: of `proxy_network.forgetting_scores`. Balanced, each class gives its share.
     """
     order = jnp.lexsort((jax.random.uniform(key, scores.shape), scores))
     ranks = jnp.zeros(scores.shape).at[order].set(jnp.arange(len(scores), dtype=jnp.float32))

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from jaxtyping import Float, Int, Int32, UInt8
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
 from evojax_suite import networks
@@ -95,35 +96,37 @@ class Config:
 class Data:
     """The training part on the device, with the places of each class."""
 
-    images: Array  # (N, H, W, C)
-    places: Array  # (num_classes, most), indices of the images of a class, repeated to fill
-    counts: Array  # (num_classes,)
-    mean: Array
-    std: Array
+    images: (  # floats in [0, 1]
+        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+    )
+    places: Int[Array, "classes most"]  # indices of the images of a class, repeated to fill
+    counts: Int[Array, "classes"]
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
 
 
 @struct.dataclass
 class State:
     """The images and the momentum of their optimizer."""
 
-    images: Array  # (num_classes, images_per_class, H, W, C) normalised
-    momentum: Array
-    iteration: Array  # () int32
+    images: Float[Array, "classes images_per_class height width channels"]  # normalised
+    momentum: Float[Array, "classes images_per_class height width channels"]
+    iteration: Int32[Array, ""]
 
 
 class Metrics(NamedTuple):
     """What one iteration reports."""
 
-    generation: Array  # the iteration, from 1
-    matching_loss: Array  # mean over outer loops of the distance, per class
-    num_failed: Array  # outer loops whose step was left out
+    generation: Int[Array, ""]  # the iteration, from 1
+    matching_loss: Float[Array, ""]  # mean over outer loops of the distance, per class
+    num_failed: Int[Array, ""]  # outer loops whose step was left out
 
 
 class Condensed(NamedTuple):
     """The synthetic set, class by class."""
 
-    images: Array  # (n, H, W, C) normalised
-    labels: Array  # (n, num_classes)
+    images: Float[Array, "images height width channels"]  # normalised
+    labels: Float[Array, "images classes"]
 
 
 def make_data(dataset: Dataset) -> Data:
@@ -146,7 +149,7 @@ def make_data(dataset: Dataset) -> Data:
     )
 
 
-def matching_distance(real: PyTree, synthetic: PyTree) -> Array:
+def matching_distance(real: PyTree, synthetic: PyTree) -> Float[Array, ""]:
     """Eq. 9-10: one minus the cosine of the gradients of each output channel, summed.
 
     real, synthetic: gradients of flax parameters, whose last axis is the output channel; those of
@@ -163,7 +166,7 @@ def matching_distance(real: PyTree, synthetic: PyTree) -> Array:
     return jnp.sum(jnp.stack(jax.tree.leaves(jax.tree.map(layer, real, synthetic))))
 
 
-def _length(columns: Array) -> Array:
+def _length(columns: Float[Array, "rows columns"]) -> Float[Array, "columns"]:
     """Euclidean norm of each column; its gradient is 0, not NaN, where the column is 0."""
     squares = (columns * columns).sum(0)
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)

@@ -9,24 +9,25 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from evojax_suite.operators import class_shares
 from evojax_suite.types import Array
 
 
 def select(
-    key: Array,
-    features: Array,
-    labels: Array,
+    key: Key[Array, ""],
+    features: Float[Array, "examples features"],
+    labels: Int[Array, "examples"],
     num_samples: int,
     num_classes: int,
     balanced: bool = True,
-) -> Array:
-    """Indices (num_samples,) of a subset whose mean features are near those of the whole.
+) -> Int[Array, "{num_samples}"]:
+    """Indices of a subset whose mean features are near those of the whole.
 
-    features: (N, F) float. labels: (N,) integers. Balanced, each class gives its share, class by
-    class, in the order of choice; else the subset follows the mean of all samples. Deterministic:
-    `key` is not used, ties go to the lower index.
+    Balanced, each class gives its share, class by class, in the order of choice; else the
+    subset follows the mean of all samples. Deterministic: `key` is not used, ties go to the lower
+    index.
     """
     del key
     if not balanced:

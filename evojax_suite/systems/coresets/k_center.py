@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from evojax_suite.operators import class_shares
 from evojax_suite.types import Array
 
 
 def select(
-    key: Array,
-    features: Array,
-    labels: Array,
+    key: Key[Array, ""],
+    features: Float[Array, "examples features"],
+    labels: Int[Array, "examples"],
     num_samples: int,
     num_classes: int,
     balanced: bool = True,
-) -> Array:
-    """Indices (num_samples,) of samples that leave no other sample far from all of them.
+) -> Int[Array, "{num_samples}"]:
+    """Indices of samples that leave no other sample far from all of them.
 
-    features: (N, F) float. labels: (N,) integers. Balanced, each class gives its share and is
-    covered by itself, class by class in the order of choice; else all samples are covered at once.
-    Distances are updated one centre at a time: O(N) memory beside the features. Deterministic:
-    `key` is not used, ties go to the lower index.
+    Balanced, each class gives its share and is covered by itself, class by class in the
+    order of choice; else all samples are covered at once. Distances are updated one centre at a
+    time: O(examples) memory beside the features. Deterministic: `key` is not used, ties go to the
+    lower index.
     """
     del key
     if not balanced:

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+from jaxtyping import Float, Int, Int32
 from pydantic import PositiveFloat, PositiveInt
 
 from evojax_suite import networks
@@ -82,19 +83,19 @@ class Config:
 class State:
     """What the next step needs."""
 
-    code: Array  # (D,): a flat individual of `ga_distillation`
-    average: Array  # (D,): over the steps
+    code: Float[Array, "dims"]  # a flat individual of `ga_distillation`
+    average: Float[Array, "dims"]  # over the steps
     opt_state: PyTree
-    iteration: Array  # () int32
+    iteration: Int32[Array, ""]
 
 
 class Metrics(NamedTuple):
     """What one step reports."""
 
-    generation: Array  # the step, from 1
-    regression_loss: Array  # the sum over columns, of the images before the step
-    regression_accuracy: Array
-    num_failed: Array  # 1 where the gradient was not finite and the step was left out
+    generation: Int[Array, ""]  # the step, from 1
+    regression_loss: Float[Array, ""]  # the sum over columns, of the images before the step
+    regression_accuracy: Float[Array, ""]
+    num_failed: Int[Array, ""]  # 1 where the gradient was not finite and the step was left out
 
 
 def build(

@@ -41,6 +41,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Int, Int32, Num, UInt32
 
 from evojax_suite.operators import selection
 from evojax_suite.runtime import devices
@@ -59,13 +60,13 @@ from evojax_suite.types import Algorithm, Array
 class State:
     """All candidates in the order in which they are made, and who lives."""
 
-    genomes: Genome  # (T, L), END beyond those that were made
-    keys: Array  # (T, 2) uint32, of each one's training
-    accuracy: Array  # (T,) on the validation part, NaN where not judged or failed
-    rungs: Array  # (T, R + 1) the same at each rung and at the end, NaN where not reached
-    num_epochs: Array  # (T,) int32 that each was trained
-    population: Array  # (P,) int32, candidates from the best to the worst; -1 before the first
-    num_judged: Array  # () int32
+    genomes: Genome  # leading axis that of candidates, END beyond those that were made
+    keys: UInt32[Array, "candidates 2"]  # of each one's training
+    accuracy: Float[Array, "candidates"]  # on the validation part, NaN where not judged or failed
+    rungs: Float[Array, "candidates rungs_and_end"]  # the same at each, NaN where not reached
+    num_epochs: Int32[Array, "candidates"]  # that each was trained
+    population: Int32[Array, "population"]  # from the best to the worst; -1 before the first
+    num_judged: Int32[Array, ""]
     encoded: Encoded | None  # method evosax only
 
 
@@ -89,18 +90,21 @@ class Metrics(NamedTuple):
 class Found(NamedTuple):
     """What a search ends with: the population, from the best score to the worst."""
 
-    genomes: Genome  # (P, L)
-    accuracy: np.ndarray  # (P,) on the validation part, NaN where a training failed
+    genomes: Genome  # leading axis that of the population
+    accuracy: Float[np.ndarray, "population"]  # on the validation part, NaN where a training failed
     most_accurate: int  # its place
     smallest: int  # its place, of those whose training did not fail
 
 
 def scores(
-    accuracy: np.ndarray, sizes: np.ndarray, params: Params, scale: int | None = None
-) -> np.ndarray:
-    """The weighted sum (n,) of error rate and size, lower is better ("Natural selection").
+    accuracy: Float[np.ndarray, "candidates"],
+    sizes: Num[np.ndarray, "candidates"],
+    params: Params,
+    scale: int | None = None,
+) -> Float[np.ndarray, "candidates"]:
+    """The weighted sum of error rate and size, lower is better ("Natural selection").
 
-    accuracy, sizes: (n,). Error and size go from 0 to 1 over the candidates, or over the first
+    Error and size go from 0 to 1 over the candidates, or over the first
     `scale` of them, which makes the scores of several generations comparable. Infinite where the
     accuracy is not finite.
     """
@@ -120,9 +124,12 @@ def scores(
 
 
 def best_first(
-    accuracy: np.ndarray, sizes: np.ndarray, params: Params, survival: str = "score"
-) -> np.ndarray:
-    """Places (n,) of candidates from the best to the worst."""
+    accuracy: Float[np.ndarray, "candidates"],
+    sizes: Num[np.ndarray, "candidates"],
+    params: Params,
+    survival: str = "score",
+) -> Int[np.ndarray, "candidates"]:
+    """Places of candidates from the best to the worst."""
     if survival == "score":
         return np.argsort(scores(accuracy, sizes, params), kind="stable")
     objectives = jnp.stack([1 - jnp.asarray(accuracy), jnp.log(jnp.asarray(sizes, float))], axis=1)
@@ -287,8 +294,8 @@ def _draw(setup: _Setup, key: Array, state: State, params: Params) -> State:
     )
 
 
-def _bars_of(setup: _Setup, state: State, params: Params) -> np.ndarray:
-    """The accuracy (R,) at each rung that a child must reach, of the survivors that did."""
+def _bars_of(setup: _Setup, state: State, params: Params) -> Float[np.ndarray, "rungs"]:
+    """The accuracy at each rung that a child must reach, of the survivors that did."""
     alive, num_rungs = np.asarray(state.population), len(setup.config.rungs)
     if not num_rungs or alive[0] < 0:
         return np.full(num_rungs, -np.inf, np.float32)

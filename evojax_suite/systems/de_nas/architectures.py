@@ -1,7 +1,7 @@
 """Genomes of convolutional networks, and differential evolution on them; paper 004.
 
 A genome is the list of units before the dense layers (the paper's part 1): convolutions with their
-kernel and filters, and 2x2 poolings. It lives in arrays of one fixed length L, so that a population
+kernel and filters, and 2x2 poolings. It lives in arrays of one fixed length, so that a population
 is a genome with a leading axis and every operator maps over it. Poolings are as many as leave maps
 of 2x2 pixels (`most_poolings`), the first unit is a convolution, and nothing follows the end.
 """
@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import MinLen
+from jaxtyping import Bool, Float, Int, Int32, Int64, Key
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import Share, configuration
@@ -29,9 +30,10 @@ MOST_ATTEMPTS = 200
 class Genome(NamedTuple):
     """Units by position, of one network or, with leading axes, of many."""
 
-    kinds: Array  # (..., L) int32: CONVOLUTION, MAX_POOLING, AVERAGE_POOLING, END after the last
-    kernels: Array  # (..., L) int32, 0 but for convolutions
-    filters: Array  # (..., L) int32, 0 but for convolutions
+    # CONVOLUTION, MAX_POOLING, AVERAGE_POOLING, END after the last.
+    kinds: Int32[Array, "*genomes length"]
+    kernels: Int32[Array, "*genomes length"]  # 0 but for convolutions
+    filters: Int32[Array, "*genomes length"]  # 0 but for convolutions
 
 
 def member(genomes: Genome, index) -> Genome:
@@ -127,19 +129,19 @@ def num_features_after(image_shape: tuple[int, ...], poolings):
     return (image_shape[0] >> poolings) * (image_shape[1] >> poolings)
 
 
-def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Array:
-    """Inputs (...) of the first dense layer, int32."""
+def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Int32[Array, "*genomes"]:
+    """Inputs of the first dense layer."""
     poolings = (genome.kinds > CONVOLUTION).sum(-1)
     return num_features_after(image_shape, poolings) * last_filters(genome)
 
 
-def last_filters(genome: Genome) -> Array:
-    """Filters (...) of the last convolution."""
+def last_filters(genome: Genome) -> Int32[Array, "*genomes"]:
+    """Filters of the last convolution."""
     last = jnp.where(genome.kinds == CONVOLUTION, jnp.arange(genome.kinds.shape[-1]), 0).max(-1)
     return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
 
 
-def _until(key: Array, make, accept):
+def _until(key: Key[Array, ""], make, accept):
     """`make(key, last)` with new keys until `accept` takes it; the last attempt's as it is."""
 
     def again(carry):
@@ -153,9 +155,11 @@ def _until(key: Array, make, accept):
     return jax.lax.while_loop(again, attempt, attempt((jnp.int32(0), None)))[1]
 
 
-def decode(numbers: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
-    """The network that `numbers` (max_length + 1, 4) in [0, 1] stand for: a continuous encoding of
-    the space, in which uniform numbers are a random network ("Initialization").
+def decode(
+    numbers: Float[Array, "{space.max_length}+1 4"], space: Space, image_shape: tuple[int, ...]
+) -> Genome:
+    """The network that `numbers` in [0, 1] stand for: a continuous encoding of the space, in which
+    uniform numbers are a random network ("Initialization").
 
     A row is a unit (convolution or pooling, which pooling, kernel, filters), the first number of
     the last row the length. The network may have more than `max_features` (`num_features`).
@@ -195,14 +199,16 @@ def decode(numbers: Array, space: Space, image_shape: tuple[int, ...]) -> Genome
     return Genome(*jax.lax.scan(unit, start, (places, tuple(numbers[:-1].T)))[1])
 
 
-def random_genome(key: Array, space: Space, image_shape: tuple[int, ...]) -> Genome:
+def random_genome(key: Key[Array, ""], space: Space, image_shape: tuple[int, ...]) -> Genome:
     """A random network; drawn anew while it has too many features, which a caller checks where
     they may be many (`num_features`): the attempts are limited."""
     return _random(key, space, image_shape)[1]
 
 
-def random_numbers(key: Array, space: Space, image_shape: tuple[int, ...]) -> Array:
-    """What `random_genome` decodes with the same key: (max_length + 1, 4), uniform."""
+def random_numbers(
+    key: Key[Array, ""], space: Space, image_shape: tuple[int, ...]
+) -> Float[Array, "{space.max_length}+1 4"]:
+    """What `random_genome` decodes with the same key, uniform."""
     return _random(key, space, image_shape)[0]
 
 
@@ -251,7 +257,7 @@ def add(base: Genome, change: Genome, image_shape: tuple[int, ...]) -> Genome:
     ))  # fmt: skip
 
 
-def weakened(key: Array, change: Genome, weight: float | Array) -> Genome:
+def weakened(key: Key[Array, ""], change: Genome, weight: float | Float[Array, ""]) -> Genome:
     """A difference of which each unit stays with probability `weight`, and is KEEP otherwise: what
     the factor F of differential evolution can be on units (1 in the paper)."""
     stays = (change.kinds <= END) | (jax.random.uniform(key, change.kinds.shape) < weight)
@@ -262,26 +268,26 @@ def weakened(key: Array, change: Genome, weight: float | Array) -> Genome:
     )
 
 
-def same_as_any(genome: Genome, others: Genome) -> Array:
-    """Whether a genome is one of `others` (N, L), in all units."""
+def same_as_any(genome: Genome, others: Genome) -> Bool[Array, ""]:
+    """Whether a genome is one of `others`, in all units."""
     equal = [jnp.all(own == all, -1) for own, all in zip(genome, others, strict=True)]
     return (equal[0] & equal[1] & equal[2]).any()
 
 
 def offspring(
-    key: Array,
+    key: Key[Array, ""],
     population: Genome,
-    order: Array,
+    order: Int[Array, "population"],
     num_children: int,
     num_best: int,
     space: Space,
     image_shape: tuple[int, ...],
     compare: Literal["kind", "unit"] = "kind",
-    weight: float | Array = 1.0,
+    weight: float | Float[Array, ""] = 1.0,
 ) -> Genome:
-    """New genomes (num_children, L): one of the best + (one - another), "Mutation", Fig. 2.
+    """New genomes, `num_children` of them: one of the best + (one - another), "Mutation", Fig. 2.
 
-    population: (P, L), P >= 3. order: (P,) its indices from the best to the worst; the base is one
+    population: of at least 3. order: its indices from the best to the worst; the base is one
     of the first `num_best`, the others are any two more. A child that was already made in this
     call, or has too many features, is made anew from other parents; after many attempts it is its
     base.
@@ -316,10 +322,10 @@ def offspring(
 
 
 class Costs(NamedTuple):
-    """What networks take, int64, on the host."""
+    """What networks take, on the host."""
 
-    parameters: np.ndarray  # (...)
-    multiplications: np.ndarray  # (...) of one image, forward
+    parameters: Int64[np.ndarray, "*genomes"]
+    multiplications: Int64[np.ndarray, "*genomes"]  # of one image, forward
 
 
 def dense_units(features, num_classes: int) -> list:
@@ -333,7 +339,7 @@ def dense_units(features, num_classes: int) -> list:
 
 
 def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -> Costs:
-    """Parameters and multiplications of genomes (..., L), without building the networks.
+    """Parameters and multiplications of genomes, without building the networks.
 
     The smaller network of paper 004 (Fig. 10):
 
@@ -363,7 +369,7 @@ def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -
 
 
 def to_units(genome: Genome) -> tuple[Unit, ...]:
-    """The units of one genome (L,)."""
+    """The units of one genome."""
     return tuple(
         Unit(_NAMES[int(kind)], int(kernel), int(filters))
         for kind, kernel, filters in zip(*map(np.asarray, genome), strict=True)
@@ -372,7 +378,7 @@ def to_units(genome: Genome) -> tuple[Unit, ...]:
 
 
 def from_units(units: tuple[Unit, ...], length: int) -> Genome:
-    """The genome (length,) of a list of units."""
+    """The genome of a list of units, of this length."""
     if len(units) > length:
         raise ValueError(f"a genome has at most {length} units, got {len(units)}")
     numbers = {name: kind for kind, name in _NAMES.items()}

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jaxtyping import Float, UInt8
 
 from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
@@ -28,8 +29,12 @@ from evojax_suite.types import Array, PyTree
 
 @partial(jax.jit, static_argnames="network")
 def _logits(
-    network: SequenceNetwork, variables: PyTree, images: Array, mean: Array, std: Array
-) -> Array:
+    network: SequenceNetwork,
+    variables: PyTree,
+    images: Float[Array, "images height width channels"],
+    mean: Float[Array, "channels"],
+    std: Float[Array, "channels"],
+) -> Float[Array, "images classes"]:
     return jnp.asarray(network.apply(variables, (images - mean) / std))
 
 
@@ -40,8 +45,8 @@ class SearchedNetwork:
     network: SequenceNetwork
     variables: PyTree
     image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]  # (C,), taken out of pixels in [0, 1]
-    std: tuple[float, ...]  # (C,)
+    mean: tuple[float, ...]  # of each channel, taken out of pixels in [0, 1]
+    std: tuple[float, ...]
     class_names: tuple[str, ...]
     dataset: str
 
@@ -54,8 +59,15 @@ class SearchedNetwork:
     def _constants(self) -> tuple[np.ndarray, np.ndarray]:
         return np.array(self.mean, np.float32), np.array(self.std, np.float32)
 
-    def logits(self, images: np.ndarray, batch_size: int = 500) -> np.ndarray:
-        """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
+    def logits(
+        self,
+        images: (
+            UInt8[np.ndarray, "images height width channels"]
+            | Float[np.ndarray, "images height width channels"]
+        ),
+        batch_size: int = 500,
+    ) -> Float[np.ndarray, "images classes"]:
+        """Logits of images, uint8 or float in [0, 1]."""
         scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
         parts = [
             _logits(
@@ -66,8 +78,8 @@ class SearchedNetwork:
         return np.concatenate(parts)
 
     def export(self) -> bytes:
-        """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
-        and TPU; `jax.export.deserialize` reads it."""
+        """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
+        float32, on CPU, GPU and TPU; `jax.export.deserialize` reads it."""
         return export(
             lambda images: _logits(
                 self.network, self.variables, jnp.asarray(images), *self._constants

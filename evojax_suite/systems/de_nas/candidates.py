@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Int, Int32, Key, UInt8
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas import architectures
@@ -47,11 +48,13 @@ _MOST_PADDED_WORK = 3 * 10**11
 class Data:
     """Training and validation part on the device."""
 
-    images: Array  # (N, H, W, C), uint8 or float in [0, 1]
-    labels: Array  # (N,) int32
+    images: (  # floats in [0, 1]
+        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+    )
+    labels: Int[Array, "images"]
     validation: Batches  # normalised
-    mean: Array  # (C,)
-    std: Array  # (C,)
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
 
 
 def make_data(config: Config, dataset: Dataset) -> Data:
@@ -88,7 +91,8 @@ class Judged(NamedTuple):
     """What the judgement of a candidate found."""
 
     evaluation: Evaluation
-    rungs: Any  # (R + 1,) accuracy at each rung and at the end, NaN where not reached
+    # Accuracy at each rung and at the end, NaN where not reached.
+    rungs: Float[Array | np.ndarray, "rungs_and_end"]
     num_epochs: Any  # trained
     seconds: dict[str, float]
 
@@ -119,12 +123,15 @@ def judging(
     num_classes: int,
     network: SequenceNetwork | PaddedNetwork,
     start: Callable[[Array, Genome], PyTree],
-) -> Callable[[Array, Genome, Data, Array], tuple[Evaluation, Array, Array]]:
+) -> Callable[
+    [Key[Array, ""], Genome, Data, Float[Array, "rungs"]],
+    tuple[Evaluation, Float[Array, "rungs_and_end"], Int32[Array, ""]],
+]:
     """A pure function that trains and judges a candidate, of its key, its genome, the data and the
-    accuracy (R,) that lets it pass each rung (minus infinity lets all).
+    accuracy that lets it pass each rung (minus infinity lets all).
 
     start: makes the network's variables from a key and the genome. Returns the evaluation, the
-    accuracy (R + 1,) at each rung and at the end, NaN where not reached, and the epochs trained.
+    accuracy at each rung and at the end, NaN where not reached, and the epochs trained.
     """
     training = config.training
     ends = np.array([*config.rungs, training.num_epochs])

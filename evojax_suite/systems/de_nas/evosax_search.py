@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float
 
 from evojax_suite import strategies
 from evojax_suite.systems.de_nas import architectures
@@ -21,7 +22,7 @@ from evojax_suite.types import Array, PyTree
 class Encoded:
     """The candidates as an evosax algorithm sees them."""
 
-    vectors: Array  # (T, D) that the genomes are decoded from
+    vectors: Float[Array, "candidates dims"]  # that the genomes are decoded from
     strategy: PyTree  # the algorithm's own state
 
 
@@ -73,7 +74,7 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
         return vectors, strategies.strong(asked)
 
     def propose(key: Array, encoded: Encoded, fitness: np.ndarray) -> tuple[Genome, Encoded]:
-        """The next candidates; fitness: (n,) of all before, infinite where one failed. The first
+        """The next candidates; fitness: of all before, infinite where one failed. The first
         population is that of the other methods."""
         number, state = len(fitness), encoded.strategy
         if number == 0:

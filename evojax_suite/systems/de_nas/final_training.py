@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int, Int32
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas.architectures import Unit
@@ -30,18 +31,18 @@ class FinalState:
     """A network in its final training."""
 
     fit: FitState
-    epoch: Array  # () int32 done
+    epoch: Int32[Array, ""]  # done
 
 
 class FinalMetrics(NamedTuple):
     """What one epoch of the final training reports."""
 
-    generation: Array  # the epoch, from 1
-    loss: Array  # of the augmented training images, as training saw them
-    accuracy: Array
-    validation_loss: Array
-    validation_accuracy: Array
-    num_failed: Array  # examples whose loss was NaN or infinite
+    generation: Int[Array, ""]  # the epoch, from 1
+    loss: Float[Array, ""]  # of the augmented training images, as training saw them
+    accuracy: Float[Array, ""]
+    validation_loss: Float[Array, ""]
+    validation_accuracy: Float[Array, ""]
+    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
 
 
 def build_final(

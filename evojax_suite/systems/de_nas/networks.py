@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
+from jaxtyping import Key
 
 from evojax_suite.networks.layers import (
     Conv,
@@ -96,7 +97,7 @@ def _scales(initialization: Initialization) -> tuple[float, float]:
 
 
 def fresh(
-    key: Array,
+    key: Key[Array, ""],
     network: SequenceNetwork,
     image_shape: tuple[int, ...],
     initialization: Initialization = "pytorch",

@@ -43,6 +43,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Float32, Int, Int32
 
 from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
@@ -62,10 +63,10 @@ _STEPS_A_CALL = 100
 class DistilledSet(NamedTuple):
     """Samples of one target size."""
 
-    images: Array  # (n, H, W, C) normalised
-    labels: Array  # (n, num_classes) probabilities
-    assignments: Array  # (N_0,) int32, the sample that each original image went into
-    weights: Array  # (N_0,) the weight it has there
+    images: Float[Array, "samples height width channels"]  # normalised
+    labels: Float[Array, "samples classes"]  # probabilities
+    assignments: Int32[Array, "originals"]  # the sample that each original image went into
+    weights: Float[Array, "originals"]  # the weight it has there
 
 
 @struct.dataclass
@@ -73,13 +74,13 @@ class State:
     """State of the reduction."""
 
     fit: FitState  # the feature network in training
-    epoch: Array  # () int32: its epochs done on the current set
-    reduction: Array  # () int32: reductions done
-    step: Array  # () int32: steps done
-    assignments: Array  # (N_0,) int32
-    weights: Array  # (N_0,) float32
-    target_assignments: Array  # (T, N_0), of the targets reached
-    target_weights: Array  # (T, N_0)
+    epoch: Int32[Array, ""]  # its epochs done on the current set
+    reduction: Int32[Array, ""]  # reductions done
+    step: Int32[Array, ""]  # steps done
+    assignments: Int32[Array, "originals"]
+    weights: Float32[Array, "originals"]
+    target_assignments: Int32[Array, "targets originals"]  # of the targets reached
+    target_weights: Float32[Array, "targets originals"]
 
 
 class Metrics(NamedTuple):
@@ -98,8 +99,13 @@ class Metrics(NamedTuple):
     stage_seconds: dict[str, float]  # measured; no part of the result
 
 
-def average(assignments: Array, weights: Array, values: Array, num_samples: int) -> Array:
-    """The weighted sums of `values` (N_0, ...) that the samples are: (num_samples, ...)."""
+def average(
+    assignments: Int[Array, "originals"],
+    weights: Float[Array, "originals"],
+    values: Float[Array, "originals *shape"],
+    num_samples: int,
+) -> Float[Array, "{num_samples} *shape"]:
+    """The weighted sums of `values` that the samples are."""
     flat = values.reshape(len(values), -1) * weights[:, None]
     return jax.ops.segment_sum(flat, assignments, num_samples).reshape(
         num_samples, *values.shape[1:]
@@ -107,12 +113,15 @@ def average(assignments: Array, weights: Array, values: Array, num_samples: int)
 
 
 def merge(
-    assignments: np.ndarray, weights: np.ndarray, clusters: np.ndarray, kind: str
-) -> tuple[np.ndarray, np.ndarray]:
+    assignments: Int[np.ndarray, "originals"],
+    weights: Float[np.ndarray, "originals"],
+    clusters: Int[np.ndarray, "samples"],
+    kind: str,
+) -> tuple[Int[np.ndarray, "originals"], Float[np.ndarray, "originals"]]:
     """Assignments and weights after the samples of each cluster became one (line 5).
 
-    assignments, weights: (N_0,). clusters: (n,) the cluster of each current sample. kind:
-    "samples" or "originals", what counts alike.
+    clusters: the cluster of each current sample. kind: "samples" or "originals", what counts
+    alike.
     """
     merged = clusters[assignments]
     if kind == "originals":
@@ -338,6 +347,6 @@ def build(
     )
 
 
-def _entropy(labels: np.ndarray) -> np.floating:
+def _entropy(labels: Float[np.ndarray, "samples classes"]) -> np.floating:
     logarithms = np.log(labels, where=labels > 0, out=np.zeros_like(labels))
     return -(labels * logarithms).sum(-1).mean()

@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Int32, Key
 
 from evojax_suite.types import Array
 
@@ -23,10 +24,10 @@ _JAX_PAYS_FROM = {"cpu": 5e9, "accelerator": 1e8}
 
 
 class Clustering(NamedTuple):
-    """A partition of N points into K clusters, on the host."""
+    """A partition of points into clusters, on the host."""
 
-    assignments: np.ndarray
-    """(N,) int32 in 0..K-1; every cluster has a point."""
+    assignments: Int32[np.ndarray, "points"]
+    """The cluster of each point, from 0 on; every cluster has a point."""
     num_empty: int
     """Clusters that were empty before they were refilled."""
     inertia: float
@@ -36,14 +37,14 @@ class Clustering(NamedTuple):
 
 
 class _State(NamedTuple):
-    step: Array
-    centers: Array
-    counts: Array  # (K,) points each centre has seen
-    num_since_reassigned: Array  # points drawn since the last reassignment
-    inertia: Array  # exponentially weighted average, per point
-    lowest_inertia: Array
-    num_no_improvement: Array
-    converged: Array
+    step: Int32[Array, ""]
+    centers: Float[Array, "clusters features"]
+    counts: Float[Array, "clusters"]  # points each centre has seen
+    num_since_reassigned: Int32[Array, ""]  # points drawn since the last reassignment
+    inertia: Float[Array, ""]  # exponentially weighted average, per point
+    lowest_inertia: Float[Array, ""]
+    num_no_improvement: Int32[Array, ""]
+    converged: Bool[Array, ""]
 
 
 def _check(shape: tuple[int, ...], num_clusters: int, batch_size: int, max_iterations: int):
@@ -56,24 +57,29 @@ def _check(shape: tuple[int, ...], num_clusters: int, batch_size: int, max_itera
             raise ValueError(f"{name} must be >= 1, got {value}")
 
 
-def _dot(a: Array, b: Array) -> Array:
+def _dot(
+    a: Float[Array, "first features"], b: Float[Array, "second features"]
+) -> Float[Array, "first second"]:
     return jnp.matmul(a, b.T, precision="highest")
 
 
 def k_means_plus_plus(
-    key: Array, points: Array, num_clusters: int, num_trials: int | None = None
-) -> Array:
-    """Greedy k-means++ (Arthur & Vassilvitskii 2007): indices (K,) of the points to start from.
+    key: Key[Array, ""],
+    points: Float[Array, "points features"],
+    num_clusters: int,
+    num_trials: int | None = None,
+) -> Int[Array, "{num_clusters}"]:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007): indices of the points to start from.
 
-    points: (N, D). Each centre is the best of `num_trials` points drawn in proportion to their
-    squared distance to the nearest centre so far; None is scikit-learn's 2 + floor(ln K).
+    Each centre is the best of `num_trials` points drawn in proportion to their squared distance to
+    the nearest centre so far; None is scikit-learn's 2 + floor(ln num_clusters).
     """
     num_points = points.shape[0]
     num_trials = num_trials or 2 + int(np.log(num_clusters))
     key_first, key_others = jax.random.split(key)
     norms = (points**2).sum(1)
 
-    def distances_to(indices):  # (T, N)
+    def distances_to(indices: Int[Array, "trials"]) -> Float[Array, "trials points"]:
         products = _dot(points[indices], points)
         return jnp.maximum(norms[indices][:, None] - 2 * products + norms, 0)
 
@@ -95,8 +101,10 @@ def k_means_plus_plus(
     return jnp.concatenate([first, others.astype(first.dtype)])
 
 
-def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
-    """The nearest centre of each point, (N,) int32, and the squared distance to it, (N,)."""
+def _nearest(
+    points: Float[Array, "points features"], centers: Float[Array, "clusters features"]
+) -> tuple[Int32[Array, "points"], Float[Array, "points"]]:
+    """The nearest centre of each point, and the squared distance to it."""
     norms = (centers**2).sum(1)
 
     def nearest_of(block):
@@ -121,8 +129,11 @@ def _nearest(points: Array, centers: Array) -> tuple[Array, Array]:
 
 
 def _move_centers(
-    centers: Array, counts: Array, batch: Array, labels: Array
-) -> tuple[Array, Array]:
+    centers: Float[Array, "clusters features"],
+    counts: Float[Array, "clusters"],
+    batch: Float[Array, "batch features"],
+    labels: Int[Array, "batch"],
+) -> tuple[Float[Array, "clusters features"], Float[Array, "clusters"]]:
     """Each centre becomes the mean of all points it has seen."""
     num_clusters = centers.shape[0]
     # By matrix product rather than by scattered addition, whose order varies on a GPU.
@@ -142,7 +153,12 @@ def _move_centers(
     )
 
 
-def _reassign(key: Array, centers: Array, counts: Array, batch: Array) -> tuple[Array, Array]:
+def _reassign(
+    key: Key[Array, ""],
+    centers: Float[Array, "clusters features"],
+    counts: Float[Array, "clusters"],
+    batch: Float[Array, "batch features"],
+) -> tuple[Float[Array, "clusters features"], Float[Array, "clusters"]]:
     """Centres that have seen few points become points of the batch, at most half of it."""
     num_clusters = centers.shape[0]
     num_candidates = min(batch.shape[0] // 2, num_clusters)
@@ -159,23 +175,29 @@ def _reassign(key: Array, centers: Array, counts: Array, batch: Array) -> tuple[
 
 @partial(jax.jit, static_argnames=("num_clusters", "batch_size", "max_iterations"))
 def mini_batch_k_means(
-    key: Array,
-    points: Array,
+    key: Key[Array, ""],
+    points: Float[Array, "*points"],
     num_clusters: int,
     batch_size: int = 1028,
     max_iterations: int = 200,
-    tolerance: float | Array = 1e-4,
-) -> tuple[Array, Array, Array, Array]:
+    tolerance: float | Float[Array, ""] = 1e-4,
+) -> tuple[
+    Float[Array, "{num_clusters} features"],
+    Int32[Array, "points"],
+    Float[Array, ""],
+    Int32[Array, ""],
+]:
     """Mini-batch k-means (Sculley 2010) as scikit-learn's MiniBatchKMeans does it, once.
 
-    points: (N, D) finite. num_clusters: K, 1 <= K < N. batch_size: points a step, drawn with
-    replacement. max_iterations: most passes over the points. tolerance: >= 0; stops where a step
-    moves the centres, in all, by a squared distance of at most this times the features' mean
-    variance; 0 is never. It stops too when the averaged inertia has not improved for 10 steps.
+    points: (points, features), finite. num_clusters: less than the points. batch_size: points a
+    step, drawn with replacement. max_iterations: most passes over the points. tolerance: >= 0;
+    stops where a step moves the centres, in all, by a squared distance of at most this times the
+    features' mean variance; 0 is never. It stops too when the averaged inertia has not improved for
+    10 steps.
 
-    Returns the centres (K, D); the nearest one of each point, (N,) int32, some perhaps of none;
-    the sum of squared distances to it; and the number of steps. Memory beyond the points is
-    O(N log K + K D), and the distances of one block. Raises ValueError.
+    Returns the centres; the nearest one of each point, some perhaps of none; the sum of squared
+    distances to it; and the number of steps. Memory beyond N points of D features is O(N log K +
+    K D) for K clusters, and the distances of one block. Raises ValueError.
     """
     _check(points.shape, num_clusters, batch_size, max_iterations)
     num_points = points.shape[0]
@@ -248,13 +270,16 @@ def mini_batch_k_means(
     return state.centers + offset, assignments, distances.sum(), state.step
 
 
-def refill_empty(assignments: np.ndarray, distances: np.ndarray, num_clusters: int) -> np.ndarray:
+def refill_empty(
+    assignments: Int[np.ndarray, "points"],
+    distances: Float[np.ndarray, "points"],
+    num_clusters: int,
+) -> Int32[np.ndarray, "points"]:
     """Give every empty cluster one point, as scikit-learn relocates empty clusters.
 
-    assignments: (N,) in 0..K-1. distances: (N,) of each point to its centre. The empty clusters,
-    in order, take the points farthest from their centres among those that do not leave their own
-    cluster empty. Returns new assignments, (N,) int32. Raises ValueError for more clusters than
-    points.
+    distances: of each point to its centre. The empty clusters, in order, take the points farthest
+    from their centres among those that do not leave their own cluster empty. Returns new
+    assignments. Raises ValueError for more clusters than points.
     """
     if num_clusters > len(assignments):
         raise ValueError(f"num_clusters must be <= {len(assignments)} points, got {num_clusters}")
@@ -284,15 +309,16 @@ def _resolve(
 
 
 def cluster(
-    key: Array,
-    points: np.ndarray | Array,
+    key: Key[Array, ""],
+    points: Float[np.ndarray | Array, "..."],
     num_clusters: int,
     method: ClusteringMethod = "auto",
     batch_size: int = 1028,
     max_iterations: int = 200,
     tolerance: float = 1e-4,
 ) -> Clustering:
-    """Cut points (N, D) into `num_clusters` clusters of one point or more by mini-batch k-means.
+    """Cut points (points, features) into `num_clusters` clusters of one point or more by mini-batch
+    k-means.
 
     method: "jax" is `mini_batch_k_means`, on the default device; "sklearn" is scikit-learn on the
     CPU, seeded from the key; "auto" takes the one expected to be sooner done, its compilation

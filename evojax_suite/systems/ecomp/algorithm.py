@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32, Key, UInt8
 
 from evojax_suite.data import normalize
 from evojax_suite.operators import crowding_distances, non_dominated_ranks, tournament
@@ -50,19 +51,20 @@ class Data:
     """The parent and the images that evolution sees, on the device."""
 
     parent: Network
-    images: Array  # (N, D) float32, as the parent takes them; (N, H, W, C) by convolutions
-    labels: Array  # (N,) int32
+    # As the parent takes them, with the shape of images by convolutions.
+    images: Float[Array, "images inputs"] | Float[Array, "images height width channels"]
+    labels: Int32[Array, "images"]
     pooling: feed_forward.Pooling = struct.field(pytree_node=False, default="average")
 
 
 class Scores(NamedTuple):
-    """The scores of each member, arrays of shape (P,)."""
+    """The scores of each member."""
 
-    fitness: Array
-    accuracy: Array
-    similarity_loss: Array
-    relative_size: Array  # hidden units over the parent's
-    relative_parameters: Array
+    fitness: Float[Array, "members"]
+    accuracy: Float[Array, "members"]
+    similarity_loss: Float[Array, "members"]
+    relative_size: Float[Array, "members"]  # hidden units over the parent's
+    relative_parameters: Float[Array, "members"]
 
 
 @struct.dataclass
@@ -71,53 +73,57 @@ class State:
 
     population: Population
     scores: Scores  # on the latest batches
-    preference: Array  # (P,): by what parents are drawn, higher is better
+    preference: Float[Array, "members"]  # by what parents are drawn, higher is better
     judged: Scores  # sums over the judging steps
-    order: Array  # (N,) int32: images of the epoch, batch after batch
-    num_steps: Array  # () int32: done
+    order: Int32[Array, "images"]  # those of the epoch, batch after batch
+    num_steps: Int32[Array, ""]  # done
 
 
 class Metrics(NamedTuple):
     """What one step reports of the population; fitness is higher-is-better."""
 
-    generation: Array  # the step, from 1
-    judging: Array  # bool: the last population on a further batch
-    fitness_best: Array
-    fitness_mean: Array
-    accuracy_best: Array
-    accuracy_mean: Array
-    accuracy_worst: Array
-    similarity_loss_best: Array
-    similarity_loss_mean: Array
-    similarity_loss_worst: Array
-    relative_size_least: Array
-    relative_size_mean: Array
-    relative_size_most: Array
-    num_failed: Array  # members whose fitness was NaN or infinite
+    generation: Int[Array, ""]  # the step, from 1
+    judging: Bool[Array, ""]  # the last population on a further batch
+    fitness_best: Float[Array, ""]
+    fitness_mean: Float[Array, ""]
+    accuracy_best: Float[Array, ""]
+    accuracy_mean: Float[Array, ""]
+    accuracy_worst: Float[Array, ""]
+    similarity_loss_best: Float[Array, ""]
+    similarity_loss_mean: Float[Array, ""]
+    similarity_loss_worst: Float[Array, ""]
+    relative_size_least: Float[Array, ""]
+    relative_size_mean: Float[Array, ""]
+    relative_size_most: Float[Array, ""]
+    num_failed: Int[Array, ""]  # members whose fitness was NaN or infinite
 
 
 class Compressed(NamedTuple):
     """The best network, still padded: `operators.compression.trimmed` cuts it."""
 
     network: Network
-    sizes: Array  # (hidden layers,)
-    units: tuple[Array, ...]  # of each hidden layer (width,): the parent's unit a bias comes from
-    fitness: Array  # () that it was chosen by
-    member: Array  # () its place in the last population
-    num_mutations: Array  # () in its line of second parents
+    sizes: Int32[Array, "hidden_layers"]
+    # Of each hidden layer: the parent's unit a bias comes from.
+    units: tuple[Int32[Array, "_width"], ...]
+    fitness: Float[Array, ""]  # that it was chosen by
+    member: Int[Array, ""]  # its place in the last population
+    num_mutations: Int32[Array, ""]  # in its line of second parents
 
 
 def make_data(
     parent: Network,
-    images: np.ndarray,
-    labels: np.ndarray,
-    mean: np.ndarray | None = None,
-    std: np.ndarray | None = None,
+    images: (
+        UInt8[np.ndarray, "images height width channels"]
+        | Float[np.ndarray, "images height width channels"]
+    ),
+    labels: Int[np.ndarray, "images"],
+    mean: Float[np.ndarray, "channels"] | None = None,
+    std: Float[np.ndarray, "channels"] | None = None,
     pooling: feed_forward.Pooling = "average",
 ) -> Data:
-    """images: (N, H, W, C), uint8 or float in [0, 1]; mean and std: (C,) that the parent takes out
-    of them, nothing in the paper. Where it has no convolutions they are flattened row by row,
-    channels last; where it has, pooling follows each."""
+    """images: uint8 or float in [0, 1]; mean and std: what the parent takes out of them, nothing in
+    the paper. Where it has no convolutions they are flattened row by row, channels last; where it
+    has, pooling follows each."""
     channels = images.shape[-1]
     mean = np.zeros(channels) if mean is None else mean
     std = np.ones(channels) if std is None else std
@@ -160,8 +166,8 @@ def num_steps(config: Config, num_images: int) -> int:
     return 1 + config.num_generations + judging
 
 
-def initial_sizes(config: Config, parent: Network) -> np.ndarray:
-    """(P, hidden layers): rates of compression evenly spaced, least first."""
+def initial_sizes(config: Config, parent: Network) -> Int32[np.ndarray, "members hidden_layers"]:
+    """Units that members keep: rates of compression evenly spaced, least first."""
     span = config.most_compression - config.least_compression
     rates = config.least_compression + span * np.arange(config.population_size) / (
         config.population_size
@@ -198,8 +204,10 @@ def _at_their_widths(function, population: Population, most_widths: int, togethe
     )
 
 
-def relation(config: Config, activations: Array) -> Array:
-    """Pairs of images (n, n) by a layer's activations (n, ...): all that similarity needs."""
+def relation(
+    config: Config, activations: Float[Array, "images ..."]
+) -> Float[Array, "images images"]:
+    """Pairs of images by a layer's activations: all that similarity needs."""
     activations = activations.reshape(len(activations), -1)
     if config.similarity == "cka":
         return similarity.centred_gram(activations)
@@ -215,11 +223,15 @@ def targets_of(config: Config, params: Params, activations: list[Array]) -> list
 
 
 def similarity_losses(
-    config: Config, params: Params, targets: list[Any], relations: list[Array], sizes: Array
-) -> Array:
-    """(P,): how unlike the parent's the members' representations are, summed over hidden layers.
+    config: Config,
+    params: Params,
+    targets: list[Any],
+    relations: list[Float[Array, "members images images"]],
+    sizes: Int[Array, "members hidden_layers"],
+) -> Float[Array, "members"]:
+    """How unlike the parent's the members' representations are, summed over hidden layers.
 
-    relations: of each layer (P, n, n), of `relation`; sizes: (P, layers), hidden units.
+    relations: of each layer, of `relation`; sizes: hidden units.
     """
 
     def loss(target, relation, size):
@@ -349,9 +361,13 @@ def _evaluate_on(
 
 
 def evaluate(
-    config: Config, population: Population, params: Params, data: Data, batches: Array
+    config: Config,
+    population: Population,
+    params: Params,
+    data: Data,
+    batches: Int[Array, "batches batch_size"],
 ) -> Scores:
-    """The scores of a population, averaged over batches (B, n) of images."""
+    """The scores of a population, averaged over batches of images."""
     if len(batches) == 1:
         return _evaluate_on(config, population, params, data, batches[0])
     every = jax.lax.map(
@@ -360,8 +376,8 @@ def evaluate(
     return jax.tree.map(lambda values: values.mean(0), every)
 
 
-def preferences(config: Config, scores: Scores) -> Array:
-    """(P,), higher is better, minus infinity where an evaluation failed."""
+def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
+    """Higher is better, minus infinity where an evaluation failed."""
     failed = ~jnp.isfinite(scores.fitness)
     if config.selection == "softmax":
         return jnp.where(failed, -jnp.inf, scores.fitness)
@@ -373,8 +389,10 @@ def preferences(config: Config, scores: Scores) -> Array:
     return jnp.where(failed, -jnp.inf, within - 2.0 * ranks)
 
 
-def choose_parents(config: Config, key: Array, preference: Array) -> tuple[Array, Array]:
-    """Two of (P / 2,): by the softmax of the preference, or by binary tournaments."""
+def choose_parents(
+    config: Config, key: Key[Array, ""], preference: Float[Array, "members"]
+) -> tuple[Int[Array, "members//2"], Int[Array, "members//2"]]:
+    """Two for each pair of children: by the softmax of the preference, or by binary tournaments."""
     members = config.population_size
     if config.selection == "softmax":
         log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
@@ -396,9 +414,13 @@ def _children_of(config: Config, key: Array, state: State, data: Data, batch: Ar
 
 
 def _mutated(
-    config: Config, key: Array, population: Population, may: Array, params: Params
+    config: Config,
+    key: Key[Array, ""],
+    population: Population,
+    may: Bool[Array, "members"],
+    params: Params,
 ) -> Population:
-    """may: (P,) bool, which members mutation may change."""
+    """may: which members mutation may change."""
     key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
     chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
     population = compression.scaling_mutation(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import jax
 import numpy as np
+from jaxtyping import Float, UInt8
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import from_json
@@ -27,16 +28,22 @@ A fully connected network takes them flattened row by row, channels last."""
 
 @partial(jax.jit, static_argnames="pooling")
 def _logits(
-    network: Network, images: Array, mean: Array, std: Array, pooling: feed_forward.Pooling
-) -> Array:
+    network: Network,
+    images: Float[Array, "images height width channels"],
+    mean: Float[Array, "channels"],
+    std: Float[Array, "channels"],
+    pooling: feed_forward.Pooling,
+) -> Float[Array, "images classes"]:
     inputs = (images - mean) / std
     if not feed_forward.is_convolutional(network):
         inputs = inputs.reshape(images.shape[0], -1)
     return feed_forward.forward(network, inputs, pooling)[-1]
 
 
-def constants(dataset: Dataset, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and deviation (C,) that `inputs` takes out of pixels in [0, 1]."""
+def constants(
+    dataset: Dataset, inputs: Inputs
+) -> tuple[Float[np.ndarray, "channels"], Float[np.ndarray, "channels"]]:
+    """Mean and deviation that `inputs` takes out of pixels in [0, 1]."""
     channels = dataset.image_shape[-1]
     if inputs == "unit":
         return np.zeros(channels, np.float32), np.ones(channels, np.float32)
@@ -49,8 +56,8 @@ class CompressedNetwork:
 
     network: Network  # NumPy arrays, without padding
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    mean: np.ndarray  # (C,), taken out of pixels in [0, 1]
-    std: np.ndarray  # (C,)
+    mean: Float[np.ndarray, "channels"]  # taken out of pixels in [0, 1]
+    std: Float[np.ndarray, "channels"]
     class_names: tuple[str, ...]
     dataset: str
     lineage: dict  # where the weights come from, as JSON has it
@@ -77,8 +84,15 @@ class CompressedNetwork:
         plain = not feed_forward.is_convolutional(self.network)
         return ", flattened row by row, channels last" if plain else ""
 
-    def logits(self, images: np.ndarray, batch_size: int = 1000) -> np.ndarray:
-        """(N, num_classes) of images (N, H, W, C), uint8 or float in [0, 1]."""
+    def logits(
+        self,
+        images: (
+            UInt8[np.ndarray, "images height width channels"]
+            | Float[np.ndarray, "images height width channels"]
+        ),
+        batch_size: int = 1000,
+    ) -> Float[np.ndarray, "images classes"]:
+        """Logits of images, uint8 or float in [0, 1]."""
         scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
         parts = [
             _logits(
@@ -89,8 +103,8 @@ class CompressedNetwork:
         return np.concatenate(parts)
 
     def export(self) -> bytes:
-        """A StableHLO program for any number of images (N, H, W, C) in [0, 1], float32, on CPU, GPU
-        and TPU; `jax.export.deserialize` reads it."""
+        """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
+        float32, on CPU, GPU and TPU; `jax.export.deserialize` reads it."""
         return export(
             lambda images: _logits(self.network, images, self.mean, self.std, self.pooling),
             self.image_shape,

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Bool, Float, Int, Int32, Key, Num
 
 from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes
 from evojax_suite.types import Array
@@ -28,18 +29,21 @@ _TAILS_AT_ONCE = 4
 
 @struct.dataclass
 class Population:
-    """P networks, padded; the reach is the first layer's width, at most the D inputs. Of images
-    that a convolution takes, D counts the channels.
+    """Networks, padded; the reach is the first layer's width, at most its inputs, which are the
+    channels of images that a convolution takes.
 
-    There is room for T >= P tails.
+    There is room for at least as many tails as members.
     """
 
-    layers: Network  # leading axis P; the first layer's weights from the first `reach` inputs alone
-    tails: Array  # (T, width, D - reach, ...): weights from the other inputs, of the lines alive
-    tail_of: Array  # (P,) int32: each member's place in `tails`
-    sizes: Array  # (P, hidden layers) int32: units
-    units: tuple[Array, ...]  # of each hidden layer (P, width) int32: the parent's unit, by biases
-    num_mutations: Array  # (P,) int32: in the line from which a member has its tail
+    # Leading axis that of members; the first layer's weights from the first `reach` inputs alone.
+    layers: Network
+    # Weights from the other inputs, of the lines alive.
+    tails: Float[Array, "room width beyond_reach ..."]
+    tail_of: Int32[Array, "members"]  # each member's place in `tails`
+    sizes: Int32[Array, "members hidden_layers"]  # units
+    # Of each hidden layer: the parent's unit, by biases.
+    units: tuple[Int32[Array, "members _width"], ...]
+    num_mutations: Int32[Array, "members"]  # in the line from which a member has its tail
 
 
 def _taken(array: Array, places: Array) -> Array:
@@ -52,20 +56,23 @@ def _expanded(mask: Array, ndim: int) -> Array:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
-def _kept_first(importance: Array, size: Array) -> Array:
-    """An order of the units (units,) in which the `size` most important come first, as they stood;
+def _kept_first(importance: Num[Array, "units"], size: int | Int[Array, ""]) -> Int[Array, "units"]:
+    """An order of the units in which the `size` most important come first, as they stood;
     of equals the later counts as more important."""
     rank = jnp.argsort(jnp.argsort(importance, stable=True))  # 0 is the least important
     return jnp.argsort(rank < rank.shape[0] - size, stable=True)
 
 
 def pruned(
-    network: Network, importance: tuple[Array, ...], sizes: Array, widths: tuple[int, ...]
+    network: Network,
+    importance: tuple[Num[Array, "_units"], ...],
+    sizes: Int[Array, "members hidden_layers"],
+    widths: tuple[int, ...],
 ) -> Population:
     """Copies of `network` that keep the most important units of each hidden layer, in their order.
 
-    importance: for each hidden layer (units,); of equals the later unit counts as more important.
-    sizes: (P, hidden layers), units that each copy keeps. widths: of the hidden layers, no smaller
+    importance: for each hidden layer; of equals the later unit counts as more important. sizes:
+    units that each copy keeps. widths: of the hidden layers, no smaller
     than any size.
     """
     bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
@@ -96,15 +103,15 @@ def pruned(
     )
 
 
-def member(population: Population, index: Array | int) -> Network:
+def member(population: Population, index: Int[Array, ""] | int) -> Network:
     """One network, still padded."""
     first, *rest = jax.tree.map(lambda leaf: leaf[index], population.layers)
     tail = population.tails[population.tail_of[index]]
     return (first._replace(weight=jnp.concatenate([first.weight, tail], 1)), *rest)
 
 
-def trimmed(network: Network, sizes: np.ndarray) -> Network:
-    """One network without its padding, as NumPy arrays. sizes: (hidden layers,)."""
+def trimmed(network: Network, sizes: Int[Array | np.ndarray, "hidden_layers"]) -> Network:
+    """One network without its padding, as NumPy arrays."""
     bounds = [network[0].weight.shape[1], *(int(s) for s in sizes), network[-1].bias.shape[0]]
     return tuple(
         Layer(np.asarray(layer.weight)[:after, :before], np.asarray(layer.bias)[:after])
@@ -112,8 +119,8 @@ def trimmed(network: Network, sizes: np.ndarray) -> Network:
     )
 
 
-def cut(network: Network, sizes: Array, widths: tuple[int, ...]) -> Network:
-    """One padded network cut to `widths`, no smaller than the sizes (hidden layers,); what is no
+def cut(network: Network, sizes: Int[Array, "hidden_layers"], widths: tuple[int, ...]) -> Network:
+    """One padded network cut to `widths`, no smaller than the sizes; what is no
     unit's is 0, so that the padding's activations are 0."""
     bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
     counts = [bounds[0], *sizes, bounds[-1]]
@@ -126,9 +133,10 @@ def cut(network: Network, sizes: Array, widths: tuple[int, ...]) -> Network:
     return tuple(layers)
 
 
-def first_activations(population: Population, inputs: Array) -> Array:
-    """What a fully connected first layer gives before ReLU, (N, P, width), of inputs (N, D);
-    padding included."""
+def first_activations(
+    population: Population, inputs: Float[Array, "images inputs"]
+) -> Float[Array, "images members width"]:
+    """What a fully connected first layer gives before ReLU, padding included."""
     weight, bias = population.layers[0]
     members, width, reach = weight.shape
     near, far = inputs[:, :reach], inputs[:, reach:]
@@ -153,12 +161,15 @@ def first_activations(population: Population, inputs: Array) -> Array:
 
 
 def hidden_and_logits(
-    first: Array, rest: Network, sizes: Array, widths: tuple[int, ...]
-) -> list[Array]:
-    """Hidden activations (N, width) of each layer, then logits, of one member.
+    first: Float[Array, "images width"],
+    rest: Network,
+    sizes: Int[Array, "hidden_layers"],
+    widths: tuple[int, ...],
+) -> list[Float[Array, "images _units"]]:
+    """Hidden activations of each layer, then logits, of one member.
 
-    first: (N, width) before ReLU. rest: the layers after the first. widths: of the layers, no
-    smaller than the sizes (hidden layers,); the activations of padding are 0.
+    first: before ReLU. rest: the layers after the first. widths: of the layers, no smaller than the
+    sizes; the activations of padding are 0.
     """
     inside = jnp.arange(widths[0]) < sizes[0]
     outputs = [jnp.where(inside, jnp.maximum(first[:, : widths[0]], 0.0), 0.0)]
@@ -173,8 +184,13 @@ def hidden_and_logits(
     return outputs
 
 
-def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) -> Array:
-    """A cut-off for each layer of a pair of sizes (hidden layers,), uniform in 1..the least size
+def _cut_offs(
+    key: Key[Array, ""],
+    ends: tuple[int, int],
+    first: Int[Array, "hidden_layers"],
+    second: Int[Array, "hidden_layers"],
+) -> Int[Array, "hidden_layers+1"]:
+    """A cut-off for each layer of a pair of sizes, uniform in 1..the least size
     that both have on either side of the layer. ends: inputs and classes."""
     both = jnp.minimum(first, second)
     bounds = jnp.concatenate([jnp.array(ends[:1]), both, jnp.array(ends[1:])])
@@ -182,8 +198,13 @@ def _cut_offs(key: Array, ends: tuple[int, int], first: Array, second: Array) ->
     return jax.random.randint(key, most.shape, 1, most + 1)
 
 
-def _draw_cut_offs(key: Array, population: Population, first: Array, second: Array) -> Array:
-    """Cut-offs of both children of each pair, (2 * pairs, layers)."""
+def _draw_cut_offs(
+    key: Key[Array, ""],
+    population: Population,
+    first: Int[Array, "pairs"],
+    second: Int[Array, "pairs"],
+) -> Int[Array, "2*pairs layers"]:
+    """Cut-offs of both children of each pair."""
     ends = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[-1]
     keys = jax.random.split(key, first.shape[0])
     draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
@@ -207,11 +228,14 @@ def _children(population: Population, outer: Array, mixed) -> Population:
 
 
 def cut_off_crossover(
-    key: Array, population: Population, first: Array, second: Array
+    key: Key[Array, ""],
+    population: Population,
+    first: Int[Array, "pairs"],
+    second: Int[Array, "pairs"],
 ) -> Population:
     """Children of pairs of members; section 3.1.4, Fig. 1.
 
-    first, second: (pairs,), half as many as members. Child i < pairs keeps, of each layer, the
+    first, second: half as many as members. Child i < pairs keeps, of each layer, the
     upper left c x c weights and the first c biases of its first parent and has all the rest, and so
     its shape, from its second; child i + pairs is its mirror image. c is drawn for each layer and
     pair, uniform in 1..the least size that both parents have on either side of the layer.
@@ -230,10 +254,15 @@ def cut_off_crossover(
     return _children(population, outer, mixed)
 
 
-def matched_units(first: Array, second: Array, size_first: Array, size_second: Array) -> Array:
-    """The partner of each unit of one layer in another, (width,) int32, -1 where it has none.
+def matched_units(
+    first: Float[Array, "images width"],
+    second: Float[Array, "images width"],
+    size_first: int | Int[Array, ""],
+    size_second: int | Int[Array, ""],
+) -> Int32[Array, "width"]:
+    """The partner of each unit of one layer in another, -1 where it has none.
 
-    first, second: activations (N, width) of the same images; sizes: (), the units among them. The
+    first, second: activations of the same images; sizes: the units among them. The
     pair with the highest correlation is matched, then the highest of what is left, and so on; a
     constant unit correlates with none. Returned are the partners in `first` of units of `second`.
     """
@@ -265,12 +294,16 @@ def matched_units(first: Array, second: Array, size_first: Array, size_second: A
 
 
 def aligned_crossover(
-    key: Array, population: Population, first: Array, second: Array, hidden: list[Array]
+    key: Key[Array, ""],
+    population: Population,
+    first: Int[Array, "pairs"],
+    second: Int[Array, "pairs"],
+    hidden: list[Float[Array, "members images ... _width"]],
 ) -> Population:
     """`cut_off_crossover` in which a block holds, for units of the second parent, the weights
     between those units of the first that fire most alike; beyond the paper.
 
-    hidden: activations (P, N, ..., width) of each hidden layer. Units without a partner
+    hidden: activations of each hidden layer. Units without a partner
     (`matched_units`) stay the second parent's.
     """
     cuts = _draw_cut_offs(key, population, first, second)
@@ -322,20 +355,20 @@ def joined(first: Population, second: Population) -> Population:
     return replace(both, tails=second.tails)
 
 
-def selected(population: Population, places: Array) -> Population:
-    """The members at `places` (n,); the tails of others are free to be overwritten."""
+def selected(population: Population, places: Int[Array, "chosen"]) -> Population:
+    """The members at `places`; the tails of others are free to be overwritten."""
     some = jax.tree.map(lambda leaf: _taken(leaf, places), replace(population, tails=None))
     return replace(some, tails=population.tails)
 
 
 class _Individual(NamedTuple):
     network: Network
-    sizes: Array  # (hidden layers,)
-    units: tuple[Array, ...]
+    sizes: Int[Array, "hidden_layers"]
+    units: tuple[Int[Array, "_width"], ...]
 
 
-def _change_each(population: Population, chosen: Array, change) -> Population:
-    """Apply `change(index, individual) -> individual` to each member of chosen (P,) that is True;
+def _change_each(population: Population, chosen: Bool[Array, "members"], change) -> Population:
+    """Apply `change(index, individual) -> individual` to each member that is chosen;
     costs as much as there are. A tail that others share is copied before it changes."""
     order = jnp.argsort(~chosen, stable=True)
 
@@ -372,12 +405,16 @@ def _change_each(population: Population, chosen: Array, change) -> Population:
 
 
 def scaling_mutation(
-    key: Array, population: Population, chosen: Array, span: float | Array, hidden_only: bool
+    key: Key[Array, ""],
+    population: Population,
+    chosen: Bool[Array, "members"],
+    span: float | Float[Array, ""],
+    hidden_only: bool,
 ) -> Population:
     """Multiply each weight of the chosen members by its own factor, uniform in 1 - span..1 + span;
     section 3.1.5.
 
-    chosen: (P,) bool. Biases stay, with `hidden_only` the last layer's weights too.
+    Biases stay, with `hidden_only` the last layer's weights too.
     """
 
     def change(index, individual):
@@ -398,13 +435,17 @@ def scaling_mutation(
 
 
 def shrinking_mutation(
-    key: Array, population: Population, chosen: Array, span: float | Array, balanced: bool
+    key: Key[Array, ""],
+    population: Population,
+    chosen: Bool[Array, "members"],
+    span: float | Float[Array, ""],
+    balanced: bool,
 ) -> Population:
     """Remove units of the chosen members, least important first; beyond the paper.
 
     A layer loses a part of its units that is uniform in 0..span, rounded up, and keeps one at
     least; `balanced`, all layers lose equally many. A unit counts by the L1 norm of its incoming
-    weights times that of its outgoing ones. chosen: (P,) bool; span: in [0, 1].
+    weights times that of its outgoing ones. span: in [0, 1].
     """
 
     def change(index, individual):

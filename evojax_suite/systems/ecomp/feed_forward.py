@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
+from jaxtyping import Float
 
 from evojax_suite.data.npz import arrays_in
 from evojax_suite.networks.layers import pool
@@ -31,14 +32,14 @@ Pooling = Literal["average", "max", "none"]
 
 
 class Layer(NamedTuple):
-    """Weights (outputs, inputs, ...) and biases (outputs,).
+    """Weights and biases; of a population, with a leading axis.
 
     A convolution's weights have its height and width as further axes, those of the first fully
     connected layer after convolutions the pixels of a map, row by row.
     """
 
-    weight: Array | np.ndarray
-    bias: Array | np.ndarray
+    weight: Float[Array | np.ndarray, "*members outputs inputs ..."]
+    bias: Float[Array | np.ndarray, "*members outputs"]
 
 
 Network: TypeAlias = tuple[Layer, ...]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Num
 
 from evojax_suite.types import Array
 
@@ -23,21 +24,24 @@ _TOLERANCE = 1e-3  # of the entropy before Newton's last step, which squares it
 _MOST_STEPS = 50
 
 
-def _others(n: int) -> Array:
+def _others(n: int) -> Bool[Array, "{n} {n}"]:
     return ~jnp.eye(n, dtype=bool)
 
 
-def squared_distances(points: Array) -> Array:
-    """Squared Euclidean distances (n, n) of points (n, F); those within rounding of 0 are 0."""
+def squared_distances(points: Float[Array, "points features"]) -> Float[Array, "points points"]:
+    """Squared Euclidean distances; those within rounding of 0 are 0."""
     squares = (points * points).sum(-1)
     sums = squares[:, None] + squares[None, :]
     distances = sums - 2 * (points @ points.T)
     return jnp.where(distances > 2e-6 * sums, distances, 0.0)
 
 
-def _log_precisions(distances: Array, perplexity: float | Array, start: Array) -> Array:
-    """The logarithm (n,) of the precision at which the Gaussian of each column of (n, n) has the
-    perplexity.
+def _log_precisions(
+    distances: Float[Array, "points points"],
+    perplexity: float | Float[Array, ""],
+    start: Float[Array, "points"],
+) -> Float[Array, "points"]:
+    """The logarithm of the precision at which the Gaussian of each column has the perplexity.
 
     distances: 0 on the diagonal and, in each column, once more. Newton's method, kept inside a
     bracket. Where more points than the perplexity lie at distance 0 no precision has it, and the
@@ -75,21 +79,25 @@ def _log_precisions(distances: Array, perplexity: float | Array, start: Array) -
 
 
 class Joint(NamedTuple):
-    """Probabilities (n, n) of pairs of points, and what each point's Gaussian (n,) came to."""
+    """Probabilities of pairs of points, and what each point's Gaussian came to."""
 
-    probabilities: Array
-    log_precisions: Array  # of distances scaled point by point: comparable between layers
+    probabilities: Float[Array, "points points"]
+    log_precisions: Float[
+        Array, "points"
+    ]  # of distances scaled point by point: comparable between layers
 
 
 def joint_probabilities(
-    distances: Array, perplexity: float | Array, start: Array | None = None
+    distances: Float[Array, "points points"],
+    perplexity: float | Float[Array, ""],
+    start: Float[Array, "points"] | None = None,
 ) -> Joint:
     """Symmetric joint probabilities of pairs of points, as t-SNE has them.
 
-    distances: (n, n) squared. Each point's Gaussian has the given perplexity, a number in 1..n - 1;
-    the conditional probabilities are symmetrised and sum to 1 over all ordered pairs. The diagonal
-    is 0. Distances that are not finite give NaN. start: the `log_precisions` of a similar layer,
-    from where the search is short; it changes nothing else.
+    distances: squared. Each point's Gaussian has the given perplexity, at least 1 and less than the
+    number of points; the conditional probabilities are symmetrised and sum to 1 over all ordered
+    pairs. The diagonal is 0. Distances that are not finite give NaN. start: the `log_precisions` of
+    a similar layer, from where the search is short; it changes nothing else.
     """
     n = distances.shape[0]
     if start is None:
@@ -108,8 +116,10 @@ def joint_probabilities(
     return Joint(joint, log_precisions)
 
 
-def student_t_probabilities(distances: Array, degrees_of_freedom: float | Array) -> Array:
-    """Probabilities of pairs of points under Student's t, summing to 1; distances: (n, n) squared.
+def student_t_probabilities(
+    distances: Float[Array, "points points"], degrees_of_freedom: float | Num[Array, ""]
+) -> Float[Array, "points points"]:
+    """Probabilities of pairs of points under Student's t, summing to 1; distances: squared.
 
     As the released program has it, with as many degrees of freedom as the layer has units.
     """
@@ -120,21 +130,25 @@ def student_t_probabilities(distances: Array, degrees_of_freedom: float | Array)
     return jnp.where(others, jnp.maximum(probabilities, _LEAST_PROBABILITY), 0.0)
 
 
-def divergence(reference: Array, other: Array) -> Array:
-    """Kullback-Leibler divergence KL(reference || other) over pairs, of (n, n) each, in nats."""
+def divergence(
+    reference: Float[Array, "points points"], other: Float[Array, "points points"]
+) -> Float[Array, ""]:
+    """Kullback-Leibler divergence KL(reference || other) over pairs, in nats."""
     others = _others(reference.shape[0])
     logs = [jnp.log(jnp.where(others, p, 1.0)) for p in (reference, other)]
     return (reference * (logs[0] - logs[1])).sum(0).sum()
 
 
-def centred_gram(points: Array) -> Array:
-    """Inner products (n, n) of points (n, F) about their mean."""
+def centred_gram(points: Float[Array, "points features"]) -> Float[Array, "points points"]:
+    """Inner products of points about their mean."""
     points = points - points.mean(0)
     return points @ points.T
 
 
-def centred_kernel_alignment(first: Array, second: Array) -> Array:
-    """Linear CKA of two layers from their centred Gram matrices (n, n), in [0, 1]; Kornblith et al.
-    2019, Eq. 3. 0 where one layer is constant."""
+def centred_kernel_alignment(
+    first: Float[Array, "points points"], second: Float[Array, "points points"]
+) -> Float[Array, ""]:
+    """Linear CKA of two layers from their centred Gram matrices, in [0, 1]; Kornblith et al. 2019,
+    Eq. 3. 0 where one layer is constant."""
     norm = jnp.sqrt((first * first).sum() * (second * second).sum())
     return jnp.where(norm > 0, (first * second).sum() / jnp.where(norm > 0, norm, 1.0), 0.0)

@@ -37,6 +37,7 @@ import numpy as np
 import optax
 from evosax.algorithms.base import EvolutionaryAlgorithm
 from flax import struct
+from jaxtyping import Float, Int, Int32, Num
 
 from evojax_suite import networks, strategies
 from evojax_suite.systems.ga_distillation.config import Config, Params
@@ -78,12 +79,12 @@ class State:
     """What the next generation needs."""
 
     strategy: PyTree  # the evosax state
-    population: Array  # (P, D): evaluated by the next step
-    generation: Array  # () int32: generations done
-    best: Array  # (D,): the result if the run ended now
-    best_score: Array  # (): its fitness, or its held-out score where images are held out
-    best_generation: Array  # () int32: 1-based
-    frames: Array  # (num_frames, D): what the result was (`frame_of`)
+    population: Float[Array, "population dims"]  # evaluated by the next step
+    generation: Int32[Array, ""]  # generations done
+    best: Float[Array, "dims"]  # the result if the run ended now
+    best_score: Float[Array, ""]  # its fitness, or held-out score where images are held out
+    best_generation: Int32[Array, ""]  # 1-based
+    frames: Float[Array, "frames dims"]  # what the result was (`frame_of`)
 
 
 def num_frames(num_dims: int) -> int:
@@ -91,7 +92,7 @@ def num_frames(num_dims: int) -> int:
     return max(1, min(24, 2**21 // num_dims))
 
 
-def frame_of(generation: Array, count: int) -> Array:
+def frame_of(generation: Num[Array, "*shape"], count: int) -> Int32[Array, "*shape"]:
     """The place among `count` frames in which the result of a generation, from 1 on, replaces the
     one before it: two frames for every doubling, since most happens early."""
     return jnp.minimum(jnp.floor(2 * jnp.log2(generation)).astype(jnp.int32), count - 1)
@@ -100,14 +101,14 @@ def frame_of(generation: Array, count: int) -> Array:
 class Metrics(NamedTuple):
     """What one generation reports; fitness as the paper reports it, higher is better."""
 
-    generation: Array
-    fitness_best: Array
-    fitness_mean: Array
-    fitness_std: Array
-    accuracy_best: Array  # of the member with the best fitness
-    holdout_score: Array  # of that member, NaN where nothing is held out
-    best_score: Array  # of the result if the run ended now
-    num_failed: Array  # members whose evaluation was NaN or infinite
+    generation: Int[Array, ""]
+    fitness_best: Float[Array, ""]
+    fitness_mean: Float[Array, ""]
+    fitness_std: Float[Array, ""]
+    accuracy_best: Float[Array, ""]  # of the member with the best fitness
+    holdout_score: Float[Array, ""]  # of that member, NaN where nothing is held out
+    best_score: Float[Array, ""]  # of the result if the run ended now
+    num_failed: Int[Array, ""]  # members whose evaluation was NaN or infinite
 
 
 def check(config: Config, dataset: Dataset) -> None:
@@ -207,9 +208,9 @@ def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
 
 def history(
     config: Config, num_classes: int, state: State, data: Data
-) -> tuple[np.ndarray, Individual]:
-    """What the result was on the way: after which generations (F,), twice for every doubling, and
-    the individuals, with a leading axis F; the last is the result."""
+) -> tuple[Int[np.ndarray, "frames"], Individual]:
+    """What the result was on the way: after which generations, twice for every doubling, and the
+    individuals, with a leading axis; the last is the result."""
     height, width, channels = data.train_images.shape[1:]
     generations = 1 + np.arange(int(state.generation))
     frames = np.asarray(frame_of(jnp.asarray(generations, jnp.float32), len(state.frames)))

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Key
 
 from evojax_suite import networks
 from evojax_suite.data.errors import first_line
@@ -29,10 +30,17 @@ from evojax_suite.systems.ga_distillation.individuals import (
 from evojax_suite.training import Score, fit_and_evaluate_population
 from evojax_suite.types import Array, Dataset, Split
 
-Judge = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], float]
+Judge = Callable[
+    [
+        Float[np.ndarray, "images height width channels"],
+        Float[np.ndarray, "images classes"],
+        Float[np.ndarray, "real_images height width channels"],
+        Int[np.ndarray, "real_images"],
+    ],
+    float,
+]
 """How much a set of images is worth, more is better, without a network: any code, a gradient is not
-taken. (images (n, H, W, C), labels (n, num_classes), real images (M, H, W, C), their labels (M,)),
-images normalised."""
+taken. (images, labels, real images, their labels), images normalised."""
 
 
 def num_held_out(config: Config, num_images: int) -> int:
@@ -43,27 +51,28 @@ def num_held_out(config: Config, num_images: int) -> int:
 
 
 class Scores(NamedTuple):
-    """Scores (P,) of a population, higher is better, NaN where an evaluation failed."""
+    """Scores of a population, higher is better, NaN where an evaluation failed."""
 
-    fitness: Array
-    accuracy: Array
-    holdout: Array
-    credit: Array | None = None  # (P, blocks): losses of each block (`strategies.BlockES`)
+    fitness: Float[Array, "population"]
+    accuracy: Float[Array, "population"]
+    holdout: Float[Array, "population"]
+    # Losses of each block (`strategies.BlockES`).
+    credit: Float[Array, "population blocks"] | None = None
 
 
 def score_population(
-    key: Array,
+    key: Key[Array, ""],
     config: Config,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    population: Array,
+    population: Float[Array, "population dims"],
     data: Data,
-    members: Array | None = None,
+    members: Int[Array, "members"] | None = None,
 ) -> Scores:
-    """Train a fresh network on each individual (P, D) and score it on the fitness images; only of
-    `members`, indices (n,), where they are given: as they would score among all."""
+    """Train a fresh network on each individual and score it on the fitness images; only of
+    `members`, indices, where they are given: as they would score among all."""
 
-    def decoded(member: Array) -> Individual:
+    def decoded(member: Float[Array, "dims"]) -> Individual:
         one = decode(config, num_classes, image_shape, member, data)
         return Individual(*encodings.unpacked(*one, config.factor))
 
@@ -72,7 +81,7 @@ def score_population(
         network = networks.create(narrow, num_classes, image_shape)
         some = jnp.arange(len(population)) if members is None else members
 
-        def regressed(member: Array) -> Individual:
+        def regressed(member: Float[Array, "dims"]) -> Individual:
             one = images_and_targets(config, num_classes, image_shape, member, data)
             return Individual(*encodings.unpacked(*one, config.factor))
 
@@ -133,13 +142,13 @@ def score_population(
 
 
 def _score_by_kernel(
-    key: Array,
+    key: Key[Array, ""],
     config: Config,
     network: nn.Module,
     num_classes: int,
     regressed: Callable[[Array], Individual],
-    population: Array,
-    members: Array,
+    population: Float[Array, "population dims"],
+    members: Int[Array, "members"],
     data: Data,
 ) -> Scores:
     """Scores without training: what kernel regression on each individual says of training images.
@@ -175,9 +184,9 @@ def _score_by_kernel(
 
 
 def solved_labels(
-    key: Array, config: Config, num_classes: int, individual: Individual, data: Data
-) -> Array:
-    """Labels (n, num_classes) that serve the images best, probabilities as of labels that evolve:
+    key: Key[Array, ""], config: Config, num_classes: int, individual: Individual, data: Data
+) -> Float[Array, "images {num_classes}"]:
+    """Labels that serve the images best, probabilities as of labels that evolve:
     those from which kernel regression predicts 4,000 training images with the least squared error,
     over eight times the networks of a generation."""
     images, _ = encodings.unpacked(*individual, config.factor)
@@ -199,8 +208,13 @@ def solved_labels(
     return jax.nn.softmax(config.regression.temperature * found)
 
 
-def _judged(judge: Judge, individuals: Individual, images: Array, labels: Array) -> Array:
-    """(P,): what `judge` says of each individual. Not to be traced: with real images as arguments
+def _judged(
+    judge: Judge,
+    individuals: Individual,
+    images: Float[Array, "real_images height width channels"],
+    labels: Int[Array, "real_images"],
+) -> Float[Array, "population"]:
+    """What `judge` says of each individual. Not to be traced: with real images as arguments
     `jax.pure_callback` stands still on a CPU."""
     real = np.asarray(images), np.asarray(labels)
     own = zip(np.asarray(individuals.images), np.asarray(individuals.labels), strict=True)
@@ -275,6 +289,6 @@ def own_score(config: Config, num_classes: int) -> Score | None:
     return function
 
 
-def rank_last(fitness: Array) -> Array:
+def rank_last(fitness: Float[Array, "population"]) -> Float[Array, "population"]:
     """Fitness with minus infinity where an evaluation failed."""
     return jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jaxtyping import Float, Int, Key, UInt8
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.operators import encodings, random_examples
@@ -21,27 +22,37 @@ from evojax_suite.types import Array, Dataset
 class Data:
     """The parts of a dataset that evolution sees, on the device. Images as the dataset has them."""
 
-    train_images: Array  # (N, H, W, C): initial individuals
-    train_labels: Array  # (N,)
-    fitness_images: Array  # (M, H, W, C)
-    fitness_labels: Array  # (M,)
-    mean: Array  # (C,)
-    std: Array  # (C,)
-    spread: Array  # (H, W, C): of cosine coefficients (`encodings`)
-    contrast: Array  # (): the standard deviation of normalised training images
-    given: Array | None = None  # (n, H, W, C), normalised, class by class: where to start
+    # Initial individuals are made of them.
+    train_images: (
+        UInt8[Array, "train_images height width channels"]
+        | Float[Array, "train_images height width channels"]
+    )
+    train_labels: Int[Array, "train_images"]
+    fitness_images: (
+        UInt8[Array, "fitness_images height width channels"]
+        | Float[Array, "fitness_images height width channels"]
+    )
+    fitness_labels: Int[Array, "fitness_images"]
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
+    spread: Float[Array, "height width channels"]  # of cosine coefficients (`encodings`)
+    contrast: Float[Array, ""]  # the standard deviation of normalised training images
+    # Where to start, normalised, class by class.
+    given: Float[Array, "images height width channels"] | None = None
 
 
 class Individual(NamedTuple):
-    """A synthetic dataset: images (n, H, W, C) in normalised space, labels (n, num_classes)."""
+    """A synthetic dataset: images in normalised space, and their labels."""
 
-    images: Array
-    labels: Array
+    images: Float[Array, "images height width channels"]
+    labels: Float[Array, "images classes"]
 
 
-def make_data(dataset: Dataset, given: np.ndarray | None = None) -> Data:
-    """The train and validation parts of `dataset`: the test part stays closed. given: images
-    (n, H, W, C), normalised, class by class, where `start` is given."""
+def make_data(
+    dataset: Dataset, given: Float[np.ndarray, "images height width channels"] | None = None
+) -> Data:
+    """The train and validation parts of `dataset`: the test part stays closed. given: images,
+    normalised, class by class, where `start` is given."""
     height, width, _ = dataset.image_shape
     number = min(1000, max(200, 2**23 // (height * width)))  # a spread needs no more
     some = dataset.train.images[:: max(1, len(dataset.train) // number)][:number]
@@ -82,11 +93,14 @@ def images_and_targets(
     config: Config,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    individual: Array,
+    individual: Float[Array, "dims"],
     data: Data,
-) -> tuple[Array, Array]:
-    """The images that a flat individual (D,) is, and for each (n, num_classes) numbers: what kernel
-    regression makes of it, 1 for the class and 0 for others where labels do not evolve."""
+) -> tuple[
+    Float[Array, "images height width channels"],
+    Float[Array, "images {num_classes}"],
+]:
+    """The images that a flat individual is, and for each a number a class: what kernel regression
+    makes of it, 1 for the class and 0 for others where labels do not evolve."""
     num_images = num_classes * config.images_per_class
     encoding = encoding_of(config, image_shape)
     numbers = individual.reshape(num_images, -1)
@@ -103,10 +117,10 @@ def decode(
     config: Config,
     num_classes: int,
     image_shape: tuple[int, int, int],
-    individual: Array,
+    individual: Float[Array, "dims"],
     data: Data,
 ) -> Individual:
-    """The synthetic dataset that a flat individual (D,) is.
+    """The synthetic dataset that a flat individual is.
 
     Features of a network with instance normalisation do not depend on contrast, and a search by
     kernel regression on them leaves any. So these images get that of real ones, which other
@@ -135,8 +149,8 @@ def decode(
     return Individual(images, labels)
 
 
-def one_hot_classes(config: Config, num_classes: int) -> Array:
-    """(n, num_classes): 1 for the class of each image."""
+def one_hot_classes(config: Config, num_classes: int) -> Float[Array, "images {num_classes}"]:
+    """1 for the class of each image."""
     classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
     return jax.nn.one_hot(classes, num_classes)
 
@@ -146,9 +160,13 @@ def label_step(config: Config) -> float:
     return LABEL_STEP if config.fitness == "kernel_regression" else 1.0
 
 
-def encode(config: Config, num_classes: int, images: Array, spread: Array) -> Array:
-    """The flat individual (D,) of normalised images (n, H, W, C), as many of each class, in the
-    order of classes."""
+def encode(
+    config: Config,
+    num_classes: int,
+    images: Float[Array, "images height width channels"],
+    spread: Float[Array, "height width channels"],
+) -> Float[Array, "dims"]:
+    """The flat individual of normalised images, as many of each class, in the order of classes."""
     codes = encoding_of(config, images.shape[1:]).encode(images, spread)
     if config.evolve_labels:
         labels = one_hot_classes(config, num_classes) / label_step(config)
@@ -157,9 +175,9 @@ def encode(config: Config, num_classes: int, images: Array, spread: Array) -> Ar
 
 
 def random_individuals(
-    key: Array, config: Config, num_classes: int, data: Data, num_individuals: int
-) -> Array:
-    """Flat individuals (num_individuals, D) of real training images, normalised, not clipped."""
+    key: Key[Array, ""], config: Config, num_classes: int, data: Data, num_individuals: int
+) -> Float[Array, "{num_individuals} dims"]:
+    """Flat individuals of real training images, normalised, not clipped."""
     num_images = num_classes * config.tiles_per_class
 
     def draw(key):
@@ -170,8 +188,8 @@ def random_individuals(
     return jax.lax.map(draw, jax.random.split(key, num_individuals))
 
 
-def class_means(config: Config, num_classes: int, data: Data) -> Array:
-    """The flat individual (D,) whose images are each the mean of their class's training images."""
+def class_means(config: Config, num_classes: int, data: Data) -> Float[Array, "dims"]:
+    """The flat individual whose images are each the mean of their class's training images."""
 
     num_images, *shape = data.train_images.shape
     size = min(1000, num_images)
@@ -198,8 +216,10 @@ def class_means(config: Config, num_classes: int, data: Data) -> Array:
     return encode(config, num_classes, images, data.spread)
 
 
-def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> Array:
-    """The flat individual (D,) whose images are centres of k-means in each class: Lloyd's
+def class_centres(
+    key: Key[Array, ""], config: Config, num_classes: int, data: Data
+) -> Float[Array, "dims"]:
+    """The flat individual whose images are centres of k-means in each class: Lloyd's
     algorithm on at most 8,192 training images, from random ones."""
     count = config.tiles_per_class
     key_some, key_first = jax.random.split(key)
@@ -210,7 +230,9 @@ def class_centres(key: Array, config: Config, num_classes: int, data: Data) -> A
     first = random_examples(key_first, data.train_labels, num_classes * count, num_classes)
     starts = normalize(data.train_images[first], data.mean, data.std)
 
-    def of_class(label: Array, centres: Array) -> Array:
+    def of_class(
+        label: Int[Array, ""], centres: Float[Array, "centres features"]
+    ) -> Float[Array, "centres features"]:
         def step(centres, _):
             distances = (centres**2).sum(1) - 2 * points @ centres.T
             nearest = jax.nn.one_hot(distances.argmin(1), count) * (labels == label)[:, None]

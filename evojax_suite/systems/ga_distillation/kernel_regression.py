@@ -38,6 +38,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key, Shaped
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from evojax_suite.configuration import configuration
@@ -99,31 +100,38 @@ class KernelConfig:
 class Credit(NamedTuple):
     """The losses of each image of a candidate in the company of other candidates' images."""
 
-    own: Array  # (P, n): of the column of the image's class
-    all: Array | None  # (P, n): the mean of all columns
+    own: Float[Array, "population images"]  # of the column of the image's class
+    all: Float[Array, "population images"] | None  # the mean of all columns
 
 
 class KernelScores(NamedTuple):
     """What the regression says of each candidate."""
 
-    losses: Array  # (P, num_classes): of each class's column, lower is better
-    accuracy: Array  # (P,): of the class with the largest prediction
+    losses: Float[Array, "population classes"]  # of each class's column, lower is better
+    accuracy: Float[Array, "population"]  # of the class with the largest prediction
     credit: Credit | None
 
 
-def predict(kernel: Array, labels: Array, to_new: Array, penalty: Array) -> Array:
-    """What kernel ridge regression says of m new points: (m, C).
+def predict(
+    kernel: Float[Array, "points points"],
+    labels: Float[Array, "points classes"],
+    to_new: Float[Array, "new_points points"],
+    penalty: float | Float[Array, ""],
+) -> Float[Array, "new_points classes"]:
+    """What kernel ridge regression says of new points.
 
-    kernel: of n points with themselves, (n, n). labels: (n, C). to_new: of new points with them,
-    (m, n). penalty: added to the diagonal.
+    kernel: of points with themselves. to_new: of new points with them. penalty: added to the
+    diagonal.
     """
     kernel += penalty * jnp.eye(len(kernel))
     weights = jax.scipy.linalg.solve(kernel, labels, assume_a="pos")
     return jnp.matmul(to_new, weights, precision="highest")
 
 
-def class_losses(predictions: Array, labels: Array, temperature: float) -> Array:
-    """The loss of each class's column, (C,), of predictions (m, C) for integer labels (m,)."""
+def class_losses(
+    predictions: Float[Array, "images classes"], labels: Int[Array, "images"], temperature: float
+) -> Float[Array, "classes"]:
+    """The loss of each class's column of predictions."""
     targets = jax.nn.one_hot(labels, predictions.shape[1])
     if temperature == 0:
         return ((predictions - targets) ** 2).mean(0)
@@ -133,25 +141,25 @@ def class_losses(predictions: Array, labels: Array, temperature: float) -> Array
 class Kernels(NamedTuple):
     """Kernels of some candidates' images, and the labels that are regressed on them."""
 
-    own: Array  # (P, n, n)
-    real: Array  # (P, m, n): with the real images
-    labels: Array  # (P, n, C), centred
+    own: Float[Array, "population images images"]
+    real: Float[Array, "population real_images images"]  # with the real images
+    labels: Float[Array, "population images classes"]  # centred
 
 
 def credit_by_image(
     candidates: Kernels,
     company: Kernels,
-    between: Array,
-    classes: Array,
-    real_labels: Array,
+    between: Float[Array, "company population images images"],
+    classes: Int[Array, "images"],
+    real_labels: Int[Array, "real_images"],
     config: Regression,
     all_columns: bool = False,
 ) -> Credit:
     """The losses where one image alone is the candidate's; of all columns where they are wanted.
 
-    The other images are those of `company`, R datasets of n images; losses are averaged over them.
-    between: of the candidates' images with those of the company, (R, P, n, n). classes: (n,) of the
-    images. real_labels: (m,) integers.
+    The other images are those of `company`, as many in each of its datasets; losses are averaged
+    over them. between: kernels of the candidates' images with those of the company. classes: of the
+    images.
     """
     num_candidates, num_real, num_images = candidates.real.shape
     num_classes = candidates.labels.shape[-1]
@@ -221,24 +229,23 @@ def credit_by_image(
 
 
 def solve_labels(
-    key: Array,
+    key: Key[Array, ""],
     config: Regression,
     network: nn.Module,
     num_networks: int,
-    images: Array,
+    images: Float[Array, "images height width channels"],
     tiles: int,
-    real_images: Array,
-    targets: Array,
+    real_images: Shaped[Array, "real_images height width channels"],
+    targets: Float[Array, "real_images classes"],
     normalize: Callable[[Array], Array],
     engine: EngineConfig,
-) -> Array:
-    """The labels (n / tiles, C) of synthetic images from which the regression predicts `targets`
-    (N, C) of real images with the least squared error, over `num_networks` fresh networks (Nguyen
-    et al. 2021, label solve).
+) -> Float[Array, "images//{tiles} classes"]:
+    """The labels of synthetic images from which the regression predicts `targets` of real images
+    with the least squared error, over `num_networks` fresh networks (Nguyen et al. 2021, label
+    solve).
 
-    images: (n, H, W, C), of which each `tiles` in order share a label. real_images: (N, H, W, C),
-    which `normalize` makes what networks see; `config.kernel_images` of them, drawn anew for each
-    network, are predicted.
+    images: of which each `tiles` in order share a label. real_images: those which `normalize` makes
+    what networks see; `config.kernel_images` of them, drawn anew for each network, are predicted.
     """
     number = min(config.kernel_images, len(real_images))
 
@@ -262,10 +269,13 @@ def solve_labels(
 
 
 def features_of(
-    network: nn.Module, variables: PyTree, images: Array, engine: EngineConfig
-) -> Array:
-    """Features of images (N, H, W, C) by networks of variables with leading axis M, side by side,
-    and 1 for the intercept: (N, M * F + 1). Their kernel is the sum of the networks' kernels."""
+    network: nn.Module,
+    variables: PyTree,
+    images: Float[Array, "images height width channels"],
+    engine: EngineConfig,
+) -> Float[Array, "images features"]:
+    """Features of images by networks of variables with a leading axis, side by side, and 1 for the
+    intercept. Their kernel is the sum of the networks' kernels."""
     batch_size = engine.resolved_evaluation_batch_size(images.shape[1:])
 
     def features(variables):
@@ -276,28 +286,28 @@ def features_of(
 
 
 def score_population(
-    key: Array,
+    key: Key[Array, ""],
     config: Regression,
     network: nn.Module,
     num_networks: int,
     decode: Callable[[Array], Any],
-    population: Array,
-    members: Array,
-    images: Array,
-    labels: Array,
+    population: Float[Array, "population dims"],
+    members: Int[Array, "members"],
+    images: Shaped[Array, "real_images height width channels"],
+    labels: Int[Array, "real_images"],
     normalize: Callable[[Array], Array],
     engine: EngineConfig,
-    classes: Array | None = None,
+    classes: Int[Array, "images"] | None = None,
     all_columns: bool = False,
 ) -> KernelScores:
-    """Score some `members`, distinct indices (M,), of candidates (P, D), each of which `decode`
-    turns into images (n, H, W, C) and what is regressed on them, labels (n, C), on real images
-    (N, H, W, C), which `normalize` makes what networks see, and their labels (N,).
+    """Score some `members`, distinct indices, of a population of candidates, each of which `decode`
+    turns into images (n, height, width, channels) and what is regressed on them, labels (n,
+    classes), on real images, which `normalize` makes what networks see, and their labels.
 
-    All candidates see the same `num_networks` fresh networks and the same real images. classes:
-    (n,) of the images, for credit by image in the company of `config.company` candidates, which are
-    spread evenly over the population, of all columns where they are wanted; without `classes` there
-    is none.
+    All candidates see the same `num_networks` fresh networks and the same real images. classes: of
+    a candidate's images, for credit by image in the company of `config.company` candidates, which
+    are spread evenly over the population, of all columns where they are wanted; without `classes`
+    there is none.
     """
     image_shape = images.shape[1:]
     key_networks, key_images = jax.random.split(key)

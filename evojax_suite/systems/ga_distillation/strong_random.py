@@ -11,6 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jaxtyping import Float, Int, Int32
 
 from evojax_suite.systems.ga_distillation.algorithm import (
     Config,
@@ -30,17 +31,17 @@ from evojax_suite.types import Algorithm, Array, Generation, StepKeys
 class State:
     """The chosen individuals of the repeats done so far."""
 
-    chosen: Array  # (num_repeats, D)
-    repeat: Array  # () int32
+    chosen: Float[Array, "repeats dims"]
+    repeat: Int32[Array, ""]
 
 
 class Metrics(NamedTuple):
     """What one repeat reports."""
 
-    generation: Array  # the repeat, from 1
-    fitness_best: Array
-    fitness_mean: Array
-    num_failed: Array
+    generation: Int[Array, ""]  # the repeat, from 1
+    fitness_best: Float[Array, ""]
+    fitness_mean: Float[Array, ""]
+    num_failed: Int[Array, ""]
 
 
 def build(
