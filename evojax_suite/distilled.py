@@ -25,7 +25,7 @@ from evojax_suite.data.transforms import check_constants, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
 from evojax_suite.runtime import devices
-from evojax_suite.runtime.results import plain, write_atomically
+from evojax_suite.runtime.results import to_jsonable, write_atomically
 from evojax_suite.training import (
     AUGMENTATION,
     EngineConfig,
@@ -128,7 +128,7 @@ class DistilledDataset:
             buffer,
             images=self.images.astype(np.float32),
             labels=self.labels.astype(np.float32),
-            recipe=np.array(json.dumps(plain(recipe), indent=1)),
+            recipe=np.array(json.dumps(to_jsonable(recipe), indent=1)),
         )
         write_atomically(path, buffer.getvalue())
 

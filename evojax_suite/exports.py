@@ -14,7 +14,7 @@ from PIL import Image
 
 from evojax_suite.data.transforms import denormalize
 from evojax_suite.distilled import DistilledDataset
-from evojax_suite.runtime.results import plain, write_atomically
+from evojax_suite.runtime.results import to_jsonable, write_atomically
 
 
 def save_safetensors(path: Path, data: DistilledDataset) -> None:
@@ -35,7 +35,7 @@ def save_safetensors(path: Path, data: DistilledDataset) -> None:
         "mean": np.asarray(data.mean, np.float32),
         "std": np.asarray(data.std, np.float32),
     }
-    metadata = {"recipe": json.dumps(plain(recipe))}
+    metadata = {"recipe": json.dumps(to_jsonable(recipe))}
     write_atomically(path, safetensors.numpy.save(arrays, metadata))
 
 

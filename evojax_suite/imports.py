@@ -6,7 +6,7 @@ import importlib
 from typing import Any
 
 
-def imported(path: str) -> Any:
+def import_object(path: str) -> Any:
     """What `path` names; its module is run. Raises ValueError where there is no such thing."""
     module, _, name = path.partition(":")
     try:

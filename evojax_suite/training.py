@@ -145,7 +145,7 @@ class FitState:
         return {"params": self.parameters, **self.statistics}
 
 
-class Presentation(NamedTuple):
+class ExampleStatistics(NamedTuple):
     """What training saw of each image when it was shown, before the step that learned from it."""
 
     losses: Float[Array, "images"]  # cross-entropy in nats
@@ -176,7 +176,7 @@ def _fit_step(
     images: Float[Array, "images height width channels"],
     labels: Float[Array, "images classes"],
     weights: Float[Array, "images"],
-) -> tuple[FitState, Presentation]:
+) -> tuple[FitState, ExampleStatistics]:
     rngs = {}
     if getattr(network, "dropout", 0):
         key, rngs["dropout"] = jax.random.split(key)
@@ -193,7 +193,10 @@ def _fit_step(
         )
         losses = optax.softmax_cross_entropy(logits, labels)
         correct = logits.argmax(-1) == labels.argmax(-1)
-        return (losses * weights).sum() / weights.sum(), (updated, Presentation(losses, correct))
+        return (losses * weights).sum() / weights.sum(), (
+            updated,
+            ExampleStatistics(losses, correct),
+        )
 
     gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
     updates, optimizer = _optimizer(config, num_steps).update(
@@ -264,7 +267,7 @@ def fit_epochs(
     num_images: int | Int[Array, ""],
     num_epochs: int | Int[Array, ""],
     places: Int[Array, "buffer"] | None = None,
-) -> tuple[FitState, Presentation]:
+) -> tuple[FitState, ExampleStatistics]:
     """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
     the first `num_images` of `places` in it, where an image may come more than once.
 
@@ -306,7 +309,7 @@ def fit_epochs(
 
         return jax.lax.fori_loop(0, -(-num_images // batch_size), step, carry)
 
-    nothing = Presentation(jnp.full(capacity, jnp.nan), jnp.zeros(capacity, bool))
+    nothing = ExampleStatistics(jnp.full(capacity, jnp.nan), jnp.zeros(capacity, bool))
     return jax.lax.fori_loop(0, num_epochs, epoch, (state, nothing))
 
 
@@ -348,7 +351,7 @@ def judge_each(
     images: Float[Array, "images height width channels"],
     labels: Int[Array, "images"],
     batch_size: int,
-) -> Presentation:
+) -> ExampleStatistics:
     """Loss and correctness of each image, normalised, without training."""
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
@@ -360,12 +363,12 @@ def judge_each(
         )
         logits = jnp.asarray(network.apply(variables, own))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, own_labels)
-        new = Presentation(losses, logits.argmax(-1) == own_labels)
+        new = ExampleStatistics(losses, logits.argmax(-1) == own_labels)
         return jax.tree.map(
             lambda all, part: jax.lax.dynamic_update_slice_in_dim(all, part, start, 0), found, new
         )
 
-    empty = Presentation(jnp.zeros(num_images), jnp.zeros(num_images, bool))
+    empty = ExampleStatistics(jnp.zeros(num_images), jnp.zeros(num_images, bool))
     return jax.lax.fori_loop(0, -(-num_images // batch_size), body, empty)
 
 

@@ -79,7 +79,7 @@ class TrainingData:
 
 
 def training_data(dataset: Dataset) -> TrainingData:
-    """The training part of `dataset`: validation and test stay closed."""
+    """The training split of `dataset`: validation and test stay closed."""
     return TrainingData(
         images=jnp.asarray(dataset.train.images),
         labels=jnp.asarray(dataset.train.labels),

@@ -17,7 +17,7 @@ import evojax_suite
 from evojax_suite.operators import crowding_distances, truncation
 from evojax_suite.strategies.block_es import averaged
 from evojax_suite.systems.ga_distillation import Individual
-from evojax_suite.training import EngineConfig, Presentation
+from evojax_suite.training import EngineConfig, ExampleStatistics
 
 MODULES = [
     module.name
@@ -57,7 +57,7 @@ def test_fields_that_do_not_fit_are_named():
     images, labels = jnp.zeros((3, 8, 8, 1)), jnp.zeros((3, 10))
     assert misfits(Individual(images, labels)) == []
     assert len(misfits(Individual(images, labels[1:]))) == 1
-    (found,) = misfits((Presentation(jnp.zeros(3), jnp.zeros(3)),), "seen")
+    (found,) = misfits((ExampleStatistics(jnp.zeros(3), jnp.zeros(3)),), "seen")
     assert found.startswith("seen[0].correct is float32(3,), annotated")
 
 

@@ -1,4 +1,4 @@
-"""Train networks on a small set, distilled or chosen, and judge them on the test part."""
+"""Train networks on a small set, distilled or chosen, and judge them on the test split."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
 
 @configuration
 class Options(Placement):
-    """Train networks on a small set and give their accuracy on the test part."""
+    """Train networks on a small set and give their accuracy on the test split."""
 
     path: Annotated[Path, tyro.conf.Positional] = field(kw_only=True)
     """A .npz of a run; or one of your own with images and labels, which needs a dataset."""

@@ -16,7 +16,7 @@ class Known:
     """A set known by name.
 
     mean, std: per channel, for images scaled to [0, 1]; empty where the train part gives them.
-    files: the format of the set's own files. MedMNIST files bring a validation part.
+    files: the format of the set's own files. MedMNIST files bring a validation split.
     urls: what a download fetches; for IDX in the order of `idx.FILES`.
     """
 

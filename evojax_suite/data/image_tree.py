@@ -109,7 +109,7 @@ class ImageTree:
         """The parts; labels count the train part's classes, sorted (by number if all are numbers).
 
         Raises DataError as `add` does, and for an empty class folder, a part without images, a
-        class that only the validation or test part has, and several top-level folders.
+        class that only the validation or test split has, and several top-level folders.
         """
         while self._sent:
             self._collect()

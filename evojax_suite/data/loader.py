@@ -23,7 +23,7 @@ DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
 
 
 def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
-    """Load a dataset with its train, validation and test parts.
+    """Load a dataset with its train, validation and test splits.
 
     name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's own set.
     data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. What
@@ -31,9 +31,9 @@ def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = 
     cache: keep the pixels of archives and class folders that are slow to read in the user's cache
     folder, for as long as these stay as they are.
 
-    A set without a validation part gives one in five of its training images to it, stratified by
+    A set without a validation split gives one in five of its training images to it, stratified by
     class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's own set
-    without a test part gives one in five of its training images to that, before. digits, which
+    without a test split gives one in five of its training images to that, before. digits, which
     has no official parts, is 60 : 20 : 20.
 
     Raises DataError with one line for an unknown name, a missing set, and files that are damaged

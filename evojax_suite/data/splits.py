@@ -35,8 +35,8 @@ def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> Dataset:
-    """`dataset` with its validation part joined to its training part, for methods that select
-    nothing by validation; the validation part is left empty.
+    """`dataset` with its validation split joined to its training part, for methods that select
+    nothing by validation; the validation split is left empty.
 
     num_images: keep a fixed part of this many images, in which each class has its share up to one
     image. Raises ValueError where there are fewer.

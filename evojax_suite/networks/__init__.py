@@ -15,7 +15,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import configuration
 from evojax_suite.data.errors import first_line
-from evojax_suite.imports import imported
+from evojax_suite.imports import import_object
 from evojax_suite.networks.convnet import ConvNet
 from evojax_suite.networks.layers import Convolution
 from evojax_suite.networks.zoo import MLP, VGG10, VGG11, AlexNet, LeNet, ResNet18
@@ -153,7 +153,7 @@ def own_module(path: str) -> type[nn.Module]:
     `dropout` above 0, and draws from the stream of that name. Raises ValueError where there is no
     such class, or its `__call__` takes no `train`.
     """
-    found = imported(path)
+    found = import_object(path)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(f"{path!r} must be a class of flax.linen modules, got {found!r:.60}")
     if "num_classes" not in {field.name for field in dataclasses.fields(found)}:

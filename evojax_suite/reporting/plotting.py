@@ -192,7 +192,7 @@ def accuracy_by_size(results: dict[str, list[tuple[int, float, float]]]) -> list
             for size, m, d in zip(sizes, y, spread, strict=True)
         ]
         series.append(Series(method, x, y, y - spread, y + spread, "joined points", notes=notes))
-    return [Chart("images", "accuracy on the test part (%)", series, log_x=True)]
+    return [Chart("images", "accuracy on the test split (%)", series, log_x=True)]
 
 
 def compression_curves(metrics: list[dict]) -> list[Chart]:

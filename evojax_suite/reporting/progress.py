@@ -20,7 +20,7 @@ from rich.progress import (
 )
 
 from evojax_suite.runtime.loop import StepReport
-from evojax_suite.runtime.results import plain
+from evojax_suite.runtime.results import to_jsonable
 
 LogFormat = Literal["text", "json"]
 
@@ -33,7 +33,7 @@ class Terminal(Console):
     def say(self, text: str, **more: object) -> None:
         """A line; as JSON with `more`, what it tells apart."""
         if self.log_format == "json":
-            text = json.dumps(plain({"time": time.time(), "message": text} | more))
+            text = json.dumps(to_jsonable({"time": time.time(), "message": text} | more))
         self.print(text, markup=False)
 
 

@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from evojax_suite.reporting import charts
 from evojax_suite.reporting.charts import Chart
-from evojax_suite.runtime.results import plain, write_atomically
+from evojax_suite.runtime.results import to_jsonable, write_atomically
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -143,7 +143,9 @@ def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, 
             numbers=Table("The run", ("", ""), report.numbers),
             repeat="\n".join(repeat),
             made_with=made_with(),
-            details={name: json.dumps(plain(value), indent=2) for name, value in details.items()},
+            details={
+                name: json.dumps(to_jsonable(value), indent=2) for name, value in details.items()
+            },
             library=Markup(charts.library() if drawn else ""),
             script=Markup(script),
         )

@@ -21,7 +21,7 @@ from evojax_suite.reporting.loggers import Logger, check
 from evojax_suite.reporting.progress import LogFormat, console
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.devices import Devices
-from evojax_suite.runtime.results import plain
+from evojax_suite.runtime.results import to_jsonable
 
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 """One of the seeds that JAX tells apart."""
@@ -209,7 +209,7 @@ class RunOptions(Placement):
 
     def settings(self) -> dict:
         """What decides the result, for config.json."""
-        settings = plain(self, non_finite=str)
+        settings = to_jsonable(self, non_finite=str)
         placement = [own.name for own in fields(Placement)]
         others = (
             "resume", "runs_dir", "data_dir", "cache_data", "checkpoint_seconds", "name", "seeds",
@@ -225,13 +225,13 @@ class JudgedRunOptions(RunOptions):
     """Options of every command that makes datasets."""
 
     num_networks: NonNegativeInt = 10
-    """Networks that judge a dataset on the test part; devs and coreset take 0 for none."""
+    """Networks that judge a dataset on the test split; devs and coreset take 0 for none."""
 
 
 def config_difference(value: object, default: object) -> dict:
     """The settings of a configuration that differ from another's; how it is computed is none."""
-    found, defaults = {}, plain(default)
-    for name, setting in plain(value).items():
+    found, defaults = {}, to_jsonable(default)
+    for name, setting in to_jsonable(value).items():
         if name in ("engine", "convolution"):
             continue
         if isinstance(setting, dict):

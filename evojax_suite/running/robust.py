@@ -81,7 +81,7 @@ class Scored(NamedTuple):
 
 
 def fit_on_all(key: Array, config: proxy_network.Config, dataset: Dataset) -> proxy_network.State:
-    """A network trained on the training part of `dataset`, with its progress shown."""
+    """A network trained on the training split of `dataset`, with its progress shown."""
     algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
     data, num_epochs = training_data(dataset), config.training.num_epochs
     key_init, key_fit = jax.random.split(key)
@@ -101,7 +101,7 @@ def fit_on_all(key: Array, config: proxy_network.Config, dataset: Dataset) -> pr
 def train_on_all(
     key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
 ) -> Full:
-    """One network on the whole training set of `dataset`, judged on its test part."""
+    """One network on the whole training set of `dataset`, judged on its test split."""
     training = on_all(num_epochs)
     config = proxy_network.Config(network=network, training=training, engine=engine)
     variables = fit_on_all(key, config, with_whole_training_set(dataset)).fit.variables
@@ -156,7 +156,7 @@ def judge(
     num_devices: devices.Devices,
 ) -> Scored:
     """Train what the scores compare: `num_networks` networks on the set (n, H, W, C), as many each
-    on `num_random` random images of its own, on the test part of `dataset`, and one on the whole
+    on `num_random` random images of its own, on the test split of `dataset`, and one on the whole
     training set.
 
     As in DD-Ranking random images are equally many of each class (a class with too few gives all)

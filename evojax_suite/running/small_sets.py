@@ -284,7 +284,7 @@ def report_of(
             for row in sorted(rows, key=lambda row: int(row[1].replace(",", "")))
             if int(row[1].replace(",", "")) == best["num_images"]
         ],
-        [Table(f"Accuracy on the test part (%), {judges}", header, rows)],
+        [Table(f"Accuracy on the test split (%), {judges}", header, rows)],
         [Figure("accuracy", "Accuracy against the number of images", curves), *figures],
         numbers,
     )

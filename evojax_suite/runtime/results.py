@@ -21,23 +21,24 @@ import safetensors.numpy
 from evojax_suite.types import PyTree
 
 
-def plain(value: Any, non_finite: Callable[[float], Any] = lambda number: None) -> Any:
+def to_jsonable(value: Any, non_finite: Callable[[float], Any] = lambda number: None) -> Any:
     """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null, or
     as `non_finite` makes them.
 
-    >>> plain({"shape": (1, 2), "loss": float("nan"), "path": Path("a") / "b"})
+    >>> to_jsonable({"shape": (1, 2), "loss": float("nan"), "path": Path("a") / "b"})
     {'shape': [1, 2], 'loss': None, 'path': 'a/b'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {
-            f.name: plain(getattr(value, f.name), non_finite) for f in dataclasses.fields(value)
+            f.name: to_jsonable(getattr(value, f.name), non_finite)
+            for f in dataclasses.fields(value)
         }
     if isinstance(value, dict):
-        return {str(name): plain(item, non_finite) for name, item in value.items()}
+        return {str(name): to_jsonable(item, non_finite) for name, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item, non_finite) for item in value]
+        return [to_jsonable(item, non_finite) for item in value]
     if hasattr(value, "tolist") and not isinstance(value, str):
-        return plain(np.asarray(value).tolist(), non_finite)
+        return to_jsonable(np.asarray(value).tolist(), non_finite)
     if isinstance(value, float) and not math.isfinite(value):
         return non_finite(value)
     if isinstance(value, Path):
@@ -63,7 +64,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
-    write_atomically(path, json.dumps(plain(value), indent=2) + "\n")
+    write_atomically(path, json.dumps(to_jsonable(value), indent=2) + "\n")
 
 
 class Lines:
@@ -77,7 +78,7 @@ class Lines:
 
     def write(self, lines: Iterable[dict]) -> None:
         """Append `lines`; readers of the file see them at once."""
-        self._file.writelines(json.dumps(plain(line)) + "\n" for line in lines)
+        self._file.writelines(json.dumps(to_jsonable(line)) + "\n" for line in lines)
         self._file.flush()
 
     def sync(self) -> None:
@@ -111,7 +112,7 @@ class Rows:
         may change while it is the same study."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
-        self.about = plain(options) | {"device": jax.devices()[0].device_kind}
+        self.about = to_jsonable(options) | {"device": jax.devices()[0].device_kind}
         for name in without:
             del self.about[name]
         before = json.loads(path.read_text()) if path.exists() else {}
@@ -122,7 +123,7 @@ class Rows:
 
     def add(self, row: dict) -> None:
         """Keep a row, as it will be read again, and write the file."""
-        self.rows.append(json.loads(json.dumps(plain(row))))
+        self.rows.append(json.loads(json.dumps(to_jsonable(row))))
         content = {"about": self.about, "rows": self.rows}
         write_atomically(self.path, json.dumps(content) + "\n")
 
@@ -203,7 +204,7 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
     RunExists where the directory is taken, where another process is at work in it (`owned_runs`),
     or where `resume` finds another configuration.
     """
-    config = plain(config)
+    config = to_jsonable(config)
     _check_run(directory, config, resume, may_grow)
     directory.mkdir(parents=True, exist_ok=True)
     with _owned(directory):

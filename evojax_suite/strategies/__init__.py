@@ -61,7 +61,7 @@ def mean_of(strategy: EvolutionaryAlgorithm, state: PyTree) -> Float[jax.Array, 
     return jnp.asarray(strategy.get_mean(state))
 
 
-def strong(state: PyTree) -> PyTree:
+def strip_weak_types(state: PyTree) -> PyTree:
     """A state without weak types, so that it keeps its type from step to step."""
     return jax.tree.map(
         lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), state
@@ -76,5 +76,5 @@ __all__ = [
     "is_population_based",
     "mean_of",
     "options",
-    "strong",
+    "strip_weak_types",
 ]

@@ -30,7 +30,7 @@ from evojax_suite import cest, de_nas, devs, distilled, ecomp, ga_distillation, 
 from evojax_suite.data import load
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
-from evojax_suite.runtime.results import plain, write_json
+from evojax_suite.runtime.results import to_jsonable, write_json
 from evojax_suite.systems.coresets import gradient_matching
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.ecomp import feed_forward
@@ -153,8 +153,8 @@ class Results:
                 last = traceback.format_exc().splitlines()[-12:]
                 value = {"error": f"{type(error).__name__}: {str(error)[:500]}", "traceback": last}
         self.found[name] = value
-        write_json(self.path, plain(self.found, non_finite=str))
-        print(f"{name}: {json.dumps(plain(value, non_finite=str))[:300]}", flush=True)
+        write_json(self.path, to_jsonable(self.found, non_finite=str))
+        print(f"{name}: {json.dumps(to_jsonable(value, non_finite=str))[:300]}", flush=True)
         return value if "error" not in value and "not run" not in value else None
 
 
@@ -285,7 +285,7 @@ def de_nas_steps(dataset: Dataset, dtype: str) -> dict[str, float]:
     genome = jax.jit(architectures.random_genome, static_argnums=(1, 2))(
         jax.random.key(0), config.space, SHAPE
     )
-    judged = de_nas.judges(config, 10, SHAPE)(genome, jax.random.key(1), data, np.zeros(0))
+    judged = de_nas.make_evaluator(config, 10, SHAPE)(genome, jax.random.key(1), data, np.zeros(0))
     found = judged.evaluation
     return {"accuracy": float(found.accuracy), "cross_entropy": float(found.cross_entropy)}
 
@@ -347,7 +347,7 @@ def write_expected() -> None:
         name: {dtype: checked.steps(dataset, dtype) for dtype in checked.dtypes}
         for name, checked in CHECKED.items()
     }
-    write_json(EXPECTED, plain({"machine": machine(), **found}))
+    write_json(EXPECTED, to_jsonable({"machine": machine(), **found}))
 
 
 # --- the engine

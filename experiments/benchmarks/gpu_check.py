@@ -203,7 +203,7 @@ def of_de_nas(options: Options) -> System:
         del genome
         return fresh(key, network, CIFAR, config.initialization)
 
-    judge = de_nas.judging(config, 10, network, start)
+    judge = de_nas.candidate_evaluator(config, 10, network, start)
     data = jax.eval_shape(lambda: de_nas.make_data(config, dataset))
     bars = jax.ShapeDtypeStruct((len(config.rungs),), jnp.float32)
     judging = Program(judge, (a_key(), shapes_of(middle), data, bars))

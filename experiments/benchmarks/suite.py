@@ -42,7 +42,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.devices import Devices
 from evojax_suite.runtime.resources import cores
-from evojax_suite.runtime.results import plain, write_json
+from evojax_suite.runtime.results import to_jsonable, write_json
 from evojax_suite.systems.ecomp import compression, feed_forward
 from evojax_suite.training import EngineConfig, TrainingConfig
 from evojax_suite.types import Dataset, Split, training_data
@@ -469,7 +469,7 @@ def main(options: Options) -> None:
         raise SystemExit(f"cases must be of {', '.join(CASES)}, got {unknown[0]!r}")
     if options.only:
         rows = CASES[options.only](options)
-        options.output.write_text(json.dumps(plain({"machine": machine(), "rows": rows})))
+        options.output.write_text(json.dumps(to_jsonable({"machine": machine(), "rows": rows})))
         return
     found, about = {}, {}
     # evosax starts the devices when it is imported, before a case can take them.

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 from evojax_suite import cest, networks
 from evojax_suite.data import load, some_images
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.runtime.results import Rows, plain, spread
+from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.systems.cest import predator_prey
 from evojax_suite.systems.cest.predator_prey import Params
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
@@ -82,7 +82,7 @@ def main(options: Options) -> None:
             for generation in range(1, options.num_generations + 1):
                 key = jax.random.fold_in(key_steps, generation)
                 state, metrics = compiled(key, state, params, data)
-                lines.append(plain(metrics._asdict()))
+                lines.append(to_jsonable(metrics._asdict()))
             seconds = time.perf_counter() - clock
             accuracy = float(judge(algorithm.result(state, params, data)).accuracy)
             row = {"variant": variant, "seed": seed, "test_accuracy": accuracy}

@@ -23,7 +23,7 @@ from evojax_suite.data import load, some_images
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
-from evojax_suite.runtime.results import Rows, plain, spread
+from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
@@ -107,7 +107,7 @@ class Trainer:
         for epoch in range(1, self.config.training.num_epochs + 1):
             step_key = jax.random.fold_in(key_steps, epoch)
             state, metrics = self.algorithm.step(step_key, state, params, self.data)
-            line = plain(metrics._asdict())
+            line = to_jsonable(metrics._asdict())
             if flipped is not None:
                 chosen = np.asarray(state.chosen)[: int(state.num_chosen)]
                 line["flipped"] = float(flipped[chosen].mean())

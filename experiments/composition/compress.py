@@ -52,7 +52,7 @@ def made_by_devs(options: Options, dataset: Dataset, key: jax.Array):
 
 
 def compressed(parent, images, labels, key: jax.Array, test: tuple[np.ndarray, np.ndarray]) -> dict:
-    """What is left of a parent: accuracy on the test part, and units."""
+    """What is left of a parent: accuracy on the test split, and units."""
     config = ecomp.Config()
     data = ecomp.make_data(parent, images, labels)
     algorithm = ecomp.build(config)

@@ -3,8 +3,8 @@
     python experiments/composition/ranks.py
 
 The 15 random architectures of experiments/de_nas/ranks.py train on sets of digits that other
-systems made, hard-labelled; their accuracies on the validation part are compared with those after a
-full training on all images, which that study has kept. Writes ranks.json as it goes, goes on after
+systems made, hard-labelled; their accuracies on the validation split are compared with those after
+a full training on all images, which that study has kept. Writes ranks.json as it goes, goes on after
 an interruption, prints a table.
 """
 
@@ -102,7 +102,7 @@ def main(options: Options) -> None:
             batches = -(-len(part.train) // training.batch_size)
             for steps in left:
                 training = replace(training, num_epochs=-(-steps // batches))
-                judge = de_nas.judges(replace(config, training=training), classes, shape)
+                judge = de_nas.make_evaluator(replace(config, training=training), classes, shape)
                 data = de_nas.make_data(config, part)
                 accuracies, seconds = [], []
                 for candidate in range(options.candidates):

@@ -81,7 +81,7 @@ def main(options: Options) -> None:
             (("few", options.few_epochs), ("full", options.full_epochs))
         ):
             training = replace(config.training, num_epochs=epochs)
-            judge = de_nas.judges(replace(config, training=training), classes, shape)
+            judge = de_nas.make_evaluator(replace(config, training=training), classes, shape)
             key = jax.random.fold_in(jax.random.key(candidate), seed)
             judged = judge(genome, key, data, np.zeros(0))
             row[name] = float(judged.evaluation.accuracy)

@@ -73,7 +73,7 @@ def main(options: Options) -> None:
     shape, classes = dataset.image_shape, dataset.num_classes
     data = de_nas.make_data(config, dataset)
     keys = jax.random.split(jax.random.key(1), options.members)
-    judge = de_nas.judges(replace(config, programs="separate"), classes, shape)
+    judge = de_nas.make_evaluator(replace(config, programs="separate"), classes, shape)
     for number in range(options.skeletons):
         members = of_one_skeleton(number, config, shape, options.members)
         clock = time.perf_counter()
@@ -117,7 +117,7 @@ def of_one_skeleton(number: int, config: de_nas.Config, shape, members: int):
 def together(config, units, classes, shape, in_flight):
     """One program that trains and judges all members, each as wide as the widest."""
     network = de_nas.network_of(config, units, classes)
-    judge = de_nas.judging(
+    judge = de_nas.candidate_evaluator(
         config, classes, network, lambda key, _: fresh(key, network, shape, config.initialization)
     )
     return lambda keys, data: map_members(

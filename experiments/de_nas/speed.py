@@ -6,8 +6,8 @@
     python experiments/de_nas/speed.py --dataset cifar10 --num-images 45000 --max-filters 256 \\
         --num-epochs 1 --candidates 4 --programs separate   # full size, one epoch of ten
 
-Each candidate is trained and judged on the validation part. Compilation counts: the first candidate
-of ours starts with nothing compiled. Let nothing else run.
+Each candidate is trained and judged on the validation split. Compilation counts: the first
+candidate of ours starts with nothing compiled. Let nothing else run.
 """
 
 from __future__ import annotations

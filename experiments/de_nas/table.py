@@ -5,7 +5,7 @@
     python experiments/de_nas/table.py --methods nsga2 known batch
 
 A search makes 70 candidates of ten epochs each (with halving 90, some stop early); its most
-accurate and its smallest survivor train at length and are judged on the test part. Searches are
+accurate and its smallest survivor train at length and are judged on the test split. Searches are
 written as they come; the same command goes on after an interruption.
 """
 
@@ -24,7 +24,7 @@ from evojax_suite.data import load, some_images
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
 from evojax_suite.running.small_sets import fitted_to
-from evojax_suite.runtime.results import Rows, plain, spread
+from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.systems.de_nas.experiment import history, populations
@@ -110,7 +110,7 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
         for epoch in range(config.final_epochs):
             key = jax.random.fold_in(key_fit, epoch)
             trained, metrics = step(key, trained, None, data)
-            curve.append(plain(metrics._asdict()))
+            curve.append(to_jsonable(metrics._asdict()))
         accuracy = jax.jit(evaluate, static_argnums=0)(network, trained.fit.variables, test)
         models[role] = {
             "test_accuracy": float(accuracy.accuracy),

@@ -4,7 +4,7 @@
     python experiments/devs/choices.py --only default --seeds 0 1 2
 
 5,000 training images shrink to 500, 100 and 10; 3,000 others judge them, so that no choice of a
-default has seen the test part.
+default has seen the test split.
 """
 
 from __future__ import annotations

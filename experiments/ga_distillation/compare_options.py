@@ -1,7 +1,7 @@
 """The options beyond paper 002 against its setting, on equal budgets of trained networks.
 
 Every variant distils digits with the same number of networks trained, over several seeds; ten fresh
-networks judge each result on the test part. The size is reduced (see `Options`), so the figures
+networks judge each result on the test split. The size is reduced (see `Options`), so the figures
 compare variants with each other and not with the paper.
 
     python experiments/ga_distillation/compare_options.py --output runs/options.json

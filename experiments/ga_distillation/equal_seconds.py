@@ -15,7 +15,7 @@ seed. Ways:
     strong random      the best of random real images by that fitness
 
 What the first two return is averaged over their steps alike. Networks of the paper's recipe judge
-what each has at every number of seconds, on the test part, or on validation images (`--judged-on
+what each has at every number of seconds, on the test split, or on validation images (`--judged-on
 validation`), which is where a step size is chosen. Rows are kept in equal_seconds.json beside this
 file and are not run again; a chart of each dataset is drawn from all of them.
 """
@@ -203,7 +203,7 @@ def snapshots(
 
 
 def chart(rows: Rows, dataset: str) -> Chart:
-    """Accuracy on the test part by seconds, a line a way: mean and deviation over seeds."""
+    """Accuracy on the test split by seconds, a line a way: mean and deviation over seeds."""
     series = []
     for way in WAYS:
         own = [

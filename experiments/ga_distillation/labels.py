@@ -5,8 +5,8 @@
 Real images chosen at random, by herding and by k-center, and the images of runs or files, which may
 have soft labels of their own. One network, trained on the whole training set, gives herding and
 k-center their features and all images the teacher's labels, the probabilities of the classes.
-Networks of the same width judge a set on the test part by the literature's recipe. Rows are kept in
-labels.json beside this file and are not run again.
+Networks of the same width judge a set on the test split by the literature's recipe. Rows are kept
+in labels.json beside this file and are not run again.
 """
 
 from __future__ import annotations

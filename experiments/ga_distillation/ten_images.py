@@ -11,7 +11,7 @@ r"""Ten images by evolution on kernel regression: what runs found, class means b
 
 Writes ten_images.json and ten_images.png beside this file; the picture shows the first run of each
 kind. The class means are judged as that run's images are: ten new networks of its recipe, on the
-test part; those that the file holds already are not judged again.
+test split; those that the file holds already are not judged again.
 """
 
 from __future__ import annotations

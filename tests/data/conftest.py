@@ -33,7 +33,7 @@ def arrays() -> Callable[..., Arrays]:
 @pytest.fixture
 def assert_holds() -> Callable[[Dataset, Arrays, Arrays], None]:
     """Checks that train + validation and test hold exactly the written images, each once, with
-    their labels, and the 8:2 share of the validation part."""
+    their labels, and the 8:2 share of the validation split."""
 
     def pairs(images: np.ndarray, labels: np.ndarray) -> list[tuple[bytes, int]]:
         return sorted((i.tobytes(), int(k)) for i, k in zip(images, labels, strict=True))

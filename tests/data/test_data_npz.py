@@ -124,8 +124,8 @@ def test_wrong_arrays(tmp_path, medmnist, wrong):
 @pytest.mark.parametrize(
     ("missing", "message"),
     [
-        ("val", "no validation part; pneumoniamnist has an official one"),
-        ("test", "no test part; pneumoniamnist has an official one"),
+        ("val", "no validation split; pneumoniamnist has an official one"),
+        ("test", "no test split; pneumoniamnist has an official one"),
         ("train", "no train_images"),
     ],
 )

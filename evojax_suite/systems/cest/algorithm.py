@@ -47,8 +47,8 @@ from evojax_suite.systems.cest.config import Config, Params
 from evojax_suite.systems.cest.subsets import Groups
 from evojax_suite.training import (
     Batches,
+    ExampleStatistics,
     FitState,
-    Presentation,
     batches_of,
     evaluate,
     fit_epochs,
@@ -60,7 +60,7 @@ from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 
 @struct.dataclass
 class Data:
-    """Training and validation part on the device."""
+    """Training and validation split on the device."""
 
     images: (  # floats in [0, 1]
         UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
@@ -115,7 +115,7 @@ def subset_size(config: Config, num_images: int) -> int:
 
 
 def make_data(config: Config, dataset: Dataset) -> Data:
-    """The training and validation part of `dataset`; the test part stays closed."""
+    """The training and validation split of `dataset`; the test split stays closed."""
     train = dataset.train
     groups = subsets.make_groups(
         train.labels,
@@ -307,7 +307,7 @@ def _choose(setup: _Setup, key: Array, state: State, params: Params, data: Data)
     )
 
 
-def _train(setup: _Setup, key: Array, state: State, data: Data) -> tuple[State, Presentation]:
+def _train(setup: _Setup, key: Array, state: State, data: Data) -> tuple[State, ExampleStatistics]:
     fit, seen = fit_epochs(
         key,
         setup.network,
@@ -329,11 +329,11 @@ def _train(setup: _Setup, key: Array, state: State, data: Data) -> tuple[State, 
     return state, seen
 
 
-def _remember(setup: _Setup, state: State, seen: Presentation) -> State:
+def _remember(setup: _Setup, state: State, seen: ExampleStatistics) -> State:
     return _learned(setup, state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
 
 
-def _report(setup: _Setup, state: State, seen: Presentation, data: Data) -> Metrics:
+def _report(setup: _Setup, state: State, seen: ExampleStatistics, data: Data) -> Metrics:
     found = evaluate(setup.network, state.fit.variables, data.validation)
     num_images = len(data.labels)
     inside = jnp.arange(num_images) < state.num_chosen

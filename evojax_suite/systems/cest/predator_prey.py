@@ -40,8 +40,8 @@ from evojax_suite.systems.cest import subsets
 from evojax_suite.systems.cest.algorithm import Data
 from evojax_suite.training import (
     EngineConfig,
+    ExampleStatistics,
     FitState,
-    Presentation,
     TrainingConfig,
     evaluate,
     fit_epochs,
@@ -103,7 +103,7 @@ class State:
 
     predators: FitState  # leading axis theirs, as they were before the last reproduction
     fitness: Float[Array, "predators"]  # of these
-    validation: Float[Array, "predators"]  # their accuracy on the validation part
+    validation: Float[Array, "predators"]  # their accuracy on the validation split
     prey: Int32[Array, "prey"]  # examples to train on next
     generation: Int32[Array, ""]  # done
 
@@ -120,7 +120,7 @@ class Trained(NamedTuple):
     accuracy; leading axes that of the predators."""
 
     predators: FitState
-    presentation: Presentation
+    presentation: ExampleStatistics
     validation: Float[Array, "predators"]
 
 
@@ -309,7 +309,7 @@ def build(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Algorithm[State, Params, Data, Metrics, PyTree]:
     """One step is one generation. `data` is CEST's; the result is the flax variables of the
-    predator that is best on the validation part."""
+    predator that is best on the validation split."""
     network = networks.create(config.network, num_classes, image_shape)
     batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
     in_flight = config.engine.resolved_members_in_flight

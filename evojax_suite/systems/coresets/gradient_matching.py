@@ -130,7 +130,7 @@ class Condensed(NamedTuple):
 
 
 def make_data(dataset: Dataset) -> Data:
-    """The training part of `dataset`. Raises ValueError where a class has no image."""
+    """The training split of `dataset`. Raises ValueError where a class has no image."""
     labels = dataset.train.labels
     counts = np.bincount(labels, minlength=dataset.num_classes)
     if counts.min() == 0:

@@ -23,7 +23,7 @@ Where the paper is silent or contradicts itself its released program is followed
 
 Where we differ, and why:
 
-- Selection sees a validation part of the training set. The program selects by the test set.
+- Selection sees a validation split of the training set. The program selects by the test set.
 - `Space.max_features` bounds the first dense layer, without which a network has up to 43 billion
   parameters.
 - A candidate whose training fails (a loss that is not finite, too little memory) comes last.
@@ -47,7 +47,12 @@ from evojax_suite.operators import selection
 from evojax_suite.runtime import devices
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Genome, Space
-from evojax_suite.systems.de_nas.candidates import Data, Judged, judges, known_networks
+from evojax_suite.systems.de_nas.candidates import (
+    Data,
+    EvaluatedCandidate,
+    known_networks,
+    make_evaluator,
+)
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
 from evojax_suite.training import (
@@ -62,7 +67,7 @@ class State:
 
     genomes: Genome  # leading axis that of candidates, END beyond those that were made
     keys: UInt32[Array, "candidates 2"]  # of each one's training
-    accuracy: Float[Array, "candidates"]  # on the validation part, NaN where not judged or failed
+    accuracy: Float[Array, "candidates"]  # on the validation split, NaN where not judged or failed
     rungs: Float[Array, "candidates rungs_and_end"]  # the same at each, NaN where not reached
     num_epochs: Int32[Array, "candidates"]  # that each was trained
     population: Int32[Array, "population"]  # from the best to the worst; -1 before the first
@@ -75,7 +80,7 @@ class Metrics(NamedTuple):
 
     generation: np.generic  # the step: the candidate's number, from 1
     search_generation: np.generic  # that it was made in, 0 for the first population
-    accuracy: np.generic  # on the validation part
+    accuracy: np.generic  # on the validation split
     loss: np.generic  # there, in nats
     num_parameters: np.generic
     num_multiplications: np.generic  # of one image, forward
@@ -87,11 +92,13 @@ class Metrics(NamedTuple):
     stage_seconds: dict[str, float]  # of the candidate, in its own thread; no part of the result
 
 
-class Found(NamedTuple):
+class SearchResult(NamedTuple):
     """What a search ends with: the population, from the best score to the worst."""
 
     genomes: Genome  # leading axis that of the population
-    accuracy: Float[np.ndarray, "population"]  # on the validation part, NaN where a training failed
+    accuracy: Float[
+        np.ndarray, "population"
+    ]  # on the validation split, NaN where a training failed
     most_accurate: int  # its place
     smallest: int  # its place, of those whose training did not fail
 
@@ -151,24 +158,32 @@ class _Workers:
     Of several processes each judges its own candidates, and they tell each other what they found.
     """
 
-    def __init__(self, judge: Callable[..., Judged], num_workers: int, num_rungs: int, local: list):
+    def __init__(
+        self,
+        judge: Callable[..., EvaluatedCandidate],
+        num_workers: int,
+        num_rungs: int,
+        local: list,
+    ):
         self._judge, self._num_workers, self._devices = judge, num_workers, local
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candidate")
-        self._ahead: dict[bytes, Future[Judged]] = {}
+        self._ahead: dict[bytes, Future[EvaluatedCandidate]] = {}
         unknown = np.full(num_rungs + 1, np.nan, np.float32)
-        self._nothing = Judged(
+        self._nothing = EvaluatedCandidate(
             evaluation=Evaluation(*unknown[[0, 0]]),
             rungs=unknown,
             num_epochs=np.int32(0),
             seconds={"compilation": 0.0, "training": 0.0},
         )
 
-    def judged(self, state: State, data: Data, bars: np.ndarray, first: int, end: int) -> Judged:
+    def judged(
+        self, state: State, data: Data, bars: np.ndarray, first: int, end: int
+    ) -> EvaluatedCandidate:
         """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
         num_processes, process = jax.process_count(), jax.process_index()
         genomes, keys = jax.device_get((state.genomes, state.keys))
 
-        def work(index: int) -> Judged:
+        def work(index: int) -> EvaluatedCandidate:
             place = index // num_processes % len(self._devices)
             with jax.default_device(self._devices[place]):
                 try:
@@ -359,7 +374,7 @@ def _step(
     )
 
 
-def _result(setup: _Setup, state: State, params: Params, data: Data) -> Found:
+def _result(setup: _Setup, state: State, params: Params, data: Data) -> SearchResult:
     del params, data
     alive = np.asarray(state.population)
     alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
@@ -367,7 +382,7 @@ def _result(setup: _Setup, state: State, params: Params, data: Data) -> Found:
     accuracy = np.asarray(state.accuracy)[alive]
     usable = np.isfinite(accuracy)
     sizes = _sizes_of(setup, genomes).astype(float)
-    return Found(
+    return SearchResult(
         genomes=genomes,
         accuracy=accuracy,
         most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
@@ -384,8 +399,8 @@ def build(
     num_classes: int,
     image_shape: tuple[int, int, int],
     num_devices: int | None = None,
-) -> Algorithm[State, Params, Data, Metrics, Found]:
-    """One step judges one candidate. `data` is a Data; the result is a Found.
+) -> Algorithm[State, Params, Data, Metrics, SearchResult]:
+    """One step judges one candidate. `data` is a Data; the result is a SearchResult.
 
     The candidates of a generation are divided over `num_devices` devices (None is all) of each of
     the run's processes, which tell each other what they found.
@@ -400,7 +415,7 @@ def build(
     config.space.check(image_shape)
     local_devices = jax.local_devices()[:num_devices]
     workers = _Workers(
-        judges(config, num_classes, image_shape),
+        make_evaluator(config, num_classes, image_shape),
         num_workers(config, len(local_devices)),
         len(config.rungs),
         local_devices,

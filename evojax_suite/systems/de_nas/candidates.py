@@ -46,7 +46,7 @@ _MOST_PADDED_WORK = 3 * 10**11
 
 @struct.dataclass
 class Data:
-    """Training and validation part on the device."""
+    """Training and validation split on the device."""
 
     images: (  # floats in [0, 1]
         UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
@@ -58,7 +58,7 @@ class Data:
 
 
 def make_data(config: Config, dataset: Dataset) -> Data:
-    """What a search sees of `dataset`; its test part stays closed."""
+    """What a search sees of `dataset`; its test split stays closed."""
     if dataset.num_classes < 2:
         raise ValueError(f"a search needs at least 2 classes, got {dataset.num_classes}")
     return Data(
@@ -87,7 +87,7 @@ def known_networks(space: Space, image_shape: tuple[int, int, int], number: int)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
 
 
-class Judged(NamedTuple):
+class EvaluatedCandidate(NamedTuple):
     """What the judgement of a candidate found."""
 
     evaluation: Evaluation
@@ -118,7 +118,7 @@ def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: i
     return each * num_images * config.training.num_epochs
 
 
-def judging(
+def candidate_evaluator(
     config: Config,
     num_classes: int,
     network: SequenceNetwork | PaddedNetwork,
@@ -172,19 +172,19 @@ def judging(
     return judge
 
 
-def judges(
+def make_evaluator(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Callable[[Genome, Array, Data, np.ndarray], Judged]:
-    """A function that compiles and runs `judging`, of a genome, a key, the data and the bars; safe
-    to call from several threads."""
+) -> Callable[[Genome, Array, Data, np.ndarray], EvaluatedCandidate]:
+    """A function that compiles and runs `candidate_evaluator`, of a genome, a key, the data and the
+    bars; safe to call from several threads."""
 
-    program = functools.partial(judging, config, num_classes)
+    program = functools.partial(candidate_evaluator, config, num_classes)
 
     def run(compiled, key, genome, data, bars, compile_seconds):
         clock = time.perf_counter()
         evaluation, rungs, num_epochs = jax.device_get(compiled(key, genome, data, bars))
         seconds = {"compilation": compile_seconds, "training": time.perf_counter() - clock}
-        return Judged(evaluation, rungs, num_epochs, seconds)
+        return EvaluatedCandidate(evaluation, rungs, num_epochs, seconds)
 
     def separate(genome, key, data, bars):
         clock = time.perf_counter()

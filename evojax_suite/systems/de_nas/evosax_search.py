@@ -55,7 +55,7 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
     def started(key: Array, vectors: Array, fitness: Array) -> PyTree:
         population_based = strategies.is_population_based(strategy)
         start = (vectors, fitness) if population_based else (vectors.mean(0),)
-        return strategies.strong(strategy.init(key, *start, own))
+        return strategies.strip_weak_types(strategy.init(key, *start, own))
 
     def start(key: Array) -> Encoded:
         vectors = jnp.zeros((config.num_candidates, num_numbers))
@@ -71,7 +71,7 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
                 break
             others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), state, own)
             vectors = jnp.where(large[:, None], others, vectors)
-        return vectors, strategies.strong(asked)
+        return vectors, strategies.strip_weak_types(asked)
 
     def propose(key: Array, encoded: Encoded, fitness: np.ndarray) -> tuple[Genome, Encoded]:
         """The next candidates; fitness: of all before, infinite where one failed. The first

@@ -22,7 +22,13 @@ from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.de_nas import architectures
-from evojax_suite.systems.de_nas.algorithm import Found, State, best_first, build, num_workers
+from evojax_suite.systems.de_nas.algorithm import (
+    SearchResult,
+    State,
+    best_first,
+    build,
+    num_workers,
+)
 from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
 from evojax_suite.systems.de_nas.candidates import make_data, network_of
@@ -46,8 +52,8 @@ _SMALL_IMAGES = 1000
 class Options(RunOptions):
     """Search a network that is accurate for its size (Pei, Chang & Tian 2022).
 
-    Candidates are judged on a validation part after a short training; the most accurate and the
-    smallest of the last generation are trained at length and judged on the test part.
+    Candidates are judged on a validation split after a short training; the most accurate and the
+    smallest of the last generation are trained at length and judged on the test split.
     """
 
     num_images: int | None = None
@@ -132,7 +138,7 @@ class _Job(Job[Options]):
 
 @dataclass(frozen=True)
 class _Searched:
-    found: Found
+    found: SearchResult
     rows: list[dict]  # `history`
     units: dict[str, tuple[Unit, ...]]  # of each role
     loop: LoopResult
@@ -219,7 +225,7 @@ def search(job: _Job) -> Search:
     return _Searched(found, rows, units, searched, trainings, trained)
 
 
-def _places(found: Found) -> dict[str, int]:
+def _places(found: SearchResult) -> dict[str, int]:
     return {"most accurate": found.most_accurate, "smallest": found.smallest}
 
 

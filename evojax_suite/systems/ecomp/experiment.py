@@ -338,7 +338,7 @@ def present(job: _Job, found: _Summary) -> Report:
         ["failed evaluations", str(summary["num_failed"])],
     ]
     tables = [
-        Table("On the test part", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
+        Table("On the test split", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
     ]
     figures = [
         Figure(

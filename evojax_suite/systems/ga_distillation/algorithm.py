@@ -270,7 +270,7 @@ def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
                 mean = real().mean(0)
         state = setup.strategy.init(key_strategy, mean, own)
         population, state = setup.strategy.ask(key_ask, state, own)
-    return strategies.strong(
+    return strategies.strip_weak_types(
         State(
             strategy=state,
             population=population,
@@ -319,13 +319,13 @@ def _tell_and_ask(
         loss = scores.credit
 
     def tell(strategy_state):
-        return strategies.strong(
+        return strategies.strip_weak_types(
             setup.strategy.tell(key_tell, population, loss, strategy_state, own)[0]
         )
 
     def first(strategy_state):
         del strategy_state
-        return strategies.strong(setup.strategy.init(key_tell, population, loss, own))
+        return strategies.strip_weak_types(setup.strategy.init(key_tell, population, loss, own))
 
     if setup.population_based:
         strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
@@ -363,7 +363,7 @@ def _tell_and_ask(
         best_score=state.best_score,
         num_failed=failed.sum(),
     )
-    return strategies.strong(state), metrics
+    return strategies.strip_weak_types(state), metrics
 
 
 def _result(setup: _Setup, state: State, params: Params, data: Data) -> Individual:

@@ -70,7 +70,7 @@ class Options(JudgedRunOptions):
     searched for."""
     choose_from: PositiveInt = 1
     """Networks trained on each of the last results of the search, so many of which are kept, two
-    for every doubling of the generations, are judged on the validation part: the best stays."""
+    for every doubling of the generations, are judged on the validation split: the best stays."""
     labels: Literal["own", "solved", "teacher"] = "own"
     """Labels of what is found: its own; solved: those from which kernel regression predicts the
     training images best; teacher: what a network trained on the whole training set says of them."""
@@ -378,7 +378,7 @@ def present(job: _Job, summary: _Summary) -> Report:
             (str(size), "synthetic images"),
             (duration(numbers["seconds"]), "of evolution"),
         ],
-        [Table("Accuracy on the test part (%)", ["dataset", "mean ± std", "networks"], rows)],
+        [Table("Accuracy on the test split (%)", ["dataset", "mean ± std", "networks"], rows)],
         [
             Figure(
                 "images",

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int, Key
 from evojax_suite import networks
 from evojax_suite.data.errors import first_line
 from evojax_suite.data.transforms import normalize
-from evojax_suite.imports import imported
+from evojax_suite.imports import import_object
 from evojax_suite.operators import encodings
 from evojax_suite.systems.ga_distillation import kernel_regression
 from evojax_suite.systems.ga_distillation.config import FITNESS, TRAINED, Config
@@ -226,7 +226,7 @@ def _own(config: Config) -> tuple[Callable | None, bool]:
     images. Raises ValueError where there is no such function."""
     if config.fitness in FITNESS:
         return None, False
-    function = imported(config.fitness)
+    function = import_object(config.fitness)
     try:
         return function, len(inspect.signature(function).parameters) == 4
     except (TypeError, ValueError):  # not callable, or one that does not tell

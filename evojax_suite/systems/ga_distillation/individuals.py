@@ -51,7 +51,7 @@ class Individual(NamedTuple):
 def make_data(
     dataset: Dataset, given: Float[np.ndarray, "images height width channels"] | None = None
 ) -> Data:
-    """The train and validation parts of `dataset`: the test part stays closed. given: images,
+    """The train and validation splits of `dataset`: the test split stays closed. given: images,
     normalised, class by class, where `start` is given."""
     height, width, _ = dataset.image_shape
     number = min(1000, max(200, 2**23 // (height * width)))  # a spread needs no more

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 SEARCHED = "cifar10", "cifar10-four-soft"
-SCRIPT = Path(__file__).parents[1] / "experiments/benchmarks/accelerator.py"
+SCRIPT = Path(__file__).parents[2] / "experiments/benchmarks/accelerator.py"
 
 
 def rehearse(output: Path, *arguments: str) -> subprocess.CompletedProcess:

@@ -11,7 +11,7 @@ import pytest
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.distilled import DistilledDataset
 
-SETS = Path(__file__).parents[1] / "experiments/ga_distillation/sets"
+SETS = Path(__file__).parents[2] / "experiments/ga_distillation/sets"
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_a_candidate_is_judged_as_a_plain_program_judges_it(found, data):
         jax.random.wrap_key_data(jnp.asarray(np.asarray(state.keys)[index]))
     )
     separate = replace(CONFIG, programs="separate")
-    judge = de_nas.judges(separate, 10, DIGITS.image_shape)
+    judge = de_nas.make_evaluator(separate, 10, DIGITS.image_shape)
     accuracy = judge(
         genome, jax.random.wrap_key_data(state.keys[index]), data, np.zeros(0)
     ).evaluation.accuracy
@@ -204,7 +204,7 @@ RUNGS = replace(CONFIG, rungs=(1, 3), training=replace(CONFIG.training, num_epoc
 def test_a_rung_stops_who_does_not_reach_it(found, data):
     _, state, _ = found
     genome, key = architectures.member(state.genomes, 5), jax.random.key(7)
-    judge = de_nas.judges(RUNGS, 10, DIGITS.image_shape)
+    judge = de_nas.make_evaluator(RUNGS, 10, DIGITS.image_shape)
     whole = judge(genome, key, data, np.full(2, -np.inf, np.float32))
     assert whole.num_epochs == 4
     assert np.isfinite(whole.rungs).all()

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments/benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/benchmarks"))
 from roofline import H100, Card, Kernel, Roofline, dimensions, roofline, size_of, table
 
 CARD = Card("ten a second", 1e9, 10.0, {"bf16": 100.0, "f32": 50.0}, 20.0, launch_seconds=0.5)

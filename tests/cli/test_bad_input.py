@@ -1029,7 +1029,7 @@ def as_ordinary_user(files) -> Iterator[dict[str, list]]:
             text=True,
             cwd=place / "home",
             env=os.environ | {"HOME": str(place / "home"), "TMPDIR": str(place / "home"),
-                              "PYTHONPATH": str(Path(__file__).parents[1]),
+                              "PYTHONPATH": str(Path(__file__).parents[2]),
                               "MPLCONFIGDIR": str(place / "home"), "EVOJAX_SUITE_DATA": "",
                               "JAX_ENABLE_COMPILATION_CACHE": "false"},
         )  # fmt: skip
@@ -1175,7 +1175,7 @@ def at_once(tmp_path_factory) -> dict[str, list[str]]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
         )
         for seconds in ("0.4", "0.8")
     ]
