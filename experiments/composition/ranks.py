@@ -3,9 +3,9 @@
     python experiments/composition/ranks.py
 
 The 15 random architectures of experiments/de_nas/ranks.py train on sets of digits that other
-systems made, hard-labelled; their accuracies on the validation split are compared with those after
-a full training on all images, which that study has kept. Writes ranks.json as it goes, goes on after
-an interruption, prints a table.
+systems made, hard-labelled; their accuracies on the validation split are compared with those
+after a full training on all images, which that study has kept. Writes ranks.json as it goes, goes
+on after an interruption, prints a table.
 """
 
 from __future__ import annotations
