@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import sys
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -14,7 +15,15 @@ from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, too
-_hints = functools.cache(get_type_hints)
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    try:
+        return get_type_hints(kind)
+    except NameError:  # in an alias of another package, which is not checked
+        names = vars(sys.modules[kind.__module__])
+        return {name: eval(text, names) for name, text in kind.__annotations__.items()}
 
 
 def checked(function):
@@ -47,6 +56,8 @@ def _tells_shape(hint: Any) -> bool:
 def _of_numpy_too(hint: Any) -> Any:
     if get_origin(hint) in (Union, types.UnionType):
         return Union[tuple(map(_of_numpy_too, get_args(hint)))]  # noqa: UP007
+    if get_origin(hint) is tuple:
+        return tuple[tuple(map(_of_numpy_too, get_args(hint)))]
     return hint | hint.dtype[np.ndarray, hint.dim_str] if _is_array(hint) else hint
 
 
@@ -65,7 +76,7 @@ def misfits(tree: Any, name: str = "") -> list[str]:
     found = []
     with jaxtyping.jaxtyped("context"):
         for field, value in values.items():
-            hint = _hints(kind).get(field, Any)
+            hint = _hints(kind).get(field, Any) if kind.__module__.startswith("evojax") else Any
             if _tells_shape(hint) and not is_bearable(value, _of_numpy_too(hint), conf=_CONF):
                 about = f"{getattr(value, 'dtype', type(value))}{getattr(value, 'shape', '')}"
                 found.append(f"{name}.{field} is {about}, annotated {hint}")

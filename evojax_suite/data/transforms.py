@@ -64,7 +64,7 @@ def random_shift(
     key: Key[Array, ""],
     images: Shaped[Array, "images height width channels"],
     max_pixels: int,
-    fill: float | Float[Array, ""] | Float[Array, "channels"] = 0.0,
+    fill: float | Shaped[Array, ""] | Shaped[Array, "channels"] = 0.0,
 ) -> Shaped[Array, "images height width channels"]:
     """Move each image by its own -max_pixels..max_pixels (whole pixels, uniform) in y and in x.
 

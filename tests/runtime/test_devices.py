@@ -107,7 +107,7 @@ def test_a_cpu_is_as_many_devices_as_it_has_cores_or_as_is_said(asked, said, exp
     environment = {**os.environ, "XLA_FLAGS": "", "JAX_NUM_CPU_DEVICES": said or ""}
     if said is None:
         del environment["JAX_NUM_CPU_DEVICES"]
-    script = f"from evojax_suite import devices; print(devices.take({asked!r}))"
+    script = f"from evojax_suite.runtime import devices; print(devices.take({asked!r}))"
     found = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True)
     assert int(found.stdout) == expected
 
@@ -254,7 +254,7 @@ def test_a_signal_to_one_process_stops_all_and_saves(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--devices", "0"], "devices must be >= 1, all or auto, got 0"),
+        (["--devices", "0"], "devices must be >= 1 or one of auto, all, got 0"),
         (["--devices", "many"], "devices"),
         (["--process-id", "1"], "process_id needs --distributed, got 1"),
     ],

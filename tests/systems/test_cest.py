@@ -276,7 +276,7 @@ def test_a_failed_loss_is_counted_and_is_not_the_hardest():
     ("options", "said"),
     [
         ({"fraction": 0.0}, "fraction must be in (0, 1], got 0.0"),
-        ({"prey_population": 7}, "prey_population must be even, got 7"),
+        ({"prey_population": 7}, "prey_population must be even and >= 2, got 7"),
         ({"epochs_per_selection": 0}, "epochs_per_selection must be >= 1, got 0"),
         ({"random_share": 1.0}, "random_share must be in [0, 1), got 1.0"),
         ({"pass_fraction": 1.5}, "pass_fraction must be in [0, 1], got 1.5"),

@@ -186,7 +186,7 @@ def test_sizes_by_default_and_by_halving():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"target_sizes": ()}, "at least one size"),
+        ({"target_sizes": ()}, "target_sizes must name at least one, got"),
         ({"target_sizes": (10, 10)}, "target_sizes must fall, got 10 after 10"),
         ({"target_sizes": (10, 0)}, "target_sizes must be >= 1, got 0"),
         ({"sizes": (50, 60, 10), "target_sizes": (10,)}, "sizes must fall, got 60 after 50"),

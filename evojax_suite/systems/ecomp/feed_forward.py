@@ -38,7 +38,7 @@ class Layer(NamedTuple):
     connected layer after convolutions the pixels of a map, row by row.
     """
 
-    weight: Float[Array | np.ndarray, "*members outputs inputs ..."]
+    weight: Float[Array | np.ndarray, "..."]  # (*members, outputs, inputs, *kernel)
     bias: Float[Array | np.ndarray, "*members outputs"]
 
 
