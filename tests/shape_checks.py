@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
+import re
 import sys
 import types
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, Union, get_args, get_origin
 
 import jaxtyping
 import numpy as np
@@ -15,15 +17,7 @@ from beartype import BeartypeConf, beartype
 from beartype.door import is_bearable
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, too
-
-
-@functools.cache
-def _hints(kind: type) -> dict[str, Any]:
-    try:
-        return get_type_hints(kind)
-    except NameError:  # in an alias of another package, which is not checked
-        names = vars(sys.modules[kind.__module__])
-        return {name: eval(text, names) for name, text in kind.__annotations__.items()}
+_SHAPE = re.compile(r"(Array|ndarray), ['\"]")
 
 
 def checked(function):
@@ -61,6 +55,21 @@ def _of_numpy_too(hint: Any) -> Any:
     return hint | hint.dtype[np.ndarray, hint.dim_str] if _is_array(hint) else hint
 
 
+def shapes(owner: Any) -> dict[str, Any]:
+    """The annotations of a function or class that tell a shape."""
+    found = {}
+    for name, hint in inspect.get_annotations(owner).items():
+        text = getattr(hint, "__forward_arg__", hint)  # so are the fields of a NamedTuple kept
+        if isinstance(text, str) and _SHAPE.search(text):
+            found[name] = eval(text, vars(sys.modules[owner.__module__]))
+    return found
+
+
+@functools.cache
+def _shapes_of_fields(kind: type) -> dict[str, Any]:
+    return {name: hint for base in reversed(kind.__mro__) for name, hint in shapes(base).items()}
+
+
 def misfits(tree: Any, name: str = "") -> list[str]:
     """The fields of a dataclass or NamedTuple, and of those in it, that are not annotated so; an
     axis has one size in all fields of one of them."""
@@ -76,7 +85,7 @@ def misfits(tree: Any, name: str = "") -> list[str]:
     found = []
     with jaxtyping.jaxtyped("context"):
         for field, value in values.items():
-            hint = _hints(kind).get(field, Any) if kind.__module__.startswith("evojax") else Any
+            hint = _shapes_of_fields(kind).get(field, Any)
             if _tells_shape(hint) and not is_bearable(value, _of_numpy_too(hint), conf=_CONF):
                 about = f"{getattr(value, 'dtype', type(value))}{getattr(value, 'shape', '')}"
                 found.append(f"{name}.{field} is {about}, annotated {hint}")

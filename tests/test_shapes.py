@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
-from shape_checks import misfits
+from shape_checks import misfits, shapes
 
 import evojax_suite
 from evojax_suite.operators import crowding_distances, truncation
@@ -67,8 +67,7 @@ def test_annotations_are_read(name):
     module = importlib.import_module(name)
     for value in vars(module).values():
         if getattr(value, "__module__", None) == name:
-            members = vars(value).values() if inspect.isclass(value) else [value]
+            members = [value, *vars(value).values()] if inspect.isclass(value) else [value]
             for each in map(inspect.unwrap, members):
-                for hint in getattr(each, "__annotations__", {}).values():
-                    if isinstance(hint, str) and "Array, " in hint:
-                        eval(hint, vars(module))
+                if getattr(each, "__module__", None) == name and callable(each):
+                    shapes(each)

@@ -12,7 +12,7 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key, Shaped
+from jaxtyping import Float, Int, Key, Num, Shaped
 
 from evojax_suite.data.errors import DataError
 from evojax_suite.types import Array
@@ -64,7 +64,7 @@ def random_shift(
     key: Key[Array, ""],
     images: Shaped[Array, "images height width channels"],
     max_pixels: int,
-    fill: float | Shaped[Array, ""] | Shaped[Array, "channels"] = 0.0,
+    fill: float | Num[Array, ""] | Num[Array, "channels"] = 0.0,
 ) -> Shaped[Array, "images height width channels"]:
     """Move each image by its own -max_pixels..max_pixels (whole pixels, uniform) in y and in x.
 

@@ -103,7 +103,7 @@ def pruned(
     )
 
 
-def member(population: Population, index: Int[Array, ""] | int | np.integer) -> Network:
+def member(population: Population, index: Int[Array, ""] | np.integer | int) -> Network:
     """One network, still padded."""
     first, *rest = jax.tree.map(lambda leaf: leaf[index], population.layers)
     tail = population.tails[population.tail_of[index]]

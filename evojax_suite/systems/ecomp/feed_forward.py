@@ -32,13 +32,13 @@ Pooling = Literal["average", "max", "none"]
 
 
 class Layer(NamedTuple):
-    """Weights and biases; of a population, with a leading axis.
+    """Weights (outputs, inputs, ...) and biases; of a population, with a leading axis.
 
     A convolution's weights have its height and width as further axes, those of the first fully
     connected layer after convolutions the pixels of a map, row by row.
     """
 
-    weight: Float[Array | np.ndarray, "..."]  # (*members, outputs, inputs, *kernel)
+    weight: Float[Array | np.ndarray, "..."]
     bias: Float[Array | np.ndarray, "*members outputs"]
 
 
