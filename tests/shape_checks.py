@@ -1,5 +1,5 @@
 """What tests hold the shapes that evojax_suite annotates to: `conftest` checks by it each call of a
-function, `fields_fit` the fields of a state, its metrics or data."""
+function, `misfits` the fields of a state, its metrics or data."""
 
 from __future__ import annotations
 
