@@ -135,7 +135,7 @@ def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
         if part in parts:
             continue
         if part in official:
-            raise DataError(f"{source.where}: there is no {part} part; {name} has an official one")
+            raise DataError(f"{source.where}: there is no {part} split; {name} has an official one")
         parts["train"], parts[part] = _split_off(parts["train"], 5)
         if not len(parts[part]):
             raise DataError(

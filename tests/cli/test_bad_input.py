@@ -1143,7 +1143,7 @@ def test_nothing_half_written_is_left_on_a_full_disk(full):
 AT_ONCE = """
 import sys, time
 from pathlib import Path
-from evojax_suite import results
+from evojax_suite.runtime import results
 write, seconds = results.write_json, float(sys.argv[1])
 def slowly(path, value):
     time.sleep(seconds)
