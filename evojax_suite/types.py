@@ -163,5 +163,5 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
         ]
         | None
     ) = None
-    """Of the arguments of `step`, a `step` for such arguments that is compiled already; where it is
-    not scannable and can tell."""
+    """A function of the arguments of `step` that returns a `step` for such arguments, compiled
+    already; None where it is scannable or cannot tell."""

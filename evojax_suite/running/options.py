@@ -228,6 +228,12 @@ class JudgedRunOptions(RunOptions):
     """Networks that judge a dataset on the test split; devs and coreset take 0 for none."""
 
 
+def option_difference(options: Command, *names: str) -> dict:
+    """The options among `names` that are not left at their defaults."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: v for name, v in values.items() if v != getattr(type(options), name)}
+
+
 def config_difference(value: object, default: object) -> dict:
     """The settings of a configuration that differ from another's; how it is computed is none."""
     found, defaults = {}, to_jsonable(default)

@@ -62,7 +62,7 @@ class Job(Generic[OptionsT]):
     """A run that can begin. Systems add what their search needs."""
 
     options: OptionsT
-    """As they are settled: they are what config.json keeps."""
+    """The options as `prepare` settled them, which config.json keeps."""
     dataset: Dataset
     """Without its test split."""
     directory: Path
@@ -86,7 +86,7 @@ class System:
     """All that the rest of the package knows of a system."""
 
     name: str
-    """Of its folder, its runs and its command (with - in place of _)."""
+    """The name of its folder, its runs and its command (with - in place of _)."""
     options: type[RunOptions]
     prepare: Callable[[Any, Dataset, Path], Job]
     search: Callable[[Any], Search]

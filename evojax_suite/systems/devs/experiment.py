@@ -19,7 +19,7 @@ from evojax_suite.reporting.comparison import SECONDS, Columns
 from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
-from evojax_suite.running.options import JudgedRunOptions, config_difference
+from evojax_suite.running.options import JudgedRunOptions, config_difference, option_difference
 from evojax_suite.running.small_sets import EvaluatedSets, SmallSet, Teacher
 from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime.loop import LoopResult
@@ -105,9 +105,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         for size in config.target_sizes:
             check_shares(dataset.train.labels, size, dataset.num_classes, balanced=True)
     differences = config_difference(config, Config())
-    for name in ("labels", "label_temperature", "teacher_epochs"):
-        if getattr(options, name) != getattr(Options, name):
-            differences[name] = getattr(options, name)
+    differences |= option_difference(options, "labels", "label_temperature", "teacher_epochs")
     key_run, *other_keys = jax.random.split(jax.random.key(options.seed), 4)
     data = training_data(dataset)
     steps = num_steps(config, len(dataset.train))

@@ -51,7 +51,7 @@ class Data:
     """The parent and the images that evolution sees, on the device."""
 
     parent: Network
-    # As the parent takes them, with the shape of images by convolutions.
+    # The inputs of the parent, which keep the shape of images where it has convolutions.
     images: Float[Array, "images inputs"] | Float[Array, "images height width channels"]
     labels: Int32[Array, "images"]
     pooling: feed_forward.Pooling = struct.field(pytree_node=False, default="average")
@@ -103,7 +103,7 @@ class Compressed(NamedTuple):
 
     network: Network
     sizes: Int32[Array, "hidden_layers"]
-    # Of each hidden layer: the parent's unit a bias comes from.
+    # For each hidden layer the parent's unit that a bias comes from.
     units: tuple[Int32[Array, "_width"], ...]
     fitness: Float[Array, ""]  # that it was chosen by
     member: Int[Array, ""]  # its place in the last population

@@ -41,7 +41,7 @@ class Population:
     tails: Float[Array, "room width beyond_reach ..."]
     tail_of: Int32[Array, "members"]  # each member's place in `tails`
     sizes: Int32[Array, "members hidden_layers"]  # units
-    # Of each hidden layer: the parent's unit, by biases.
+    # For each hidden layer the parent's unit that a bias comes from.
     units: tuple[Int32[Array, "members _width"], ...]
     num_mutations: Int32[Array, "members"]  # in the line from which a member has its tail
 

@@ -25,7 +25,7 @@ from evojax_suite.reporting.formats import duration, percent
 from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running import small_sets
-from evojax_suite.running.options import JudgedRunOptions, config_difference
+from evojax_suite.running.options import JudgedRunOptions, config_difference, option_difference
 from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
@@ -145,9 +145,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     differences = config_difference(options.config, Config())
     differences |= config_difference(options.params, Params())
     own = "num_generations", "start_from", "choose_from", "labels"
-    for name in (*own, "label_temperature", "teacher_epochs"):
-        if getattr(options, name) != getattr(Options, name):
-            differences[name] = getattr(options, name)
+    differences |= option_difference(options, *own, "label_temperature", "teacher_epochs")
     key_run, key_baseline, key_test = jax.random.split(jax.random.key(options.seed), 3)
     data = make_data(dataset, given)
     repeats = options.strong_random_repeats
