@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Key
+from jaxtyping import Float
 from pydantic import AllowInfNan
 
 from evojax_suite import networks
@@ -32,7 +32,7 @@ from evojax_suite.training import (
     TrainingConfig,
     fit_and_evaluate_population,
 )
-from evojax_suite.types import Array, Dataset, PyTree, Split
+from evojax_suite.types import Array, Dataset, PRNGKey, PyTree, Split
 
 LITERATURE = TrainingConfig(
     num_epochs=300,
@@ -99,6 +99,23 @@ class DistilledDataset:
     """Smaller images a side that one image holds (`operators.encodings.unpacked`)."""
     test_accuracies: tuple[Annotated[float, AllowInfNan()], ...] = ()
     """Accuracies of networks trained on it with this recipe, each from its own initialisation."""
+
+    @staticmethod
+    def made(
+        dataset: Dataset,
+        images: Float[np.ndarray, "images height width channels"],
+        labels: Float[np.ndarray, "images classes"],
+        network: NetworkConfig,
+        training: TrainingConfig,
+        seed: int,
+        test_accuracies: Iterable[float] = (),
+        factor: int = 1,
+    ) -> DistilledDataset:
+        """Return images that stand for `dataset`, normalised as it is, with their recipe."""
+        about = dataset.name, dataset.class_names, dataset.mean, dataset.std
+        accuracies = tuple(map(float, test_accuracies))
+        recipe = network, training, seed, factor, accuracies
+        return DistilledDataset(images, labels, *about, *recipe)
 
     def unpacked(self) -> DistilledDataset:
         """What networks are trained on: each tile an image of its own, of the full size."""
@@ -206,17 +223,8 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
     if images.dtype != np.uint8 or not images.size:
         images = _floats("images", images)
     raw = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
-    return DistilledDataset(
-        images=normalize(images, dataset.mean, dataset.std) if raw else images,
-        labels=labels,
-        dataset=dataset.name,
-        class_names=dataset.class_names,
-        mean=dataset.mean,
-        std=dataset.std,
-        network=NetworkConfig(),
-        training=LITERATURE,
-        seed=0,
-    )
+    images = normalize(images, dataset.mean, dataset.std) if raw else images
+    return DistilledDataset.made(dataset, images, labels, NetworkConfig(), LITERATURE, 0)
 
 
 @lru_cache(maxsize=16)
@@ -242,7 +250,7 @@ def _trained_and_evaluated(
 
 def accuracies_on(
     split: Split,
-    key: Key[Array, ""],
+    key: PRNGKey,
     images: Float[Array | np.ndarray, "*sets images height width channels"],
     labels: Float[Array | np.ndarray, "*sets images classes"],
     dataset: Dataset,

@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from evosax.problems import Problem
-from flax import linen as nn
-from flax import struct
+from flax import linen as nn, struct
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems import cest, ecomp, ga_distillation

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Bool, Float, Float32, Int32
 
 from evojax_suite import networks
 from evojax_suite.configuration import configuration
@@ -31,7 +31,16 @@ from evojax_suite.training import (
     fit_epochs,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, PyTree, TrainingData
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Images,
+    IntScalar,
+    Probabilities,
+    PyTree,
+    Scalar,
+    TrainingData,
+)
 
 
 @configuration
@@ -41,11 +50,7 @@ class Config:
     network: NetworkConfig = field(default_factory=NetworkConfig)
     training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            num_epochs=20,
-            batch_size=256,
-            optimizer="sgd",
-            learning_rate=0.01,
-            l2_penalty=5e-4,
+            num_epochs=20, batch_size=256, optimizer="sgd", learning_rate=0.01, l2_penalty=5e-4
         )
     )
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -101,11 +106,11 @@ class State:
 class Metrics(NamedTuple):
     """What one epoch reports, of the augmented images as training saw them."""
 
-    generation: Int[Array, ""]  # the epoch, from 1
-    loss: Float[Array, ""]
-    accuracy: Float[Array, ""]
-    forgotten: Int[Array, ""]  # examples forgotten in this epoch
-    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
+    generation: IntScalar  # the epoch, from 1
+    loss: Scalar
+    accuracy: Scalar
+    forgotten: IntScalar  # examples forgotten in this epoch
+    num_failed: IntScalar  # examples whose loss was NaN or infinite
 
 
 class Evidence(NamedTuple):
@@ -197,9 +202,5 @@ def probabilities(
 
 
 @partial(jax.jit, static_argnames="network")
-def _logits(
-    network: nn.Module,
-    variables: PyTree,
-    images: Float[Array, "images height width channels"],
-) -> Float[Array, "images classes"]:
+def _logits(network: nn.Module, variables: PyTree, images: Images) -> Probabilities:
     return jnp.asarray(network.apply(variables, images))

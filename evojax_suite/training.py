@@ -22,7 +22,18 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveIn
 from evojax_suite.configuration import configuration
 from evojax_suite.data import siamese
 from evojax_suite.data.transforms import mixup, normalize, random_crop, random_flip, random_shift
-from evojax_suite.types import Array, Dataset, PyTree, Split
+from evojax_suite.types import (
+    Array,
+    Dataset,
+    Images,
+    IntScalar,
+    Labels,
+    PRNGKey,
+    Probabilities,
+    PyTree,
+    Scalar,
+    Split,
+)
 
 AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha")
 """The fields of a TrainingConfig that say how images are augmented."""
@@ -67,9 +78,7 @@ class TrainingConfig:
         return -(-num_images // min(self.batch_size or num_images, num_images))
 
 
-def _optimizer(
-    config: TrainingConfig, num_steps: int | Int[Array, ""]
-) -> optax.GradientTransformation:
+def _optimizer(config: TrainingConfig, num_steps: int | IntScalar) -> optax.GradientTransformation:
     def cosine(step):
         return rate * (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
 
@@ -105,12 +114,7 @@ def _optimizer(
     )
 
 
-def _augment(
-    key: Key[Array, ""],
-    config: TrainingConfig,
-    images: Float[Array, "images height width channels"],
-    labels: Float[Array, "images classes"],
-):
+def _augment(key: PRNGKey, config: TrainingConfig, images: Images, labels: Probabilities):
     key_shift, key_flip, key_crop, key_mixup = jax.random.split(key, 4)
     if config.siamese:
         key_mixup, key_siamese = jax.random.split(key_mixup)
@@ -153,7 +157,7 @@ class ExampleStatistics(NamedTuple):
 
 
 def start_fit(
-    key: Key[Array, ""], network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
+    key: PRNGKey, network: nn.Module, config: TrainingConfig, image_shape: tuple[int, ...]
 ) -> FitState:
     """A freshly initialised network for images (height, width, channels), with the state of its
     optimizer."""
@@ -168,13 +172,13 @@ def start_fit_from(variables: PyTree, config: TrainingConfig) -> FitState:
 
 
 def _fit_step(
-    key: Key[Array, ""],
+    key: PRNGKey,
     network: nn.Module,
     config: TrainingConfig,
-    num_steps: int | Int[Array, ""],
+    num_steps: int | IntScalar,
     state: FitState,
-    images: Float[Array, "images height width channels"],
-    labels: Float[Array, "images classes"],
+    images: Images,
+    labels: Probabilities,
     weights: Float[Array, "images"],
 ) -> tuple[FitState, ExampleStatistics]:
     rngs = {}
@@ -206,11 +210,11 @@ def _fit_step(
 
 
 def fit(
-    key: Key[Array, ""],
+    key: PRNGKey,
     network: nn.Module,
     config: TrainingConfig,
-    images: Float[Array, "images height width channels"],
-    labels: Int[Array, "images"] | Float[Array, "images classes"],
+    images: Images,
+    labels: Labels | Probabilities,
 ) -> PyTree:
     """Train a freshly initialised network and return its flax variables.
 
@@ -257,15 +261,15 @@ def fit(
 
 @partial(jax.jit, static_argnames=("network", "config"))
 def fit_epochs(
-    key: Key[Array, ""],
+    key: PRNGKey,
     network: nn.Module,
     config: TrainingConfig,
-    num_steps: int | Int[Array, ""],
+    num_steps: int | IntScalar,
     state: FitState,
     images: Float[Array, "buffer height width channels"],
     labels: Float[Array, "buffer classes"],
-    num_images: int | Int[Array, ""],
-    num_epochs: int | Int[Array, ""],
+    num_images: int | IntScalar,
+    num_epochs: int | IntScalar,
     places: Int[Array, "buffer"] | None = None,
 ) -> tuple[FitState, ExampleStatistics]:
     """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
@@ -318,7 +322,7 @@ def extract_features(
     network: nn.Module,
     variables: PyTree,
     images: Float[Array, "buffer height width channels"],
-    num_images: int | Int[Array, ""] | None,
+    num_images: int | IntScalar | None,
     batch_size: int,
 ) -> Float[Array, "buffer features"]:
     """What the last layer of the network sees of the first `num_images` images of a buffer.
@@ -346,11 +350,7 @@ def extract_features(
 
 
 def judge_each(
-    network: nn.Module,
-    variables: PyTree,
-    images: Float[Array, "images height width channels"],
-    labels: Int[Array, "images"],
-    batch_size: int,
+    network: nn.Module, variables: PyTree, images: Images, labels: Labels, batch_size: int
 ) -> ExampleStatistics:
     """Loss and correctness of each image, normalised, without training."""
     num_images = images.shape[0]
@@ -376,11 +376,11 @@ class Evaluation(NamedTuple):
     """Evaluation of one network on one set of images. All are NaN where the cross-entropy is not
     finite."""
 
-    accuracy: Float[Array, ""]
+    accuracy: Scalar
     """Fraction of images classified as their label, in [0, 1]."""
-    cross_entropy: Float[Array, ""]
+    cross_entropy: Scalar
     """Mean over the images, in nats."""
-    score: Float[Array, ""] | None = None
+    score: Scalar | None = None
     """Mean over the images of the caller's own function, where there is one."""
 
 
@@ -392,11 +392,7 @@ class Batches(NamedTuple):
     weights: Float[Array, "batches batch_size"]  # 0 for filling
 
 
-def make_batches(
-    images: Float[Array, "images height width channels"],
-    labels: Int[Array, "images"],
-    batch_size: int,
-) -> Batches:
+def make_batches(images: Images, labels: Labels, batch_size: int) -> Batches:
     """Cut images and labels into batches, the last filled up."""
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
@@ -410,10 +406,7 @@ def make_batches(
     return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
 
 
-Score = Callable[
-    [Float[Array, "images classes"], Int[Array, "images"]],
-    Float[Array, "images"],
-]
+Score = Callable[[Probabilities, Labels], Float[Array, "images"]]
 """(logits, labels) -> what each prediction is worth, more is better."""
 
 
@@ -477,9 +470,7 @@ class EngineConfig:
         of_32x32 = 20 if jax.default_backend() == "cpu" else 4000
         return max(1, of_32x32 * 32 * 32 // (image_shape[0] * image_shape[1]))
 
-    def batches(
-        self, images: Float[Array, "images height width channels"], labels: Int[Array, "images"]
-    ) -> Batches:
+    def batches(self, images: Images, labels: Labels) -> Batches:
         """Images and labels in batches of this size; elsewhere than on the CPU,
         where a batch is large, they are made as small as their number allows."""
         batch_size = self.resolved_evaluation_batch_size(images.shape[1:])

@@ -10,10 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Float32, Int, Int32, UInt8
+from jaxtyping import Float, Float32, Int, Int32, Key, UInt8
 
 PyTree: TypeAlias = Any
 Array: TypeAlias = jax.Array
+PRNGKey: TypeAlias = Key[Array, ""]
+Scalar: TypeAlias = Float[Array, ""]
+IntScalar: TypeAlias = Int[Array, ""]
+Images: TypeAlias = Float[Array, "images height width channels"]
+Labels: TypeAlias = Int[Array, "images"]
+Probabilities: TypeAlias = Float[Array, "images classes"]
 
 
 @dataclass(frozen=True)
@@ -71,9 +77,9 @@ class TrainingData:
     """The training part on the device, for algorithms that need no other."""
 
     images: (  # floats in [0, 1]
-        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+        UInt8[Array, "images height width channels"] | Images
     )
-    labels: Int[Array, "images"]
+    labels: Labels
     mean: Float[Array, "channels"]
     std: Float[Array, "channels"]
 

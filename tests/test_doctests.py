@@ -19,7 +19,6 @@ MODULES = sorted(
     for path in ROOT.rglob("*.py")
     if ">>>" in path.read_text()
 )
-SYSTEMS = [f".systems.{path.parent.name}" for path in ROOT.glob("systems/*/__init__.py")]
 
 
 class Finder(doctest.DocTestFinder):
@@ -36,14 +35,3 @@ def test_examples(name):
         runner.run(example)
     assert runner.tries
     assert not runner.failures
-
-
-@pytest.mark.parametrize(
-    "name", ["", ".data", ".networks", ".operators", ".running", ".strategies", *SYSTEMS]
-)
-def test_packages_name_what_they_give(name):
-    package = importlib.import_module(f"evojax_suite{name}")
-    names = package.__all__
-    for each in names:
-        if not hasattr(package, each):
-            importlib.import_module(f"evojax_suite{name}.{each}")

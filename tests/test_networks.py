@@ -12,8 +12,7 @@ import numpy as np
 import optax
 import pytest
 import scipy.stats
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evojax_suite import networks
 from evojax_suite.networks import NetworkConfig

@@ -88,10 +88,7 @@ def named_in(arguments: list[str]) -> Path | None:
 
 
 def arguments_of(
-    file: Path,
-    options: type,
-    others: Literal["refuse", "skip"],
-    without: Container[str] = (),
+    file: Path, options: type, others: Literal["refuse", "skip"], without: Container[str] = ()
 ) -> list[str]:
     """What a YAML or JSON file says, as arguments of a command with these options.
 

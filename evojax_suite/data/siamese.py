@@ -28,9 +28,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.scipy.ndimage import map_coordinates
-from jaxtyping import Float, Key, Num
+from jaxtyping import Float, Num
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, Images, PRNGKey
 
 BRIGHTNESS, SATURATION, CONTRAST = 1.0, 2.0, 0.5
 CROP, CUTOUT, FLIP, SCALE, ROTATE = 0.125, 0.5, 0.5, 1.2, 15.0
@@ -43,12 +43,7 @@ def check_names(names: Sequence[str]) -> None:
             raise ValueError(f"siamese must name some of {', '.join(NAMES)}, got {name!r}")
 
 
-def augment(
-    key: Key[Array, ""],
-    images: Float[Array, "images height width channels"],
-    names: Sequence[str],
-    shared: bool,
-) -> Float[Array, "images height width channels"]:
+def augment(key: PRNGKey, images: Images, names: Sequence[str], shared: bool) -> Images:
     """Apply one of the operations `names` to normalised images.
 
     `shared`: all images get the same parameters; else each its own. The same type comes back;
@@ -65,9 +60,7 @@ def augment(
     return jax.lax.switch(chosen, operations, key_parameters, images)
 
 
-def _color(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _color(key: PRNGKey, images: Images, count: int) -> Images:
     draws = jax.random.uniform(key, (3, count, 1, 1, 1), images.dtype)
     images = images + BRIGHTNESS * (draws[0] - 0.5)
     grey = images.mean(-1, keepdims=True)
@@ -76,9 +69,7 @@ def _color(
     return mean + (CONTRAST + draws[2]) * (images - mean)
 
 
-def _crop(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _crop(key: PRNGKey, images: Images, count: int) -> Images:
     reach_y, reach_x = (_part(CROP, length) for length in images.shape[1:3])
     padded = jnp.pad(images, ((0, 0), (reach_y, reach_y), (reach_x, reach_x), (0, 0)))
     last = 2 * jnp.array([reach_y, reach_x])
@@ -90,9 +81,7 @@ def _crop(
     return _apply(window, padded, corners)
 
 
-def _cutout(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _cutout(key: PRNGKey, images: Images, count: int) -> Images:
     lengths = images.shape[1:3]
     sizes = [_part(CUTOUT, length) for length in lengths]
     # An even rectangle has its centre on a corner of pixels, of which there is one more.
@@ -107,23 +96,17 @@ def _cutout(
     return jnp.where(inside(0)[:, :, None, None] & inside(1)[:, None, :, None], 0, images)
 
 
-def _flip(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _flip(key: PRNGKey, images: Images, count: int) -> Images:
     flip = jax.random.bernoulli(key, FLIP, (count, 1, 1, 1))
     return jnp.where(flip, images[:, :, ::-1], images)
 
 
-def _scale(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _scale(key: PRNGKey, images: Images, count: int) -> Images:
     factors = jax.random.uniform(key, (count, 2), images.dtype, 1 / SCALE, SCALE)
     return _apply(_sample, images, factors[:, :, None] * jnp.eye(2, dtype=images.dtype))
 
 
-def _rotate(
-    key: Key[Array, ""], images: Float[Array, "images height width channels"], count: int
-) -> Float[Array, "images height width channels"]:
+def _rotate(key: PRNGKey, images: Images, count: int) -> Images:
     limit = jnp.deg2rad(ROTATE)
     angle = jax.random.uniform(key, (count,), images.dtype, -limit, limit)
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
@@ -140,7 +123,7 @@ def _apply(
     function: Callable[[Array, Array], Array],
     images: Float[Array, "images rows columns channels"],
     parameters: Num[Array, "own *parameters"],
-) -> Float[Array, "images height width channels"]:
+) -> Images:
     """Apply `function` to each image with its own parameters, or with the only ones."""
     if len(parameters) == 1:
         return jax.vmap(lambda image: function(image, parameters[0]))(images)

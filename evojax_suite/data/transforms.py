@@ -12,16 +12,16 @@ from typing import Any, TypeAlias, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key, Num, Shaped
+from jaxtyping import Int, Num, Shaped
 
 from evojax_suite.data.errors import DataError
-from evojax_suite.types import Array
+from evojax_suite.types import Array, Images, PRNGKey, Probabilities, Scalar
 
-Images = TypeVar("Images", np.ndarray, jax.Array)
+ImagesT = TypeVar("ImagesT", np.ndarray, jax.Array)
 Channels: TypeAlias = Sequence[float] | np.ndarray | jax.Array
 
 
-def normalize(images: Images, mean: Channels, std: Channels) -> Images:
+def normalize(images: ImagesT, mean: Channels, std: Channels) -> ImagesT:
     """Scale to [0, 1], subtract the channel means and divide by the channel deviations.
 
     images: (..., C) uint8 in 0..255 or float in [0, 1], of numpy or JAX; float32 of the same
@@ -49,7 +49,7 @@ def check_constants(mean: Channels, std: Channels, num_channels: int) -> None:
         raise ValueError(f"std is {np.asarray(std).tolist()}, allowed: numbers above 0")
 
 
-def denormalize(images: Images, mean: Channels, std: Channels) -> Images:
+def denormalize(images: ImagesT, mean: Channels, std: Channels) -> ImagesT:
     """The inverse of `normalize`: normalised (..., C) images to float32 with 1 for white.
 
     Values are not clipped: an evolved image may lie outside [0, 1].
@@ -61,7 +61,7 @@ def denormalize(images: Images, mean: Channels, std: Channels) -> Images:
 
 
 def random_shift(
-    key: Key[Array, ""],
+    key: PRNGKey,
     images: Shaped[Array, "images height width channels"],
     max_pixels: int,
     fill: float | Num[Array, ""] | Num[Array, "channels"] = 0.0,
@@ -87,7 +87,7 @@ def random_shift(
 
 
 def random_crop(
-    key: Key[Array, ""], images: Shaped[Array, "images height width channels"], padding: int
+    key: PRNGKey, images: Shaped[Array, "images height width channels"], padding: int
 ) -> Shaped[Array, "images height width channels"]:
     """Pad each image with `padding` zeros on all sides and crop it back at a random place.
 
@@ -97,7 +97,7 @@ def random_crop(
 
 
 def random_flip(
-    key: Key[Array, ""], images: Shaped[Array, "images height width channels"]
+    key: PRNGKey, images: Shaped[Array, "images height width channels"]
 ) -> Shaped[Array, "images height width channels"]:
     """Mirror each image left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, 0.5, (images.shape[0], 1, 1, 1))
@@ -105,11 +105,11 @@ def random_flip(
 
 
 def mixup(
-    key: Key[Array, ""],
+    key: PRNGKey,
     images: Shaped[Array, "images height width channels"],
     labels: Array,
-    alpha: float | Float[Array, ""],
-) -> tuple[Float[Array, "images height width channels"], Float[Array, "images classes"]]:
+    alpha: float | Scalar,
+) -> tuple[Images, Probabilities]:
     """Mix each image and its label with another of the batch: lam * own + (1 - lam) * other.
 
     One lam from Beta(alpha, alpha) and one permutation serve the whole batch (Zhang et al., 2018).

@@ -16,9 +16,16 @@ from pydantic import NonNegativeInt, PositiveInt
 from evojax_suite.configuration import configuration
 from evojax_suite.data.errors import first_line
 from evojax_suite.imports import import_object
-from evojax_suite.networks.convnet import ConvNet
+from evojax_suite.networks.convnet import ConvNet as ConvNet
 from evojax_suite.networks.layers import Convolution
-from evojax_suite.networks.zoo import MLP, VGG10, VGG11, AlexNet, LeNet, ResNet18
+from evojax_suite.networks.zoo import (
+    MLP as MLP,
+    VGG10 as VGG10,
+    VGG11 as VGG11,
+    AlexNet as AlexNet,
+    LeNet as LeNet,
+    ResNet18 as ResNet18,
+)
 
 NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "ResNet18"]
 
@@ -161,17 +168,3 @@ def own_module(path: str) -> type[nn.Module]:
     if "train" not in inspect.signature(found.__call__).parameters:
         raise ValueError(f"{path!r} must take train as its second argument: whether it trains")
     return found
-
-
-__all__ = [
-    "MLP",
-    "VGG10",
-    "VGG11",
-    "AlexNet",
-    "ConvNet",
-    "LeNet",
-    "NetworkConfig",
-    "ResNet18",
-    "create",
-    "own_module",
-]

@@ -6,21 +6,21 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey, Scalar
 
 LaplaceSign = Literal["independent", "shared"]
 
 
 def laplace_crossover(
-    key: Key[Array, ""],
+    key: PRNGKey,
     parent_1: Float[Array, "dims"],
     parent_2: Float[Array, "dims"],
     *,
-    location: float | Float[Array, ""] = 0.0,
-    scale: float | Float[Array, ""] = 0.5,
-    rate: float | Float[Array, ""] = 1.0,
+    location: float | Scalar = 0.0,
+    scale: float | Scalar = 0.5,
+    rate: float | Scalar = 1.0,
     sign: LaplaceSign = "independent",
 ) -> tuple[Float[Array, "dims"], Float[Array, "dims"]]:
     """Laplace crossover (Deep & Thakur 2007, Eq. 4-5; paper 002, Eq. 4-6): two children.

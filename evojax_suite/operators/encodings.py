@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, Images
 
 EncodingName = Literal["pixels", "cosines"]
 
@@ -188,9 +188,7 @@ def _joined(
 
 
 def unpacked(
-    images: Float[Array, "images height width channels"],
-    labels: Shaped[Array, "images *classes"],
-    factor: int,
+    images: Images, labels: Shaped[Array, "images *classes"], factor: int
 ) -> tuple[
     Float[Array, "images*{factor}**2 height width channels"],
     Shaped[Array, "images*{factor}**2 *classes"],

@@ -6,9 +6,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey
 
 
 def truncation(
@@ -19,7 +19,7 @@ def truncation(
 
 
 def uniform_parents(
-    key: Key[Array, ""], num_parents: int, num_pairs: int
+    key: PRNGKey, num_parents: int, num_pairs: int
 ) -> tuple[Int[Array, "{num_pairs}"], Int[Array, "{num_pairs}"]]:
     """Two arrays of indices, uniform over 0..num_parents-1, drawn with replacement."""
     pairs = jax.random.randint(key, (2, num_pairs), 0, num_parents)
@@ -27,7 +27,7 @@ def uniform_parents(
 
 
 def tournament(
-    key: Key[Array, ""], fitness: Float[Array, "population"], num_chosen: int, size: int
+    key: PRNGKey, fitness: Float[Array, "population"], num_chosen: int, size: int
 ) -> Int[Array, "{num_chosen}"]:
     """Indices, each of the fittest of `size` drawn with replacement; higher fitness is better here;
     as DEAP's `selTournament`."""
@@ -136,7 +136,7 @@ def highest_scores(
 
 
 def random_examples(
-    key: Key[Array, ""],
+    key: PRNGKey,
     labels: Int[Array, "examples"],
     num_samples: int,
     num_classes: int,

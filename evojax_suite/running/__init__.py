@@ -1,22 +1,19 @@
 """What a system needs of a run: its options, and the parts that the one runner of all calls."""
 
-from evojax_suite.reporting.comparison import Columns, Quantity, accuracy
-from evojax_suite.reporting.report import Figure, Report, Table
-from evojax_suite.running.options import JudgedRunOptions, RunOptions
-from evojax_suite.running.system import Job, Phase, Search, Summary, System
-
-__all__ = [
-    "Columns",
-    "Figure",
-    "Job",
-    "JudgedRunOptions",
-    "Phase",
-    "Quantity",
-    "Report",
-    "RunOptions",
-    "Search",
-    "Summary",
-    "System",
-    "Table",
-    "accuracy",
-]
+from evojax_suite.reporting.comparison import (
+    Columns as Columns,
+    Quantity as Quantity,
+    accuracy as accuracy,
+)
+from evojax_suite.reporting.report import Figure as Figure, Report as Report, Table as Table
+from evojax_suite.running.options import (
+    JudgedRunOptions as JudgedRunOptions,
+    RunOptions as RunOptions,
+)
+from evojax_suite.running.system import (
+    Job as Job,
+    Phase as Phase,
+    Search as Search,
+    Summary as Summary,
+    System as System,
+)

@@ -197,17 +197,8 @@ def evaluate_sets(
                 options.devices,
             )
         found.append(accuracies)
-        DistilledDataset(
-            images=small.images,
-            labels=small.labels,
-            dataset=dataset.name,
-            class_names=dataset.class_names,
-            mean=dataset.mean,
-            std=dataset.std,
-            network=network,
-            training=training,
-            seed=options.seed,
-            test_accuracies=tuple(float(accuracy) for accuracy in accuracies),
+        DistilledDataset.made(
+            dataset, small.images, small.labels, network, training, options.seed, accuracies
         ).save(job.directory / f"{small.stem}.npz")
         results.append(
             {

@@ -13,8 +13,8 @@ from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jaxtyping import Float
 
-from evojax_suite.strategies.block_es import BlockES
-from evojax_suite.strategies.laplace_ga import LaplaceGA
+from evojax_suite.strategies.block_es import BlockES as BlockES
+from evojax_suite.strategies.laplace_ga import LaplaceGA as LaplaceGA
 from evojax_suite.types import PyTree
 
 STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {
@@ -66,15 +66,3 @@ def strip_weak_types(state: PyTree) -> PyTree:
     return jax.tree.map(
         lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), state
     )
-
-
-__all__ = [
-    "STRATEGIES",
-    "BlockES",
-    "LaplaceGA",
-    "create",
-    "is_population_based",
-    "mean_of",
-    "options",
-    "strip_weak_types",
-]

@@ -23,25 +23,25 @@ import optax
 from evosax.algorithms.base import update_best_solution_and_fitness
 from evosax.algorithms.distribution_based.base import (
     DistributionBasedAlgorithm,
+    Params as BaseParams,
+    State as BaseState,
     metrics_fn,
 )
-from evosax.algorithms.distribution_based.base import Params as BaseParams
-from evosax.algorithms.distribution_based.base import State as BaseState
 from flax import struct
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
 
 
 @struct.dataclass
 class Params(BaseParams):
     """Scalars that may be traced."""
 
-    std_init: float | Float[Array, ""] = 0.4
+    std_init: float | Scalar = 0.4
     """Standard deviation of the noise, > 0."""
-    learning_rate: float | Float[Array, ""] = 0.5
+    learning_rate: float | Scalar = 0.5
     """Step size of Adam in standard deviations of the noise, > 0."""
-    averaging: float | Float[Array, ""] = 8.0
+    averaging: float | Scalar = 8.0
     """Exponent of the average, >= 0: 0 weighs all means alike, more weighs the last ones more."""
 
 
@@ -81,7 +81,7 @@ class BlockES(DistributionBasedAlgorithm):
     def _default_params(self) -> Params:
         return Params()
 
-    def _init(self, key: Key[Array, ""], params: Params) -> State:
+    def _init(self, key: PRNGKey, params: Params) -> State:
         return State(
             mean=jnp.full(self.num_dims, jnp.nan),
             average=jnp.full(self.num_dims, jnp.nan),
@@ -92,7 +92,7 @@ class BlockES(DistributionBasedAlgorithm):
         )
 
     @partial(jax.jit, static_argnames=("self",))
-    def init(self, key: Key[Array, ""], mean, params: Params) -> State:
+    def init(self, key: PRNGKey, mean, params: Params) -> State:
         """The state around a first mean."""
         state = super().init(key, mean, params)
         return state.replace(average=state.mean)
@@ -101,7 +101,7 @@ class BlockES(DistributionBasedAlgorithm):
         """What the search has come to: the average of the means."""
         return self._unravel_solution(state.average)
 
-    def _ask(self, key: Key[Array, ""], state: State, params: Params):
+    def _ask(self, key: PRNGKey, state: State, params: Params):
         noise = jax.random.normal(key, (self.population_size // 2, self.num_dims))
         noise = params.std_init * noise
         return jnp.concatenate([state.mean + noise, state.mean - noise]), state
@@ -109,7 +109,7 @@ class BlockES(DistributionBasedAlgorithm):
     @partial(jax.jit, static_argnames=("self",))
     def tell(
         self,
-        key: Key[Array, ""],
+        key: PRNGKey,
         population,
         fitness: Float[Array, "population"] | Float[Array, "population blocks"],
         state: State,
@@ -129,7 +129,7 @@ class BlockES(DistributionBasedAlgorithm):
 
     def _tell(
         self,
-        key: Key[Array, ""],
+        key: PRNGKey,
         population: Float[Array, "population dims"],
         fitness: Float[Array, "population blocks"],
         state: State,
@@ -150,15 +150,13 @@ class BlockES(DistributionBasedAlgorithm):
 def averaged(
     average: Float[Array, "*shape"],
     latest: Float[Array, "*shape"],
-    count: int | Int[Array, ""],
-    exponent: float | Float[Array, ""] = Params.averaging,
+    count: int | IntScalar,
+    exponent: float | Scalar = Params.averaging,
 ) -> Float[Array, "*shape"]:
     """The polynomial-decay average of what `average` is of, `count` values, and the latest one."""
     return average + (exponent + 1) / (exponent + count + 1) * (latest - average)
 
 
-def centred_ranks(
-    losses: Float[Array, "population blocks"],
-) -> Float[Array, "population blocks"]:
+def centred_ranks(losses: Float[Array, "population blocks"]) -> Float[Array, "population blocks"]:
     """Ranks by column, each from -0.5 for the least to 0.5; what failed ranks last."""
     return losses.argsort(0).argsort(0) / (len(losses) - 1) - 0.5

@@ -13,32 +13,35 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from evosax.algorithms.population_based.base import Params as BaseParams
-from evosax.algorithms.population_based.base import PopulationBasedAlgorithm, metrics_fn
-from evosax.algorithms.population_based.base import State as State
+from evosax.algorithms.population_based.base import (
+    Params as BaseParams,
+    PopulationBasedAlgorithm,
+    State as State,
+    metrics_fn,
+)
 from evosax.core.fitness_shaping import identity_fitness_shaping_fn
 from flax import struct
-from jaxtyping import Float, Key
+from jaxtyping import Float
 
 from evojax_suite.operators import LaplaceSign, laplace_crossover, truncation, uniform_parents
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey, Scalar
 
 
 @struct.dataclass
 class Params(BaseParams):
     """Scalars that may be traced."""
 
-    crossover_rate: float | Float[Array, ""] = 1.0
+    crossover_rate: float | Scalar = 1.0
     """Probability that a pair is crossed over, in [0, 1]."""
-    laplace_location: float | Float[Array, ""] = 0.0
+    laplace_location: float | Scalar = 0.0
     """Location of the Laplace distribution."""
-    laplace_scale: float | Float[Array, ""] = 0.5
+    laplace_scale: float | Scalar = 0.5
     """Scale of the Laplace distribution, > 0."""
-    mutation_scale: float | Float[Array, ""] = 1.0
+    mutation_scale: float | Scalar = 1.0
     """Standard deviation of the first generation's noise; generation g has 1/g of it."""
-    lower: float | Float[Array, ""] | Float[Array, "dims"] = -jnp.inf
+    lower: float | Scalar | Float[Array, "dims"] = -jnp.inf
     """Lower bound of children."""
-    upper: float | Float[Array, ""] | Float[Array, "dims"] = jnp.inf
+    upper: float | Scalar | Float[Array, "dims"] = jnp.inf
     """Upper bound of children."""
 
 
@@ -74,7 +77,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
     def _default_params(self) -> Params:
         return Params()
 
-    def _init(self, key: Key[Array, ""], params: Params) -> State:
+    def _init(self, key: PRNGKey, params: Params) -> State:
         return State(
             population=jnp.full((self.population_size, self.num_dims), jnp.nan),
             fitness=jnp.full((self.population_size,), jnp.inf),
@@ -83,7 +86,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
             generation_counter=0,
         )
 
-    def _ask(self, key: Key[Array, ""], state: State, params: Params):
+    def _ask(self, key: PRNGKey, state: State, params: Params):
         key_parents, key_crossover, key_noise = jax.random.split(key, 3)
         survivors = state.population[truncation(state.fitness, self.num_survivors)]
         num_children = self.population_size - self.num_survivors
@@ -115,7 +118,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
 
     def _tell(
         self,
-        key: Key[Array, ""],
+        key: PRNGKey,
         population: Float[Array, "population dims"],
         fitness: Float[Array, "population"],
         state: State,

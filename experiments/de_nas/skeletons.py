@@ -23,8 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from table import Options as TableOptions
-from table import base, parts
+from table import Options as TableOptions, base, parts
 
 from evojax_suite import de_nas
 from evojax_suite.systems.de_nas import architectures

@@ -26,10 +26,8 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
 from evojax_suite.runtime.results import read_lines, write_json
-from evojax_suite.systems.coresets import experiment as coreset
-from evojax_suite.systems.coresets import gradient_matching
-from evojax_suite.systems.devs import algorithm
-from evojax_suite.systems.devs import experiment as devs
+from evojax_suite.systems.coresets import experiment as coreset, gradient_matching
+from evojax_suite.systems.devs import algorithm, experiment as devs
 from evojax_suite.training import TrainingConfig
 
 METHODS = ("random", "herding", "k_center", "forgetting", "gradient_matching", "DEvS")

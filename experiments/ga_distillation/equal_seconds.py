@@ -33,8 +33,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from evojax_suite import distilled, load
-from evojax_suite import ga_distillation as ga
+from evojax_suite import distilled, ga_distillation as ga, load
 from evojax_suite.reporting.charts import Chart, Series, save_png
 from evojax_suite.reporting.formats import percent
 from evojax_suite.reporting.progress import console

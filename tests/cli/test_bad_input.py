@@ -45,8 +45,7 @@ from evojax_suite.cli.main import main
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.reporting import plotting
 from evojax_suite.systems.de_nas import artifact as searched
-from evojax_suite.systems.ecomp import artifact as compressed
-from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp import artifact as compressed, feed_forward
 
 RUNS = ("ga-distillation", "devs", "coreset", "cest", "ecomp", "de-nas")
 ORDINARY = 65534

@@ -22,16 +22,14 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from PIL import Image
 
 from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.systems.de_nas import artifact as searched
 from evojax_suite.systems.de_nas.architectures import dense_units
-from evojax_suite.systems.ecomp import artifact as compressed
-from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp import artifact as compressed, feed_forward
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.types import Dataset, Split
 

@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evojax_suite import proxy_network
 from evojax_suite.operators import check_shares, class_shares, highest_scores, random_examples

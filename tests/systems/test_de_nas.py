@@ -14,8 +14,7 @@ import pytest
 from evojax_suite import de_nas
 from evojax_suite.cli.main import main
 from evojax_suite.data import load
-from evojax_suite.systems.de_nas import architectures, candidates
-from evojax_suite.systems.de_nas import artifact as searched
+from evojax_suite.systems.de_nas import architectures, artifact as searched, candidates
 from evojax_suite.systems.de_nas.architectures import Space
 from evojax_suite.systems.de_nas.networks import SequenceNetwork
 from evojax_suite.training import evaluate, fit_epochs, start_fit

@@ -8,8 +8,7 @@ import itertools
 import jax
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from evojax_suite import devs
 from evojax_suite.data import load, normalize, with_whole_training_set

@@ -19,8 +19,7 @@ from evojax_suite import ecomp
 from evojax_suite.cli.main import main
 from evojax_suite.data import load, with_whole_training_set
 from evojax_suite.data.splits import balanced_subset
-from evojax_suite.systems.ecomp import artifact as compressed
-from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp import artifact as compressed, compression, feed_forward
 
 DIGITS = with_whole_training_set(load("digits"))
 CONFIG = ecomp.Config(population_size=8, num_generations=4, batch_size=50)

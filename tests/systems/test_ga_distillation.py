@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from evojax_suite import ga_distillation as ga
-from evojax_suite import networks
+from evojax_suite import ga_distillation as ga, networks
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import random_examples

@@ -37,7 +37,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Float32, Int, Int32, Key, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 
 from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
@@ -55,7 +55,17 @@ from evojax_suite.training import (
     judge_each,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, Dataset, PyTree
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Dataset,
+    Images,
+    IntScalar,
+    Labels,
+    PRNGKey,
+    PyTree,
+    Scalar,
+)
 
 
 @struct.dataclass
@@ -63,9 +73,9 @@ class Data:
     """Training and validation split on the device."""
 
     images: (  # floats in [0, 1]
-        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+        UInt8[Array, "images height width channels"] | Images
     )
-    labels: Int[Array, "images"]
+    labels: Labels
     groups: Groups  # what the places of a subset may hold
     validation: Batches  # normalised
     mean: Float[Array, "channels"]
@@ -91,19 +101,19 @@ class State:
 class Metrics(NamedTuple):
     """What one epoch reports."""
 
-    generation: Int[Array, ""]  # the epoch, from 1
-    selections: Int[Array, ""]
-    loss: Float[Array, ""]  # of the examples trained on, as training saw them
-    accuracy: Float[Array, ""]
-    validation_loss: Float[Array, ""]
-    validation_accuracy: Float[Array, ""]
-    difficulty_mean: Float[Array, ""]  # over the whole training set
-    difficulty_chosen: Float[Array, ""]  # over the examples trained on
-    difficulty_most: Float[Array, ""]  # of the hardest subset that there is
-    distinct: Int[Array, ""]  # examples among the chosen, each counted once
-    gradient_examples: Float[Array, ""]
-    measured_examples: Float[Array, ""]
-    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
+    generation: IntScalar  # the epoch, from 1
+    selections: IntScalar
+    loss: Scalar  # of the examples trained on, as training saw them
+    accuracy: Scalar
+    validation_loss: Scalar
+    validation_accuracy: Scalar
+    difficulty_mean: Scalar  # over the whole training set
+    difficulty_chosen: Scalar  # over the examples trained on
+    difficulty_most: Scalar  # of the hardest subset that there is
+    distinct: IntScalar  # examples among the chosen, each counted once
+    gradient_examples: Scalar
+    measured_examples: Scalar
+    num_failed: IntScalar  # examples whose loss was NaN or infinite
     stage_seconds: dict[str, float]  # measured where `timed`; no part of the result
 
 
@@ -141,7 +151,7 @@ def prey_fitness(
 
 
 def evolve(
-    key: Key[Array, ""],
+    key: PRNGKey,
     prey: Int[Array, "population places"],
     difficulty: Float[Array, "examples"],
     groups: Groups,
@@ -185,7 +195,7 @@ def evolve(
 
 
 def select(
-    key: Key[Array, ""],
+    key: PRNGKey,
     prey: Int[Array, "population places"],
     hardness: Float[Array, "examples"],
     groups: Groups,

@@ -11,10 +11,7 @@ from pydantic import NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.training import (
-    EngineConfig,
-    TrainingConfig,
-)
+from evojax_suite.training import EngineConfig, TrainingConfig
 
 Selection = Literal["cest", "top_k", "loss_proportional", "random", "full"]
 """Rules by which the examples of an epoch are chosen; full is the whole set."""

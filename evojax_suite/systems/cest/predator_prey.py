@@ -29,7 +29,7 @@ import jax
 import jax.numpy as jnp
 from annotated_types import Ge
 from flax import struct
-from jaxtyping import Bool, Float, Int, Int32, Key, Shaped
+from jaxtyping import Bool, Float, Int, Int32, Shaped
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite import networks
@@ -49,7 +49,16 @@ from evojax_suite.training import (
     map_members,
     start_fit,
 )
-from evojax_suite.types import Algorithm, Array, Generation, PyTree, StepKeys
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Generation,
+    IntScalar,
+    PRNGKey,
+    PyTree,
+    Scalar,
+    StepKeys,
+)
 
 
 @configuration
@@ -127,18 +136,18 @@ class Trained(NamedTuple):
 class Metrics(NamedTuple):
     """What one generation reports."""
 
-    generation: Int[Array, ""]  # from 1
-    fitness_best: Float[Array, ""]  # part of the prey that the best predator classifies
-    fitness_mean: Float[Array, ""]
-    validation_accuracy: Float[Array, ""]  # of the best predator there
-    validation_accuracy_mean: Float[Array, ""]
-    prey_fitness_mean: Float[Array, ""]  # predators that misclassify an example of the next prey
-    wrong_mean: Float[Array, ""]  # the same over the whole training set
-    num_failed: Int[Array, ""]  # predators with a loss that is NaN or infinite
+    generation: IntScalar  # from 1
+    fitness_best: Scalar  # part of the prey that the best predator classifies
+    fitness_mean: Scalar
+    validation_accuracy: Scalar  # of the best predator there
+    validation_accuracy_mean: Scalar
+    prey_fitness_mean: Scalar  # predators that misclassify an example of the next prey
+    wrong_mean: Scalar  # the same over the whole training set
+    num_failed: IntScalar  # predators with a loss that is NaN or infinite
 
 
 def reproduce(
-    key: Key[Array, ""],
+    key: PRNGKey,
     predators: FitState,
     fitness: Float[Array, "predators"],
     config: Config,

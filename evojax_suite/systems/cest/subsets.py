@@ -14,10 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Int32, Key
+from jaxtyping import Float, Int, Int32
 
 from evojax_suite.operators.selection import class_shares
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey, Scalar
 
 
 @struct.dataclass
@@ -57,9 +57,7 @@ def make_groups(
     )
 
 
-def drawn(
-    key: Key[Array, ""], groups: Groups, num_subsets: int
-) -> Int[Array, "{num_subsets} places"]:
+def drawn(key: PRNGKey, groups: Groups, num_subsets: int) -> Int[Array, "{num_subsets} places"]:
     """Subsets of independent uniform draws: an example may come twice."""
     places = groups.places
     draw = jax.random.randint(key, (num_subsets, len(places)), 0, groups.counts[places])
@@ -76,7 +74,7 @@ def ranked(scores: Float[Array, "examples"], groups: Groups) -> Int[Array, "plac
 
 
 def sampled(
-    key: Key[Array, ""], weights: Float[Array, "examples"], groups: Groups
+    key: PRNGKey, weights: Float[Array, "examples"], groups: Groups
 ) -> Int[Array, "places"]:
     """A subset drawn without replacement, each example with probability proportional to its weight
     >= 0 among those of its group that are left; weight 0 comes last."""
@@ -85,16 +83,16 @@ def sampled(
     return ranked(logits + noise, groups)
 
 
-def random_subset(key: Key[Array, ""], groups: Groups) -> Int[Array, "places"]:
+def random_subset(key: PRNGKey, groups: Groups) -> Int[Array, "places"]:
     """A subset without repetition, uniform."""
     return ranked(jax.random.uniform(key, groups.group_of.shape), groups)
 
 
 def two_point_crossover(
-    key: Key[Array, ""],
+    key: PRNGKey,
     first: Int[Array, "pairs places"],
     second: Int[Array, "pairs places"],
-    rate: float | Float[Array, ""],
+    rate: float | Scalar,
 ) -> tuple[Int[Array, "pairs places"], Int[Array, "pairs places"]]:
     """Children of pairs of subsets: with probability `rate` a pair exchanges what lies
     between two cut points, uniform as DEAP draws them."""
@@ -110,11 +108,11 @@ def two_point_crossover(
 
 
 def uniform_mutation(
-    key: Key[Array, ""],
+    key: PRNGKey,
     subsets: Int[Array, "population places"],
     groups: Groups,
-    rate: float | Float[Array, ""],
-    gene_rate: float | Float[Array, ""],
+    rate: float | Scalar,
+    gene_rate: float | Scalar,
 ) -> Int[Array, "population places"]:
     """With probability `rate` a subset mutates: each of its places is drawn anew with
     probability `gene_rate`."""
@@ -124,9 +122,7 @@ def uniform_mutation(
     return jnp.where(who & where, drawn(key_what, groups, len(subsets)), subsets)
 
 
-def repaired(
-    key: Key[Array, ""], subset: Int[Array, "places"], groups: Groups
-) -> Int[Array, "places"]:
+def repaired(key: PRNGKey, subset: Int[Array, "places"], groups: Groups) -> Int[Array, "places"]:
     """The subset with each repetition replaced by an example of its group that is not in it,
     uniform among these."""
     size = subset.shape[0]

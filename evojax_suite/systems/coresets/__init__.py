@@ -2,17 +2,9 @@
 gradients."""
 
 from evojax_suite.systems.coresets import (
-    forgetting,
-    gradient_matching,
-    herding,
-    k_center,
-    kernel_inducing_points,
+    forgetting as forgetting,
+    gradient_matching as gradient_matching,
+    herding as herding,
+    k_center as k_center,
+    kernel_inducing_points as kernel_inducing_points,
 )
-
-__all__ = [
-    "forgetting",
-    "gradient_matching",
-    "herding",
-    "k_center",
-    "kernel_inducing_points",
-]

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Int, Key
+from jaxtyping import Int
 
 from evojax_suite.operators import highest_scores
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey
 
 
 def select(
-    key: Key[Array, ""],
+    key: PRNGKey,
     scores: Int[Array, "examples"],
     labels: Int[Array, "examples"],
     num_samples: int,

@@ -43,7 +43,16 @@ from evojax_suite.data import siamese
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import EngineConfig, map_members
-from evojax_suite.types import Algorithm, Array, Dataset, PyTree
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Dataset,
+    Images,
+    IntScalar,
+    Probabilities,
+    PyTree,
+    Scalar,
+)
 
 _LOOPS = {1: (1, 1), 10: (10, 50), 50: (50, 10)}  # by images per class: outer, inner
 _NETWORK_BATCH = 256
@@ -97,7 +106,7 @@ class Data:
     """The training part on the device, with the places of each class."""
 
     images: (  # floats in [0, 1]
-        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+        UInt8[Array, "images height width channels"] | Images
     )
     places: Int[Array, "classes most"]  # indices of the images of a class, repeated to fill
     counts: Int[Array, "classes"]
@@ -117,16 +126,16 @@ class State:
 class Metrics(NamedTuple):
     """What one iteration reports."""
 
-    generation: Int[Array, ""]  # the iteration, from 1
-    matching_loss: Float[Array, ""]  # mean over outer loops of the distance, per class
-    num_failed: Int[Array, ""]  # outer loops whose step was left out
+    generation: IntScalar  # the iteration, from 1
+    matching_loss: Scalar  # mean over outer loops of the distance, per class
+    num_failed: IntScalar  # outer loops whose step was left out
 
 
 class Condensed(NamedTuple):
     """The synthetic set, class by class."""
 
-    images: Float[Array, "images height width channels"]  # normalised
-    labels: Float[Array, "images classes"]
+    images: Images  # normalised
+    labels: Probabilities
 
 
 def make_data(dataset: Dataset) -> Data:
@@ -149,7 +158,7 @@ def make_data(dataset: Dataset) -> Data:
     )
 
 
-def matching_distance(real: PyTree, synthetic: PyTree) -> Float[Array, ""]:
+def matching_distance(real: PyTree, synthetic: PyTree) -> Scalar:
     """Eq. 9-10: one minus the cosine of the gradients of each output channel, summed.
 
     real, synthetic: gradients of flax parameters, whose last axis is the output channel; those of

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
 from evojax_suite.operators import class_shares
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey
 
 
 def select(
-    key: Key[Array, ""],
+    key: PRNGKey,
     features: Float[Array, "examples features"],
     labels: Int[Array, "examples"],
     num_samples: int,

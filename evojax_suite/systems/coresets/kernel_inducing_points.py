@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32
 from pydantic import PositiveFloat, PositiveInt
 
 from evojax_suite import networks
@@ -32,7 +32,7 @@ from evojax_suite.systems import ga_distillation
 from evojax_suite.systems.ga_distillation import Data, Individual, make_data
 from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig
 from evojax_suite.training import EngineConfig
-from evojax_suite.types import Algorithm, Array, PyTree
+from evojax_suite.types import Algorithm, Array, IntScalar, PyTree, Scalar
 
 __all__ = ["Config", "Metrics", "State", "build", "make_data"]
 
@@ -92,10 +92,10 @@ class State:
 class Metrics(NamedTuple):
     """What one step reports."""
 
-    generation: Int[Array, ""]  # the step, from 1
-    regression_loss: Float[Array, ""]  # the sum over columns, of the images before the step
-    regression_accuracy: Float[Array, ""]
-    num_failed: Int[Array, ""]  # 1 where the gradient was not finite and the step was left out
+    generation: IntScalar  # the step, from 1
+    regression_loss: Scalar  # the sum over columns, of the images before the step
+    regression_accuracy: Scalar
+    num_failed: IntScalar  # 1 where the gradient was not finite and the step was left out
 
 
 def build(

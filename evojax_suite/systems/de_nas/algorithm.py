@@ -55,9 +55,7 @@ from evojax_suite.systems.de_nas.candidates import (
 )
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
-from evojax_suite.training import (
-    Evaluation,
-)
+from evojax_suite.training import Evaluation
 from evojax_suite.types import Algorithm, Array
 
 

@@ -15,11 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import MinLen
-from jaxtyping import Bool, Float, Int, Int32, Int64, Key
+from jaxtyping import Bool, Float, Int, Int32, Int64
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import Share, configuration
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey, Scalar
 
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
 
@@ -141,7 +141,7 @@ def last_filters(genome: Genome) -> Int32[Array, "*genomes"]:
     return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
 
 
-def _until(key: Key[Array, ""], make, accept):
+def _until(key: PRNGKey, make, accept):
     """`make(key, last)` with new keys until `accept` takes it; the last attempt's as it is."""
 
     def again(carry):
@@ -199,14 +199,14 @@ def decode(
     return Genome(*jax.lax.scan(unit, start, (places, tuple(numbers[:-1].T)))[1])
 
 
-def random_genome(key: Key[Array, ""], space: Space, image_shape: tuple[int, ...]) -> Genome:
+def random_genome(key: PRNGKey, space: Space, image_shape: tuple[int, ...]) -> Genome:
     """A random network; drawn anew while it has too many features, which a caller checks where
     they may be many (`num_features`): the attempts are limited."""
     return _random(key, space, image_shape)[1]
 
 
 def random_numbers(
-    key: Key[Array, ""], space: Space, image_shape: tuple[int, ...]
+    key: PRNGKey, space: Space, image_shape: tuple[int, ...]
 ) -> Float[Array, "{space.max_length}+1 4"]:
     """What `random_genome` decodes with the same key, uniform."""
     return _random(key, space, image_shape)[0]
@@ -257,7 +257,7 @@ def add(base: Genome, change: Genome, image_shape: tuple[int, ...]) -> Genome:
     ))  # fmt: skip
 
 
-def weakened(key: Key[Array, ""], change: Genome, weight: float | Float[Array, ""]) -> Genome:
+def weakened(key: PRNGKey, change: Genome, weight: float | Scalar) -> Genome:
     """A difference of which each unit stays with probability `weight`, and is KEEP otherwise: what
     the factor F of differential evolution can be on units (1 in the paper)."""
     stays = (change.kinds <= END) | (jax.random.uniform(key, change.kinds.shape) < weight)
@@ -275,7 +275,7 @@ def same_as_any(genome: Genome, others: Genome) -> Bool[Array, ""]:
 
 
 def offspring(
-    key: Key[Array, ""],
+    key: PRNGKey,
     population: Genome,
     order: Int[Array, "population"],
     num_children: int,
@@ -283,7 +283,7 @@ def offspring(
     space: Space,
     image_shape: tuple[int, ...],
     compare: Literal["kind", "unit"] = "kind",
-    weight: float | Float[Array, ""] = 1.0,
+    weight: float | Scalar = 1.0,
 ) -> Genome:
     """New genomes, `num_children` of them: one of the best + (one - another), "Mutation", Fig. 2.
 

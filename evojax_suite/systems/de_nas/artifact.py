@@ -24,17 +24,17 @@ from evojax_suite.runtime.results import (
 )
 from evojax_suite.stablehlo import export
 from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
-from evojax_suite.types import Array, PyTree
+from evojax_suite.types import Array, Images, Probabilities, PyTree
 
 
 @partial(jax.jit, static_argnames="network")
 def _logits(
     network: SequenceNetwork,
     variables: PyTree,
-    images: Float[Array, "images height width channels"],
+    images: Images,
     mean: Float[Array, "channels"],
     std: Float[Array, "channels"],
-) -> Float[Array, "images classes"]:
+) -> Probabilities:
     return jnp.asarray(network.apply(variables, (images - mean) / std))
 
 
@@ -128,9 +128,7 @@ def load(directory: Path | str) -> SearchedNetwork:
         if about["compute_dtype"] not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {about['compute_dtype']!r}")
         network = SequenceNetwork(
-            len(values["class_names"]),
-            **settings,
-            dtype=jnp.dtype(about["compute_dtype"]),
+            len(values["class_names"]), **settings, dtype=jnp.dtype(about["compute_dtype"])
         )
         images = jax.ShapeDtypeStruct((1, *values["image_shape"]), jnp.float32)
         fresh = jax.eval_shape(network.init, jax.random.key(0), images)

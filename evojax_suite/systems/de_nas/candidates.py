@@ -11,18 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Int32, Key, UInt8
+from jaxtyping import Float, Int32, UInt8
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Genome, Space, Unit
 from evojax_suite.systems.de_nas.config import Config
-from evojax_suite.systems.de_nas.networks import (
-    PaddedNetwork,
-    SequenceNetwork,
-    for_genome,
-    fresh,
-)
+from evojax_suite.systems.de_nas.networks import PaddedNetwork, SequenceNetwork, for_genome, fresh
 from evojax_suite.training import (
     Batches,
     Evaluation,
@@ -31,7 +26,7 @@ from evojax_suite.training import (
     fit_epochs,
     start_fit_from,
 )
-from evojax_suite.types import Array, Dataset, PyTree
+from evojax_suite.types import Array, Dataset, Images, Labels, PRNGKey, PyTree
 
 # On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
 # compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
@@ -49,9 +44,9 @@ class Data:
     """Training and validation split on the device."""
 
     images: (  # floats in [0, 1]
-        UInt8[Array, "images height width channels"] | Float[Array, "images height width channels"]
+        UInt8[Array, "images height width channels"] | Images
     )
-    labels: Int[Array, "images"]
+    labels: Labels
     validation: Batches  # normalised
     mean: Float[Array, "channels"]
     std: Float[Array, "channels"]
@@ -124,7 +119,7 @@ def candidate_evaluator(
     network: SequenceNetwork | PaddedNetwork,
     start: Callable[[Array, Genome], PyTree],
 ) -> Callable[
-    [Key[Array, ""], Genome, Data, Float[Array, "rungs"]],
+    [PRNGKey, Genome, Data, Float[Array, "rungs"]],
     tuple[Evaluation, Float[Array, "rungs_and_end"], Int32[Array, ""]],
 ]:
     """A pure function that trains and judges a candidate, of its key, its genome, the data and the

@@ -12,13 +12,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.systems.de_nas.architectures import Space
-from evojax_suite.systems.de_nas.networks import (
-    Initialization,
-)
-from evojax_suite.training import (
-    EngineConfig,
-    TrainingConfig,
-)
+from evojax_suite.systems.de_nas.networks import Initialization
+from evojax_suite.training import EngineConfig, TrainingConfig
 
 TRAINING = TrainingConfig(
     num_epochs=10,

@@ -39,11 +39,7 @@ from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
-_SMALL = {
-    "final_epochs": 50,
-    "dropout": 0.2,
-    "initialization": "kaiming",
-}
+_SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
 

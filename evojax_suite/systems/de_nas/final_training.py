@@ -8,22 +8,15 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Int32
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.candidates import COMPILER_OPTIONS, Data, network_of
 from evojax_suite.systems.de_nas.config import Config
-from evojax_suite.systems.de_nas.networks import (
-    fresh,
-)
-from evojax_suite.training import (
-    FitState,
-    evaluate,
-    fit_epochs,
-    start_fit_from,
-)
-from evojax_suite.types import Algorithm, Array, PyTree
+from evojax_suite.systems.de_nas.networks import fresh
+from evojax_suite.training import FitState, evaluate, fit_epochs, start_fit_from
+from evojax_suite.types import Algorithm, Array, IntScalar, PyTree, Scalar
 
 
 @struct.dataclass
@@ -37,12 +30,12 @@ class FinalState:
 class FinalMetrics(NamedTuple):
     """What one epoch of the final training reports."""
 
-    generation: Int[Array, ""]  # the epoch, from 1
-    loss: Float[Array, ""]  # of the augmented training images, as training saw them
-    accuracy: Float[Array, ""]
-    validation_loss: Float[Array, ""]
-    validation_accuracy: Float[Array, ""]
-    num_failed: Int[Array, ""]  # examples whose loss was NaN or infinite
+    generation: IntScalar  # the epoch, from 1
+    loss: Scalar  # of the augmented training images, as training saw them
+    accuracy: Scalar
+    validation_loss: Scalar
+    validation_accuracy: Scalar
+    num_failed: IntScalar  # examples whose loss was NaN or infinite
 
 
 def build_final(

@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
-from jaxtyping import Key
 
 from evojax_suite.networks.layers import (
     Conv,
@@ -41,7 +40,7 @@ from evojax_suite.systems.de_nas.architectures import (
     num_features_after,
     to_units,
 )
-from evojax_suite.types import Array, PyTree
+from evojax_suite.types import Array, PRNGKey, PyTree
 
 
 class SequenceNetwork(nn.Module):
@@ -97,7 +96,7 @@ def _scales(initialization: Initialization) -> tuple[float, float]:
 
 
 def fresh(
-    key: Key[Array, ""],
+    key: PRNGKey,
     network: SequenceNetwork,
     image_shape: tuple[int, ...],
     initialization: Initialization = "pytorch",

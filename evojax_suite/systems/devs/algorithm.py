@@ -49,12 +49,7 @@ from evojax_suite import networks
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.devs import clustering
 from evojax_suite.systems.devs.config import Config, size_sequence
-from evojax_suite.training import (
-    FitState,
-    extract_features,
-    fit_epochs,
-    start_fit,
-)
+from evojax_suite.training import FitState, extract_features, fit_epochs, start_fit
 from evojax_suite.types import Algorithm, Array, TrainingData
 
 _STEPS_A_CALL = 100

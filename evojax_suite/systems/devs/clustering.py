@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32, Key
+from jaxtyping import Bool, Float, Int, Int32
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PRNGKey, Scalar
 
 ClusteringMethod = Literal["auto", "jax", "sklearn"]
 
@@ -41,8 +41,8 @@ class _State(NamedTuple):
     centers: Float[Array, "clusters features"]
     counts: Float[Array, "clusters"]  # points each centre has seen
     num_since_reassigned: Int32[Array, ""]  # points drawn since the last reassignment
-    inertia: Float[Array, ""]  # exponentially weighted average, per point
-    lowest_inertia: Float[Array, ""]
+    inertia: Scalar  # exponentially weighted average, per point
+    lowest_inertia: Scalar
     num_no_improvement: Int32[Array, ""]
     converged: Bool[Array, ""]
 
@@ -64,7 +64,7 @@ def _dot(
 
 
 def k_means_plus_plus(
-    key: Key[Array, ""],
+    key: PRNGKey,
     points: Float[Array, "points features"],
     num_clusters: int,
     num_trials: int | None = None,
@@ -154,7 +154,7 @@ def _move_centers(
 
 
 def _reassign(
-    key: Key[Array, ""],
+    key: PRNGKey,
     centers: Float[Array, "clusters features"],
     counts: Float[Array, "clusters"],
     batch: Float[Array, "batch features"],
@@ -175,17 +175,14 @@ def _reassign(
 
 @partial(jax.jit, static_argnames=("num_clusters", "batch_size", "max_iterations"))
 def mini_batch_k_means(
-    key: Key[Array, ""],
+    key: PRNGKey,
     points: Float[Array, "*points"],
     num_clusters: int,
     batch_size: int = 1028,
     max_iterations: int = 200,
-    tolerance: float | Float[Array, ""] = 1e-4,
+    tolerance: float | Scalar = 1e-4,
 ) -> tuple[
-    Float[Array, "{num_clusters} features"],
-    Int32[Array, "points"],
-    Float[Array, ""],
-    Int32[Array, ""],
+    Float[Array, "{num_clusters} features"], Int32[Array, "points"], Scalar, Int32[Array, ""]
 ]:
     """Mini-batch k-means (Sculley 2010) as scikit-learn's MiniBatchKMeans does it, once.
 
@@ -309,7 +306,7 @@ def _resolve(
 
 
 def cluster(
-    key: Key[Array, ""],
+    key: PRNGKey,
     points: Float[np.ndarray | Array, "..."],
     num_clusters: int,
     method: ClusteringMethod = "auto",

@@ -8,22 +8,13 @@ from typing import Annotated, Literal
 
 import numpy as np
 from annotated_types import Gt, MinLen
-from pydantic import (
-    AllowInfNan,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import AllowInfNan, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from evojax_suite.configuration import configuration
 from evojax_suite.distilled import LITERATURE, with_augmentation
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.systems.devs.clustering import ClusteringMethod
-from evojax_suite.training import (
-    EngineConfig,
-    TrainingConfig,
-)
+from evojax_suite.training import EngineConfig, TrainingConfig
 
 NETWORK = NetworkConfig(initialization="kaiming", dropout=0.2)
 """Section 4.2's network; a bottleneck comes with the features alone."""

@@ -1,48 +1,34 @@
 """Compression of trained networks by evolution (EComp, van den Beemt et al. 2021)."""
 
-from evojax_suite.systems.ecomp import compression, feed_forward, similarity
-from evojax_suite.systems.ecomp.algorithm import (
-    Compressed,
-    Data,
-    Metrics,
-    Scores,
-    State,
-    build,
-    check,
-    final_scores,
-    initial_sizes,
-    make_data,
-    num_steps,
-    relation,
-    similarity_losses,
-    targets_of,
+from evojax_suite.systems.ecomp import (
+    compression as compression,
+    feed_forward as feed_forward,
+    similarity as similarity,
 )
-from evojax_suite.systems.ecomp.artifact import CompressedNetwork, Inputs, constants, load
-from evojax_suite.systems.ecomp.config import WEIGHTINGS, Config, Params
-
-__all__ = [
-    "WEIGHTINGS",
-    "Compressed",
-    "CompressedNetwork",
-    "Config",
-    "Data",
-    "Inputs",
-    "Metrics",
-    "Params",
-    "Scores",
-    "State",
-    "build",
-    "check",
-    "compression",
-    "constants",
-    "feed_forward",
-    "final_scores",
-    "initial_sizes",
-    "load",
-    "make_data",
-    "num_steps",
-    "relation",
-    "similarity",
-    "similarity_losses",
-    "targets_of",
-]
+from evojax_suite.systems.ecomp.algorithm import (
+    Compressed as Compressed,
+    Data as Data,
+    Metrics as Metrics,
+    Scores as Scores,
+    State as State,
+    build as build,
+    check as check,
+    final_scores as final_scores,
+    initial_sizes as initial_sizes,
+    make_data as make_data,
+    num_steps as num_steps,
+    relation as relation,
+    similarity_losses as similarity_losses,
+    targets_of as targets_of,
+)
+from evojax_suite.systems.ecomp.artifact import (
+    CompressedNetwork as CompressedNetwork,
+    Inputs as Inputs,
+    constants as constants,
+    load as load,
+)
+from evojax_suite.systems.ecomp.config import (
+    WEIGHTINGS as WEIGHTINGS,
+    Config as Config,
+    Params as Params,
+)

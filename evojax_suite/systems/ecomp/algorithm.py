@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Int, Int32, Key, UInt8
+from jaxtyping import Bool, Float, Int, Int32, UInt8
 
 from evojax_suite.data import normalize
 from evojax_suite.operators import crowding_distances, non_dominated_ranks, tournament
@@ -43,7 +43,7 @@ from evojax_suite.systems.ecomp import compression, feed_forward, similarity
 from evojax_suite.systems.ecomp.compression import Population
 from evojax_suite.systems.ecomp.config import Config, Params
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.types import Algorithm, Array
+from evojax_suite.types import Algorithm, Array, Images, IntScalar, PRNGKey, Scalar
 
 
 @struct.dataclass
@@ -52,7 +52,7 @@ class Data:
 
     parent: Network
     # The inputs of the parent, which keep the shape of images where it has convolutions.
-    images: Float[Array, "images inputs"] | Float[Array, "images height width channels"]
+    images: Float[Array, "images inputs"] | Images
     labels: Int32[Array, "images"]
     pooling: feed_forward.Pooling = struct.field(pytree_node=False, default="average")
 
@@ -82,20 +82,20 @@ class State:
 class Metrics(NamedTuple):
     """What one step reports of the population; fitness is higher-is-better."""
 
-    generation: Int[Array, ""]  # the step, from 1
+    generation: IntScalar  # the step, from 1
     judging: Bool[Array, ""]  # the last population on a further batch
-    fitness_best: Float[Array, ""]
-    fitness_mean: Float[Array, ""]
-    accuracy_best: Float[Array, ""]
-    accuracy_mean: Float[Array, ""]
-    accuracy_worst: Float[Array, ""]
-    similarity_loss_best: Float[Array, ""]
-    similarity_loss_mean: Float[Array, ""]
-    similarity_loss_worst: Float[Array, ""]
-    relative_size_least: Float[Array, ""]
-    relative_size_mean: Float[Array, ""]
-    relative_size_most: Float[Array, ""]
-    num_failed: Int[Array, ""]  # members whose fitness was NaN or infinite
+    fitness_best: Scalar
+    fitness_mean: Scalar
+    accuracy_best: Scalar
+    accuracy_mean: Scalar
+    accuracy_worst: Scalar
+    similarity_loss_best: Scalar
+    similarity_loss_mean: Scalar
+    similarity_loss_worst: Scalar
+    relative_size_least: Scalar
+    relative_size_mean: Scalar
+    relative_size_most: Scalar
+    num_failed: IntScalar  # members whose fitness was NaN or infinite
 
 
 class Compressed(NamedTuple):
@@ -105,8 +105,8 @@ class Compressed(NamedTuple):
     sizes: Int32[Array, "hidden_layers"]
     # For each hidden layer the parent's unit that a bias comes from.
     units: tuple[Int32[Array, "_width"], ...]
-    fitness: Float[Array, ""]  # that it was chosen by
-    member: Int[Array, ""]  # its place in the last population
+    fitness: Scalar  # that it was chosen by
+    member: IntScalar  # its place in the last population
     num_mutations: Int32[Array, ""]  # in its line of second parents
 
 
@@ -390,7 +390,7 @@ def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
 
 
 def choose_parents(
-    config: Config, key: Key[Array, ""], preference: Float[Array, "members"]
+    config: Config, key: PRNGKey, preference: Float[Array, "members"]
 ) -> tuple[Int[Array, "members//2"], Int[Array, "members//2"]]:
     """Two for each pair of children: by the softmax of the preference, or by binary tournaments."""
     members = config.population_size
@@ -415,7 +415,7 @@ def _children_of(config: Config, key: Array, state: State, data: Data, batch: Ar
 
 def _mutated(
     config: Config,
-    key: Key[Array, ""],
+    key: PRNGKey,
     population: Population,
     may: Bool[Array, "members"],
     params: Params,
@@ -424,11 +424,7 @@ def _mutated(
     key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
     chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
     population = compression.scaling_mutation(
-        key_factors,
-        population,
-        chosen,
-        params.mutation_span,
-        config.mutated_layers == "hidden",
+        key_factors, population, chosen, params.mutation_span, config.mutated_layers == "hidden"
     )
     if not config.shrinking:
         return population

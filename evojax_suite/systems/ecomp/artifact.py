@@ -19,7 +19,7 @@ from evojax_suite.runtime.results import write_atomically, write_json
 from evojax_suite.stablehlo import export
 from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.types import Array, Dataset
+from evojax_suite.types import Array, Dataset, Images, Probabilities
 
 Inputs = Literal["unit", "normalized"]
 """What a network takes: pixels in [0, 1], or these with the dataset's mean and deviation taken out.
@@ -29,11 +29,11 @@ A fully connected network takes them flattened row by row, channels last."""
 @partial(jax.jit, static_argnames="pooling")
 def _logits(
     network: Network,
-    images: Float[Array, "images height width channels"],
+    images: Images,
     mean: Float[Array, "channels"],
     std: Float[Array, "channels"],
     pooling: feed_forward.Pooling,
-) -> Float[Array, "images classes"]:
+) -> Probabilities:
     inputs = (images - mean) / std
     if not feed_forward.is_convolutional(network):
         inputs = inputs.reshape(images.shape[0], -1)

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Int, Int32, Key, Num
+from jaxtyping import Bool, Float, Int, Int32, Num
 
 from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes
-from evojax_suite.types import Array
+from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
 
 _TAILS_AT_ONCE = 4
 
@@ -56,7 +56,7 @@ def _expanded(mask: Array, ndim: int) -> Array:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
-def _kept_first(importance: Num[Array, "units"], size: int | Int[Array, ""]) -> Int[Array, "units"]:
+def _kept_first(importance: Num[Array, "units"], size: int | IntScalar) -> Int[Array, "units"]:
     """An order of the units in which the `size` most important come first, as they stood;
     of equals the later counts as more important."""
     rank = jnp.argsort(jnp.argsort(importance, stable=True))  # 0 is the least important
@@ -103,7 +103,7 @@ def pruned(
     )
 
 
-def member(population: Population, index: Int[Array, ""] | np.integer | int) -> Network:
+def member(population: Population, index: IntScalar | np.integer | int) -> Network:
     """One network, still padded."""
     first, *rest = jax.tree.map(lambda leaf: leaf[index], population.layers)
     tail = population.tails[population.tail_of[index]]
@@ -185,7 +185,7 @@ def hidden_and_logits(
 
 
 def _cut_offs(
-    key: Key[Array, ""],
+    key: PRNGKey,
     ends: tuple[int, int],
     first: Int[Array, "hidden_layers"],
     second: Int[Array, "hidden_layers"],
@@ -199,10 +199,7 @@ def _cut_offs(
 
 
 def _draw_cut_offs(
-    key: Key[Array, ""],
-    population: Population,
-    first: Int[Array, "pairs"],
-    second: Int[Array, "pairs"],
+    key: PRNGKey, population: Population, first: Int[Array, "pairs"], second: Int[Array, "pairs"]
 ) -> Int[Array, "2*pairs layers"]:
     """Cut-offs of both children of each pair."""
     ends = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[-1]
@@ -228,10 +225,7 @@ def _children(population: Population, outer: Array, mixed) -> Population:
 
 
 def cut_off_crossover(
-    key: Key[Array, ""],
-    population: Population,
-    first: Int[Array, "pairs"],
-    second: Int[Array, "pairs"],
+    key: PRNGKey, population: Population, first: Int[Array, "pairs"], second: Int[Array, "pairs"]
 ) -> Population:
     """Children of pairs of members; section 3.1.4, Fig. 1.
 
@@ -257,8 +251,8 @@ def cut_off_crossover(
 def matched_units(
     first: Float[Array, "images width"],
     second: Float[Array, "images width"],
-    size_first: int | Int[Array, ""],
-    size_second: int | Int[Array, ""],
+    size_first: int | IntScalar,
+    size_second: int | IntScalar,
 ) -> Int32[Array, "width"]:
     """The partner of each unit of one layer in another, -1 where it has none.
 
@@ -294,7 +288,7 @@ def matched_units(
 
 
 def aligned_crossover(
-    key: Key[Array, ""],
+    key: PRNGKey,
     population: Population,
     first: Int[Array, "pairs"],
     second: Int[Array, "pairs"],
@@ -405,10 +399,10 @@ def _change_each(population: Population, chosen: Bool[Array, "members"], change)
 
 
 def scaling_mutation(
-    key: Key[Array, ""],
+    key: PRNGKey,
     population: Population,
     chosen: Bool[Array, "members"],
-    span: float | Float[Array, ""],
+    span: float | Scalar,
     hidden_only: bool,
 ) -> Population:
     """Multiply each weight of the chosen members by its own factor, uniform in 1 - span..1 + span;
@@ -435,10 +429,10 @@ def scaling_mutation(
 
 
 def shrinking_mutation(
-    key: Key[Array, ""],
+    key: PRNGKey,
     population: Population,
     chosen: Bool[Array, "members"],
-    span: float | Float[Array, ""],
+    span: float | Scalar,
     balanced: bool,
 ) -> Population:
     """Remove units of the chosen members, least important first; beyond the paper.

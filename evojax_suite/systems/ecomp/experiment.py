@@ -337,9 +337,7 @@ def present(job: _Job, found: _Summary) -> Report:
         ["training of the parent", f"{summary['parent_seconds']:.1f} s"],
         ["failed evaluations", str(summary["num_failed"])],
     ]
-    tables = [
-        Table("On the test split", ["", "accuracy (%)", "agreement (%)", "parameters"], rows),
-    ]
+    tables = [Table("On the test split", ["", "accuracy (%)", "agreement (%)", "parameters"], rows)]
     figures = [
         Figure(
             "generations",

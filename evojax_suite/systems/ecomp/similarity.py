@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Num
 
-from evojax_suite.types import Array
+from evojax_suite.types import Array, Scalar
 
 _LEAST_PROBABILITY = 2.220446e-16
 """Least probability of a pair: the double's machine epsilon, as in scikit-learn."""
@@ -38,7 +38,7 @@ def squared_distances(points: Float[Array, "points features"]) -> Float[Array, "
 
 def _log_precisions(
     distances: Float[Array, "points points"],
-    perplexity: float | Float[Array, ""],
+    perplexity: float | Scalar,
     start: Float[Array, "points"],
 ) -> Float[Array, "points"]:
     """The logarithm of the precision at which the Gaussian of each column has the perplexity.
@@ -89,7 +89,7 @@ class Joint(NamedTuple):
 
 def joint_probabilities(
     distances: Float[Array, "points points"],
-    perplexity: float | Float[Array, ""],
+    perplexity: float | Scalar,
     start: Float[Array, "points"] | None = None,
 ) -> Joint:
     """Symmetric joint probabilities of pairs of points, as t-SNE has them.
@@ -132,7 +132,7 @@ def student_t_probabilities(
 
 def divergence(
     reference: Float[Array, "points points"], other: Float[Array, "points points"]
-) -> Float[Array, ""]:
+) -> Scalar:
     """Kullback-Leibler divergence KL(reference || other) over pairs, in nats."""
     others = _others(reference.shape[0])
     logs = [jnp.log(jnp.where(others, p, 1.0)) for p in (reference, other)]
@@ -147,7 +147,7 @@ def centred_gram(points: Float[Array, "points features"]) -> Float[Array, "point
 
 def centred_kernel_alignment(
     first: Float[Array, "points points"], second: Float[Array, "points points"]
-) -> Float[Array, ""]:
+) -> Scalar:
     """Linear CKA of two layers from their centred Gram matrices, in [0, 1]; Kornblith et al. 2019,
     Eq. 3. 0 where one layer is constant."""
     norm = jnp.sqrt((first * first).sum() * (second * second).sum())

@@ -67,8 +67,10 @@ from evojax_suite.types import (
     Array,
     Dataset,
     Generation,
+    IntScalar,
     MetricsT,
     PyTree,
+    Scalar,
     StateT,
     StepKeys,
 )
@@ -82,7 +84,7 @@ class State:
     population: Float[Array, "population dims"]  # evaluated by the next step
     generation: Int32[Array, ""]  # generations done
     best: Float[Array, "dims"]  # the result if the run ended now
-    best_score: Float[Array, ""]  # its fitness, or held-out score where images are held out
+    best_score: Scalar  # its fitness, or held-out score where images are held out
     best_generation: Int32[Array, ""]  # 1-based
     frames: Float[Array, "frames dims"]  # what the result was (`frame_of`)
 
@@ -101,14 +103,14 @@ def frame_of(generation: Num[Array, "*shape"], count: int) -> Int32[Array, "*sha
 class Metrics(NamedTuple):
     """What one generation reports; fitness as the paper reports it, higher is better."""
 
-    generation: Int[Array, ""]
-    fitness_best: Float[Array, ""]
-    fitness_mean: Float[Array, ""]
-    fitness_std: Float[Array, ""]
-    accuracy_best: Float[Array, ""]  # of the member with the best fitness
-    holdout_score: Float[Array, ""]  # of that member, NaN where nothing is held out
-    best_score: Float[Array, ""]  # of the result if the run ended now
-    num_failed: Int[Array, ""]  # members whose evaluation was NaN or infinite
+    generation: IntScalar
+    fitness_best: Scalar
+    fitness_mean: Scalar
+    fitness_std: Scalar
+    accuracy_best: Scalar  # of the member with the best fitness
+    holdout_score: Scalar  # of that member, NaN where nothing is held out
+    best_score: Scalar  # of the result if the run ended now
+    num_failed: IntScalar  # members whose evaluation was NaN or infinite
 
 
 def check(config: Config, dataset: Dataset) -> None:

@@ -49,10 +49,7 @@ def _recipe(config: Config, num_generations: int) -> list[str]:
     ]
 
 
-RECIPES = {
-    "recommended": _recipe(RECOMMENDED, 1000),
-    "four_in_one": _recipe(FOUR_IN_ONE, 400),
-}
+RECIPES = {"recommended": _recipe(RECOMMENDED, 1000), "four_in_one": _recipe(FOUR_IN_ONE, 400)}
 """The options that a recipe stands for; those given beside it win."""
 
 
@@ -287,18 +284,15 @@ def finish(job: _Job, found: _Found, test_split: Split) -> _Summary:
             for key, one in zip(keys, found.strong_random, strict=True)
         ]
     )
-    result = DistilledDataset(
-        images=np.asarray(individual.images),
-        labels=np.asarray(individual.labels),
-        dataset=dataset.name,
-        class_names=dataset.class_names,
-        mean=dataset.mean,
-        std=dataset.std,
-        network=config.network,
-        training=config.training,
-        seed=options.seed,
-        factor=config.factor,
-        test_accuracies=tuple(float(value) for value in accuracies),
+    result = DistilledDataset.made(
+        dataset,
+        np.asarray(individual.images),
+        np.asarray(individual.labels),
+        config.network,
+        config.training,
+        options.seed,
+        accuracies,
+        config.factor,
     )
     result.save(job.directory / "distilled.npz")
     buffer = io.BytesIO()
@@ -347,9 +341,7 @@ def present(job: _Job, summary: _Summary) -> Report:
         figures / "evolution.png", dataset, np.asarray(found.frames.images), result.labels
     )
     curves = plotting.fitness_curves(
-        read_lines(job.directory / "metrics.jsonl"),
-        job.config.fitness,
-        found.strong_random_fitness,
+        read_lines(job.directory / "metrics.jsonl"), job.config.fitness, found.strong_random_fitness
     )
     rows = [["evolved", percent(accuracies), str(len(accuracies))]]
     closing = [f"test accuracy {percent(accuracies)} % ({len(accuracies)} networks)"]

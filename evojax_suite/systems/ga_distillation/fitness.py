@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int, Key
+from jaxtyping import Float, Int
 
 from evojax_suite import networks
 from evojax_suite.data.errors import first_line
@@ -28,7 +28,7 @@ from evojax_suite.systems.ga_distillation.individuals import (
     images_and_targets,
 )
 from evojax_suite.training import Score, fit_and_evaluate_population
-from evojax_suite.types import Array, Dataset, Split
+from evojax_suite.types import Array, Dataset, PRNGKey, Split
 
 Judge = Callable[
     [
@@ -61,7 +61,7 @@ class Scores(NamedTuple):
 
 
 def score_population(
-    key: Key[Array, ""],
+    key: PRNGKey,
     config: Config,
     num_classes: int,
     image_shape: tuple[int, int, int],
@@ -142,7 +142,7 @@ def score_population(
 
 
 def _score_by_kernel(
-    key: Key[Array, ""],
+    key: PRNGKey,
     config: Config,
     network: nn.Module,
     num_classes: int,
@@ -184,7 +184,7 @@ def _score_by_kernel(
 
 
 def solved_labels(
-    key: Key[Array, ""], config: Config, num_classes: int, individual: Individual, data: Data
+    key: PRNGKey, config: Config, num_classes: int, individual: Individual, data: Data
 ) -> Float[Array, "images {num_classes}"]:
     """Labels that serve the images best, probabilities as of labels that evolve:
     those from which kernel regression predicts 4,000 training images with the least squared error,

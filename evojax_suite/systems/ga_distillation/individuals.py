@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int, Key, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.operators import encodings, random_examples
 from evojax_suite.operators.encodings import Encoding
 from evojax_suite.systems.ga_distillation.config import Config
-from evojax_suite.types import Array, Dataset
+from evojax_suite.types import Array, Dataset, Images, IntScalar, PRNGKey, Probabilities, Scalar
 
 
 @struct.dataclass
@@ -36,16 +36,16 @@ class Data:
     mean: Float[Array, "channels"]
     std: Float[Array, "channels"]
     spread: Float[Array, "height width channels"]  # of cosine coefficients (`encodings`)
-    contrast: Float[Array, ""]  # the standard deviation of normalised training images
+    contrast: Scalar  # the standard deviation of normalised training images
     # Where to start, normalised, class by class.
-    given: Float[Array, "images height width channels"] | None = None
+    given: Images | None = None
 
 
 class Individual(NamedTuple):
     """A synthetic dataset: images in normalised space, and their labels."""
 
-    images: Float[Array, "images height width channels"]
-    labels: Float[Array, "images classes"]
+    images: Images
+    labels: Probabilities
 
 
 def make_data(
@@ -95,10 +95,7 @@ def images_and_targets(
     image_shape: tuple[int, int, int],
     individual: Float[Array, "dims"],
     data: Data,
-) -> tuple[
-    Float[Array, "images height width channels"],
-    Float[Array, "images {num_classes}"],
-]:
+) -> tuple[Images, Float[Array, "images {num_classes}"]]:
     """The images that a flat individual is, and for each a number a class: what kernel regression
     makes of it, 1 for the class and 0 for others where labels do not evolve."""
     num_images = num_classes * config.images_per_class
@@ -161,10 +158,7 @@ def label_step(config: Config) -> float:
 
 
 def encode(
-    config: Config,
-    num_classes: int,
-    images: Float[Array, "images height width channels"],
-    spread: Float[Array, "height width channels"],
+    config: Config, num_classes: int, images: Images, spread: Float[Array, "height width channels"]
 ) -> Float[Array, "dims"]:
     """The flat individual of normalised images, as many of each class, in the order of classes."""
     codes = encoding_of(config, images.shape[1:]).encode(images, spread)
@@ -175,7 +169,7 @@ def encode(
 
 
 def random_individuals(
-    key: Key[Array, ""], config: Config, num_classes: int, data: Data, num_individuals: int
+    key: PRNGKey, config: Config, num_classes: int, data: Data, num_individuals: int
 ) -> Float[Array, "{num_individuals} dims"]:
     """Flat individuals of real training images, normalised, not clipped."""
     num_images = num_classes * config.tiles_per_class
@@ -217,7 +211,7 @@ def class_means(config: Config, num_classes: int, data: Data) -> Float[Array, "d
 
 
 def class_centres(
-    key: Key[Array, ""], config: Config, num_classes: int, data: Data
+    key: PRNGKey, config: Config, num_classes: int, data: Data
 ) -> Float[Array, "dims"]:
     """The flat individual whose images are centres of k-means in each class: Lloyd's
     algorithm on at most 8,192 training images, from random ones."""
@@ -231,7 +225,7 @@ def class_centres(
     starts = normalize(data.train_images[first], data.mean, data.std)
 
     def of_class(
-        label: Int[Array, ""], centres: Float[Array, "centres features"]
+        label: IntScalar, centres: Float[Array, "centres features"]
     ) -> Float[Array, "centres features"]:
         def step(centres, _):
             distances = (centres**2).sum(1) - 2 * points @ centres.T

@@ -38,12 +38,12 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Float, Int, Key, Shaped
+from jaxtyping import Float, Int, Shaped
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
 from evojax_suite.configuration import configuration
 from evojax_suite.training import EngineConfig, extract_features, map_members
-from evojax_suite.types import Array, PyTree
+from evojax_suite.types import Array, Images, Labels, PRNGKey, Probabilities, PyTree, Scalar
 
 Columns = Literal["own", "all"]
 
@@ -116,7 +116,7 @@ def predict(
     kernel: Float[Array, "points points"],
     labels: Float[Array, "points classes"],
     to_new: Float[Array, "new_points points"],
-    penalty: float | Float[Array, ""],
+    penalty: float | Scalar,
 ) -> Float[Array, "new_points classes"]:
     """What kernel ridge regression says of new points.
 
@@ -129,7 +129,7 @@ def predict(
 
 
 def class_losses(
-    predictions: Float[Array, "images classes"], labels: Int[Array, "images"], temperature: float
+    predictions: Probabilities, labels: Labels, temperature: float
 ) -> Float[Array, "classes"]:
     """The loss of each class's column of predictions."""
     targets = jax.nn.one_hot(labels, predictions.shape[1])
@@ -150,7 +150,7 @@ def credit_by_image(
     candidates: Kernels,
     company: Kernels,
     between: Float[Array, "company population images images"],
-    classes: Int[Array, "images"],
+    classes: Labels,
     real_labels: Int[Array, "real_images"],
     config: Regression,
     all_columns: bool = False,
@@ -229,11 +229,11 @@ def credit_by_image(
 
 
 def solve_labels(
-    key: Key[Array, ""],
+    key: PRNGKey,
     config: Regression,
     network: nn.Module,
     num_networks: int,
-    images: Float[Array, "images height width channels"],
+    images: Images,
     tiles: int,
     real_images: Shaped[Array, "real_images height width channels"],
     targets: Float[Array, "real_images classes"],
@@ -269,10 +269,7 @@ def solve_labels(
 
 
 def features_of(
-    network: nn.Module,
-    variables: PyTree,
-    images: Float[Array, "images height width channels"],
-    engine: EngineConfig,
+    network: nn.Module, variables: PyTree, images: Images, engine: EngineConfig
 ) -> Float[Array, "images features"]:
     """Features of images by networks of variables with a leading axis, side by side, and 1 for the
     intercept. Their kernel is the sum of the networks' kernels."""
@@ -286,7 +283,7 @@ def features_of(
 
 
 def score_population(
-    key: Key[Array, ""],
+    key: PRNGKey,
     config: Regression,
     network: nn.Module,
     num_networks: int,
@@ -297,7 +294,7 @@ def score_population(
     labels: Int[Array, "real_images"],
     normalize: Callable[[Array], Array],
     engine: EngineConfig,
-    classes: Int[Array, "images"] | None = None,
+    classes: Labels | None = None,
     all_columns: bool = False,
 ) -> KernelScores:
     """Score some `members`, distinct indices, of a population of candidates, each of which `decode`

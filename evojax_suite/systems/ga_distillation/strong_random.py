@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Float, Int, Int32
+from jaxtyping import Float, Int32
 
 from evojax_suite.systems.ga_distillation.algorithm import (
     Config,
@@ -24,7 +24,7 @@ from evojax_suite.systems.ga_distillation.algorithm import (
     rank_last,
     score_population,
 )
-from evojax_suite.types import Algorithm, Array, Generation, StepKeys
+from evojax_suite.types import Algorithm, Array, Generation, IntScalar, Scalar, StepKeys
 
 
 @struct.dataclass
@@ -38,10 +38,10 @@ class State:
 class Metrics(NamedTuple):
     """What one repeat reports."""
 
-    generation: Int[Array, ""]  # the repeat, from 1
-    fitness_best: Float[Array, ""]
-    fitness_mean: Float[Array, ""]
-    num_failed: Int[Array, ""]
+    generation: IntScalar  # the repeat, from 1
+    fitness_best: Scalar
+    fitness_mean: Scalar
+    num_failed: IntScalar
 
 
 def build(
