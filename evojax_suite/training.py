@@ -41,7 +41,7 @@ AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha"
 
 @configuration
 class TrainingConfig:
-    """How a member trains. The defaults are paper 002's (section 3.3)."""
+    """How a member trains. The defaults are those of Sato et al. 2026, section 3.3."""
 
     num_epochs: NonNegativeInt = 300
     """Passes over the member's training images."""
@@ -74,7 +74,7 @@ class TrainingConfig:
         siamese.check_names(self.siamese)
 
     def num_batches(self, num_images: int) -> int:
-        """Steps of an epoch; a batch has at most all images."""
+        """Returns the number of steps of an epoch; a batch has at most all images."""
         return -(-num_images // min(self.batch_size or num_images, num_images))
 
 
@@ -85,26 +85,15 @@ def _optimizer(config: TrainingConfig, num_steps: int | IntScalar) -> optax.Grad
     def halfway(step):
         return rate * jnp.where(step < jnp.maximum(num_steps // 2, 1), 1.0, 0.1)
 
-    rate = config.learning_rate
-    match config.schedule:
-        case "constant":
-            schedule = rate
-        case "cosine":
-            schedule = cosine
-        case "step":
-            schedule = halfway
-        case _:
-            raise AssertionError(config.schedule)
-    match config.optimizer:
-        case "adam":
-            direction = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
-        case "sgd":
-            direction = optax.trace(config.momentum) if config.momentum else optax.identity()
-        case _:
-            raise AssertionError(config.optimizer)
-
     def decay(strength):
         return [optax.add_decayed_weights(strength)] if strength else []
+
+    rate = config.learning_rate
+    schedule = {"constant": rate, "cosine": cosine, "step": halfway}[config.schedule]
+    if config.optimizer == "adam":
+        direction = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
+    else:
+        direction = optax.trace(config.momentum) if config.momentum else optax.identity()
 
     return optax.chain(
         *decay(config.l2_penalty),
@@ -150,10 +139,10 @@ class FitState:
 
 
 class ExampleStatistics(NamedTuple):
-    """What training saw of each image when it was shown, before the step that learned from it."""
+    """The outputs of a network for each image; in training, before the step that learns from it."""
 
     losses: Float[Array, "images"]  # cross-entropy in nats
-    correct: Bool[Array, "images"]  # of a mixed image, whether its heaviest class was found
+    correct: Bool[Array, "images"]  # for a mixed image, whether its heaviest class is predicted
 
 
 def start_fit(
@@ -196,17 +185,13 @@ def _fit_step(
             rngs=rngs,
         )
         losses = optax.softmax_cross_entropy(logits, labels)
-        correct = logits.argmax(-1) == labels.argmax(-1)
-        return (losses * weights).sum() / weights.sum(), (
-            updated,
-            ExampleStatistics(losses, correct),
-        )
+        seen = ExampleStatistics(losses, logits.argmax(-1) == labels.argmax(-1))
+        return (losses * weights).sum() / weights.sum(), (updated, seen)
 
     gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
-    updates, optimizer = _optimizer(config, num_steps).update(
-        gradient, state.optimizer, state.parameters
-    )
-    return FitState(optax.apply_updates(state.parameters, updates), statistics, optimizer), seen
+    optimizer = _optimizer(config, num_steps)
+    updates, moments = optimizer.update(gradient, state.optimizer, state.parameters)
+    return FitState(optax.apply_updates(state.parameters, updates), statistics, moments), seen
 
 
 def fit(
@@ -219,7 +204,7 @@ def fit(
     """Train a freshly initialised network and return its flax variables.
 
     images: normalised. labels: classes or their probabilities; the loss is the cross-entropy. Each
-    epoch sees every image once, in a new order; where the batch size does not divide their number
+    epoch shows every image once, in a new order; where the batch size does not divide their number
     the last batch is filled up with images of weight 0.
     """
     images, labels = jnp.asarray(images), jnp.asarray(labels)
@@ -228,9 +213,8 @@ def fit(
     num_images = images.shape[0]
     batch_size = min(config.batch_size or num_images, num_images)
     num_batches = config.num_batches(num_images)
-    step = partial(
-        _fit_step, network=network, config=config, num_steps=config.num_epochs * num_batches
-    )
+    num_steps = config.num_epochs * num_batches
+    step = partial(_fit_step, network=network, config=config, num_steps=num_steps)
     if labels.ndim == 1:
         num_classes = jax.eval_shape(network.apply, state.variables, images[:1]).shape[-1]
         labels = jax.nn.one_hot(labels, num_classes)
@@ -275,12 +259,13 @@ def fit_epochs(
     """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
     the first `num_images` of `places` in it, where an image may come more than once.
 
-    For trainings that are cut into pieces, of sets that shrink: the four numbers are traced, so
-    one compilation serves them all. num_steps: of the whole training, for the schedule. images:
-    normalised; labels: probabilities. A set smaller than the batch (the buffer where `config` sets
-    none) is repeated to fill it, each copy augmented by itself.
+    For trainings that are cut into pieces, or on sets that shrink: the numbers are traced, so one
+    compilation serves them all. A set smaller than the batch (the buffer where `config` sets none)
+    is repeated to fill it, each copy augmented by itself.
 
-    Returns what the last epoch saw of the buffer; NaN and False of images that it did not.
+    num_steps: the steps of the whole training, for the schedule. images: normalised. labels:
+    probabilities. Returns the statistics of the last epoch; NaN and False of images that it did not
+    show.
     """
     capacity = images.shape[0]
     batch_size = min(config.batch_size or capacity, capacity)
@@ -295,21 +280,13 @@ def fit_epochs(
             positions = batch * batch_size + jnp.arange(batch_size)
             chosen = order[positions % num_images]
             chosen = chosen if places is None else places[chosen]
-            state, presented = _fit_step(
-                jax.random.fold_in(key_steps, batch),
-                network,
-                config,
-                num_steps,
-                state,
-                images[chosen],
-                labels[chosen],
-                (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32),
-            )
+            weights = (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32)
+            key_step, how = jax.random.fold_in(key_steps, batch), (network, config, num_steps)
+            state, new = _fit_step(key_step, *how, state, images[chosen], labels[chosen], weights)
             shown = jnp.where(positions < num_images, chosen, capacity)
-            seen = jax.tree.map(
-                lambda all, new: all.at[shown].set(new, mode="drop"), seen, presented
+            return state, jax.tree.map(
+                lambda old, value: old.at[shown].set(value, mode="drop"), seen, new
             )
-            return state, seen
 
         return jax.lax.fori_loop(0, -(-num_images // batch_size), step, carry)
 
@@ -325,10 +302,11 @@ def extract_features(
     num_images: int | IntScalar | None,
     batch_size: int,
 ) -> Float[Array, "buffer features"]:
-    """What the last layer of the network sees of the first `num_images` images of a buffer.
+    """Returns the inputs of the network's last layer for the first `num_images` images of a buffer,
+    and zeros beyond.
 
-    images: normalised. Returns zeros beyond `num_images` (traced). None is all images, and
-    differentiable by them. Raises ValueError where the network does not give features.
+    images: normalised. num_images: traced; None is all, and the features are then differentiable.
+    Raises ValueError where the network does not give features.
     """
     if not hasattr(network, "bottleneck"):
         raise ValueError(f"features come from the ConvNet alone, got {type(network).__name__}")
@@ -352,20 +330,20 @@ def extract_features(
 def judge_each(
     network: nn.Module, variables: PyTree, images: Images, labels: Labels, batch_size: int
 ) -> ExampleStatistics:
-    """Loss and correctness of each image, normalised, without training."""
+    """Returns loss and correctness of each normalised image, without training."""
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
 
-    def body(batch, found):
+    def body(batch, seen):
         start = jnp.minimum(batch * batch_size, num_images - batch_size)
-        own, own_labels = (
+        shown, classes = (
             jax.lax.dynamic_slice_in_dim(array, start, batch_size) for array in (images, labels)
         )
-        logits = jnp.asarray(network.apply(variables, own))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, own_labels)
-        new = ExampleStatistics(losses, logits.argmax(-1) == own_labels)
+        logits = jnp.asarray(network.apply(variables, shown))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, classes)
+        new = ExampleStatistics(losses, logits.argmax(-1) == classes)
         return jax.tree.map(
-            lambda all, part: jax.lax.dynamic_update_slice_in_dim(all, part, start, 0), found, new
+            lambda old, part: jax.lax.dynamic_update_slice_in_dim(old, part, start, 0), seen, new
         )
 
     empty = ExampleStatistics(jnp.zeros(num_images), jnp.zeros(num_images, bool))
@@ -373,19 +351,18 @@ def judge_each(
 
 
 class Evaluation(NamedTuple):
-    """Evaluation of one network on one set of images. All are NaN where the cross-entropy is not
-    finite."""
+    """The evaluation of a network on a set of images; NaN where the cross-entropy is not finite."""
 
     accuracy: Scalar
     """Fraction of images classified as their label, in [0, 1]."""
     cross_entropy: Scalar
     """Mean over the images, in nats."""
     score: Scalar | None = None
-    """Mean over the images of the caller's own function, where there is one."""
+    """Mean over the images of the caller's `Score`, where there is one."""
 
 
 class Batches(NamedTuple):
-    """Images for evaluation, cut into equal batches once, for all members."""
+    """Images for evaluation, cut into equal batches once for all members."""
 
     images: Float[Array, "batches batch_size height width channels"]
     labels: Int[Array, "batches batch_size"]
@@ -407,13 +384,13 @@ def make_batches(images: Images, labels: Labels, batch_size: int) -> Batches:
 
 
 Score = Callable[[Probabilities, Labels], Float[Array, "images"]]
-"""(logits, labels) -> what each prediction is worth, more is better."""
+"""A function (logits, labels) -> score of each prediction, higher is better."""
 
 
 def evaluate(
     network: nn.Module, variables: PyTree, batches: Batches, score: Score | None = None
 ) -> Evaluation:
-    """Accuracy, cross-entropy and mean `score` of one network, a batch at a time."""
+    """Returns accuracy, cross-entropy and mean `score` of a network, a batch at a time."""
 
     def evaluate_batch(batch):
         images, labels, weights = batch
@@ -453,9 +430,9 @@ class EngineConfig:
         return self.members_in_flight or (1 if jax.default_backend() == "cpu" else 128)
 
     def resolved_members_evaluated_at_once(self, num_pixels: int) -> int:
-        """How many of those in flight are evaluated at once, each on so many pixels in all.
+        """Returns how many members in flight are evaluated at once, each on `num_pixels` in all.
 
-        Elsewhere than on the CPU a thousand images of 32x32 are worth a member's own launches.
+        Elsewhere than on the CPU a thousand images of 32x32 are worth the launches of one member.
         """
         together = self.resolved_members_in_flight
         if self.members_evaluated_at_once is not None:
@@ -463,16 +440,16 @@ class EngineConfig:
         return together if jax.default_backend() == "cpu" or num_pixels < 2**20 else 1
 
     def resolved_evaluation_batch_size(self, image_shape: tuple[int, ...]) -> int:
-        """Batch size for images (H, W, C): so many pixels as 20 images of 32x32 on the CPU, 4,000
-        elsewhere."""
+        """Returns the batch size for images (H, W, C): the pixels of 20 images of 32x32 on the CPU,
+        of 4,000 elsewhere."""
         if self.evaluation_batch_size is not None:
             return self.evaluation_batch_size
         of_32x32 = 20 if jax.default_backend() == "cpu" else 4000
         return max(1, of_32x32 * 32 * 32 // (image_shape[0] * image_shape[1]))
 
     def batches(self, images: Images, labels: Labels) -> Batches:
-        """Images and labels in batches of this size; elsewhere than on the CPU,
-        where a batch is large, they are made as small as their number allows."""
+        """Returns images and labels in batches of this size; elsewhere than on the CPU, where a
+        batch is large, they are made as small as their number allows."""
         batch_size = self.resolved_evaluation_batch_size(images.shape[1:])
         if self.evaluation_batch_size is None and jax.default_backend() != "cpu":
             batch_size = -(-len(images) // -(-len(images) // batch_size))
@@ -480,7 +457,7 @@ class EngineConfig:
 
 
 def batches_of(dataset: Dataset, split: Split, engine: EngineConfig) -> Batches:
-    """A part of `dataset`, normalised, in batches of the engine's size."""
+    """Returns a split of `dataset`, normalised, in batches of the engine's size."""
     images = jnp.asarray(normalize(split.images, dataset.mean, dataset.std))
     return engine.batches(images, jnp.asarray(split.labels))
 
@@ -494,10 +471,10 @@ def map_members(
 ) -> Any:
     """Apply `function` to each of P members, at most `members_in_flight` of them at once.
 
-    members: a tuple of pytrees with leading axis P, one an argument of `function`. Returns the
-    results with leading axis P, for any P: groups are as small as their number allows, the last
-    group is filled up and cut off again. `then` is applied to what each gives, to `members_at_once`
-    at a time, before the next group: what is large in a result need not live longer.
+    members: a tuple of pytrees with leading axis P, each an argument of `function`. then: applied to
+    each result, to `members_at_once` at a time, before the next group, so that a large result need
+    not live longer. Returns the results with leading axis P, for any P: groups are as small as
+    their number allows, the last group is filled up and cut off again.
 
     >>> map_members(lambda x, y: x * y, (jnp.arange(5), jnp.arange(5)), 2).tolist()
     [0, 1, 4, 9, 16]
@@ -555,12 +532,12 @@ def fit_and_evaluate_population(
     engine: EngineConfig = EngineConfig(),
     score: Score | None = None,
 ) -> tuple[Evaluation, ...]:
-    """Train each member on its own images and evaluate it on shared ones.
+    """Train each member on its images and evaluate it on shared ones.
 
     Returns an `Evaluation` of arrays (population,) for each of `evaluations`. The networks live
     only as long as their members are in flight.
     """
-
+    num_pixels = sum(batches.images[..., 0].size for batches in evaluations)
     return map_members(
         lambda key, images, labels: fit(key, network, config, images, labels),
         (keys, images, labels),
@@ -568,7 +545,5 @@ def fit_and_evaluate_population(
         lambda variables: tuple(
             evaluate(network, variables, batches, score) for batches in evaluations
         ),
-        engine.resolved_members_evaluated_at_once(
-            sum(batches.images[..., 0].size for batches in evaluations)
-        ),
+        engine.resolved_members_evaluated_at_once(num_pixels),
     )

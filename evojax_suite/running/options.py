@@ -1,4 +1,4 @@
-"""Options that the commands share."""
+"""The options that the commands share."""
 
 from __future__ import annotations
 
@@ -43,24 +43,25 @@ class Command:
     """The arguments that they were made from."""
 
     def from_command_line(self, arguments: Sequence[str]) -> Self:
-        """These options, which came from `arguments`, with ~ in paths as the home folder."""
+        """Returns these options, which came from `arguments`, with ~ in paths as the home
+        folder."""
 
         def at_home(value):
             if isinstance(value, tuple):
-                return tuple(at_home(item) for item in value)
+                return tuple(map(at_home, value))
             return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
-        settings = {own.name: at_home(getattr(self, own.name)) for own in fields(self)}
+        settings = {each.name: at_home(getattr(self, each.name)) for each in fields(self)}
         return replace(self, **settings | {"typed": tuple(arguments)})
 
     def here(self) -> Self:
-        """These options for this process."""
+        """Returns these options as this process follows them."""
         return self
 
 
 @configuration
 class Placement(Command):
-    """Options of where a run computes and what it says. The devices are taken before anything else
+    """Where a run computes and what it prints. The devices are taken before anything else
     (`cli.main`), as some libraries start them when they are imported."""
 
     devices: Devices = "auto"
@@ -86,7 +87,7 @@ class Placement(Command):
                 raise ValueError(f"{name} needs --distributed, got {getattr(self, name)}")
 
     def settle(self) -> None:
-        """Meet the other processes and take the devices; ValueError, or ProcessLost."""
+        """Meet the other processes and take the devices. Raises ValueError or ProcessLost."""
         if self.distributed:
             devices.join(self.coordinator, self.num_processes, self.process_id)
         devices.take(self.devices)
@@ -97,7 +98,7 @@ class Placement(Command):
             print(message.format(number, total, devices.HOW_TO_GO_ON), file=sys.stderr, flush=True)
 
     def here(self) -> Self:
-        """One that does not write is silent."""
+        """A process that does not write is silent."""
         console.quiet = self.quiet or not devices.is_first()
         console.log_format = self.log_format
         return self
@@ -105,7 +106,7 @@ class Placement(Command):
 
 @configuration
 class RunOptions(Placement):
-    """Options of every command that makes the directory of a run."""
+    """The options of every command that makes the directory of a run."""
 
     dataset: str = "digits"
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
@@ -137,9 +138,8 @@ class RunOptions(Placement):
     """Send metrics to TensorBoard (runs/<name>/tensorboard) or Weights & Biases as well."""
 
     def __post_init__(self):
-        if self.name is not None and (
-            self.name in ("", ".", "..") or Path(self.name).name != self.name
-        ):
+        name = self.name
+        if name is not None and (name in ("", ".", "..") or Path(name).name != name):
             raise ValueError(f"name must be that of a folder in runs_dir, got {self.name!r}")
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
@@ -150,16 +150,13 @@ class RunOptions(Placement):
         super().__post_init__()
 
     def each(self) -> list[Self]:
-        """The options of each seed."""
+        """Returns the options of each seed."""
         if self.seeds is None:
             return [self]
         start, colon, end = self.seeds.partition(":")
         try:
-            numbers = (
-                list(range(int(start or 0), int(end)))
-                if colon
-                else [int(number) for number in self.seeds.split(",")]
-            )
+            seeds = range(int(start or 0), int(end)) if colon else map(int, self.seeds.split(","))
+            numbers = list(seeds)
         except ValueError:
             numbers = []
         fits = numbers and min(numbers) >= 0 and max(numbers) < 2**32
@@ -168,19 +165,12 @@ class RunOptions(Placement):
                 f"seeds must be a range such as 0:10 or different numbers >= 0 such as 0,3,5, got "
                 f"{self.seeds}"
             )
-        return [
-            replace(
-                self,
-                seeds=None,
-                seeds_in_flight="auto",
-                seed=n,
-                name=self.name and f"{self.name}-seed{n}",
-            )
-            for n in numbers
-        ]
+        alone = replace(self, seeds=None, seeds_in_flight="auto")
+        name = self.name and f"{self.name}-seed"
+        return [replace(alone, seed=n, name=name and f"{name}{n}") for n in numbers]
 
     def resolved_seeds_in_flight(self) -> int:
-        """How many runs of seeds are to be in one program."""
+        """Returns how many runs of seeds are to be in one program."""
         num_devices = devices.take(self.devices) * jax.process_count()
         on_cpu = jax.default_backend() == "cpu"
         if self.seeds_in_flight == "auto":
@@ -194,7 +184,7 @@ class RunOptions(Placement):
         return self.seeds_in_flight
 
     def here(self) -> Self:
-        """One that does not write leaves its copy of the run in a folder that is deleted."""
+        """A process that does not write leaves its copy of the run in a folder that is deleted."""
         super().here()
         if devices.is_first():
             return self
@@ -203,47 +193,43 @@ class RunOptions(Placement):
         return replace(self, runs_dir=Path(folder.name))
 
     def directory(self, system: str, dataset: str) -> Path:
-        """The directory of a run of `system` on the dataset of this name."""
-        name = self.name or f"{system}-{Path(dataset).name}-seed{self.seed}"
-        return self.runs_dir / name
+        """Returns the directory of a run of `system` on the dataset of this name."""
+        return self.runs_dir / (self.name or f"{system}-{Path(dataset).name}-seed{self.seed}")
 
     def settings(self) -> dict:
-        """What decides the result, for config.json."""
-        settings = to_jsonable(self, non_finite=str)
-        placement = [own.name for own in fields(Placement)]
-        others = (
-            "resume", "runs_dir", "data_dir", "cache_data", "checkpoint_seconds", "name", "seeds",
-            "config_file", "seeds_in_flight", "dry_run", "loggers",
-        )  # fmt: skip
-        for name in (*others, *placement):
-            del settings[name]
-        return settings
+        """Returns the options that decide the result, for config.json."""
+        return {
+            name: setting
+            for name, setting in to_jsonable(self, non_finite=str).items()
+            if name in ("dataset", "seed") or name not in RunOptions.__dataclass_fields__
+        }
 
 
 @configuration
 class JudgedRunOptions(RunOptions):
-    """Options of every command that makes datasets."""
+    """The options of every command that makes datasets."""
 
     num_networks: NonNegativeInt = 10
     """Networks that judge a dataset on the test split; devs and coreset take 0 for none."""
 
 
 def option_difference(options: Command, *names: str) -> dict:
-    """The options among `names` that are not left at their defaults."""
+    """Returns the options among `names` that are not left at their defaults."""
     values = {name: getattr(options, name) for name in names}
     return {name: v for name, v in values.items() if v != getattr(type(options), name)}
 
 
 def config_difference(value: object, default: object) -> dict:
-    """The settings of a configuration that differ from another's; how it is computed is none."""
-    found, defaults = {}, to_jsonable(default)
+    """Returns the settings of a configuration that differ from those of `default`, but for those
+    that say how it is computed."""
+    differences, defaults = {}, to_jsonable(default)
     for name, setting in to_jsonable(value).items():
         if name in ("engine", "convolution"):
             continue
         if isinstance(setting, dict):
             inner = config_difference(setting, defaults[name])
             prefix = f"{name}." if name.startswith("feature") else ""
-            found |= {f"{prefix}{key}": item for key, item in inner.items()}
+            differences |= {f"{prefix}{key}": item for key, item in inner.items()}
         elif setting != defaults[name]:
-            found[name] = setting
-    return found
+            differences[name] = setting
+    return differences

@@ -42,7 +42,7 @@ class Full(NamedTuple):
 
 
 class Scored(NamedTuple):
-    """What `judge` found, with what it was found by."""
+    """The accuracies that the scores compare, and the trainings that gave them."""
 
     judged: Judged
     training: TrainingConfig
@@ -52,7 +52,7 @@ class Scored(NamedTuple):
     """None where no network was trained on the whole training set."""
 
     def lines(self) -> list[str]:
-        """Each ingredient, then the scores, in per cent."""
+        """Returns a line for each accuracy, then for each score, in per cent."""
         judged = self.judged
         rows = {"real set, hard labels": judged.real_hard, "set, hard labels": judged.set_hard}
         for training, of_set, of_random in (
@@ -71,7 +71,7 @@ class Scored(NamedTuple):
         ]
 
     def summary(self) -> dict:
-        """Accuracies, scores, augmentation and the training on all images, for a file."""
+        """Returns accuracies, scores, augmentation and the training on all images, for a file."""
         return {
             "accuracies": self.judged,
             "scores": robust_scores.scores(self.judged),
@@ -81,7 +81,7 @@ class Scored(NamedTuple):
 
 
 def fit_on_all(key: Array, config: proxy_network.Config, dataset: Dataset) -> proxy_network.State:
-    """A network trained on the training split of `dataset`, with its progress shown."""
+    """Returns a network trained on the training split of `dataset`, and shows its progress."""
     algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
     data, num_epochs = training_data(dataset), config.training.num_epochs
     key_init, key_fit = jax.random.split(key)
@@ -101,32 +101,28 @@ def fit_on_all(key: Array, config: proxy_network.Config, dataset: Dataset) -> pr
 def train_on_all(
     key: Array, dataset: Dataset, network: NetworkConfig, num_epochs: int, engine: EngineConfig
 ) -> Full:
-    """One network on the whole training set of `dataset`, judged on its test split."""
+    """Returns a network trained on the whole training set of `dataset`, with its test accuracy."""
     training = on_all(num_epochs)
     config = proxy_network.Config(network=network, training=training, engine=engine)
     variables = fit_on_all(key, config, with_whole_training_set(dataset)).fit.variables
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
-    found = jax.jit(lambda variables, batches: evaluate(module, variables, batches))(
-        variables, batches_of(dataset, dataset.test, engine)
-    )
-    return Full(variables, float(found.accuracy), training)
+    test = batches_of(dataset, dataset.test, engine)
+    accuracy = jax.jit(evaluate, static_argnums=0)(module, variables, test).accuracy
+    return Full(variables, float(accuracy), training)
 
 
 def _random_sets(key: Array, dataset: Dataset, size: int, number: int) -> tuple[Array, Array]:
-    """Real training images (number, size, H, W, C), normalised, and their labels (number, size)."""
-    train, num_classes = with_whole_training_set(dataset).train, dataset.num_classes
-    chosen = np.stack(
-        [
-            random_examples(own, jnp.asarray(train.labels), size, num_classes)
-            for own in jax.random.split(key, number)
-        ]
-    )
+    """Returns real training images (number, size, H, W, C), normalised, and their labels (number,
+    size)."""
+    train = with_whole_training_set(dataset).train
+    shared = jnp.asarray(train.labels), size, dataset.num_classes
+    chosen = np.stack([random_examples(each, *shared) for each in jax.random.split(key, number)])
     images = normalize(train.images[chosen], dataset.mean, dataset.std)
     return jnp.asarray(images), jnp.asarray(train.labels[chosen])
 
 
 def with_some_augmentation(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
-    """`training`, where it has no augmentation with DSA's, without flips of digits."""
+    """Returns `training`, with DSA's augmentation (no flips of digits) where it has none."""
     if distilled.augmentation_of(training) != "none":
         return training
     return fitted_to(distilled.with_augmentation(training, "siamese"), dataset)
@@ -155,15 +151,15 @@ def judge(
     engine: EngineConfig,
     num_devices: devices.Devices,
 ) -> Scored:
-    """Train what the scores compare: `num_networks` networks on the set (n, H, W, C), as many each
-    on `num_random` random images of its own, on the test split of `dataset`, and one on the whole
-    training set.
+    """Train the networks that the scores compare, and evaluate them on the test split of `dataset`:
+    `num_networks` on the set (n, H, W, C), as many on `num_random` random images each, and one on
+    the whole training set.
 
     As in DD-Ranking random images are equally many of each class (a class with too few gives all)
     and, where the labels are soft, have those of a teacher, the network of the whole training set;
     a set with soft labels is trained with hard ones without augmentation. Unlike there all are
     trained as `training` says, with no search for the learning rate of the best test accuracy, and
-    judged when it ends. Without `full_accuracy` it is that of the one network on the whole set.
+    evaluated at the end. full_accuracy: that of a network on the whole set; None trains one.
     """
     key_fit, key_full, key_random = (jax.random.fold_in(key, number) for number in range(3))
     hard = np.eye(dataset.num_classes, dtype=np.float32)[labels.argmax(-1)]
@@ -185,35 +181,20 @@ def judge(
 
     def on(name: str, images, labels, training: TrainingConfig) -> np.ndarray:
         if (name, training) not in done:
+            how = network, training, num_networks, engine, num_devices
             done[name, training] = distilled.accuracies_on(
-                dataset.test,
-                key_fit,
-                images,
-                labels,
-                dataset,
-                network,
-                training,
-                num_networks,
-                engine,
-                num_devices,
+                dataset.test, key_fit, images, labels, dataset, *how
             )
         return done[name, training]
 
-    def on_both(training: TrainingConfig) -> tuple[np.ndarray, np.ndarray]:
-        own = on("set", images, labels, training)
-        return own, on("random", real_images, real_labels, training)
-
-    set_own, random_own = on_both(training)
-    set_augmented, random_augmented = on_both(augmented)
-    set_plain, random_plain = on_both(plain)
-    judged = Judged(
-        real_hard=full_accuracy,
-        set_hard=on("hard", images, hard, plain) if soft else set_own,
-        set_own=set_own,
-        random_own=random_own,
-        set_augmented=set_augmented,
-        random_augmented=random_augmented,
-        set_plain=set_plain,
-        random_plain=random_plain,
-    )
+    accuracies = {
+        f"{data}_{name}": on(data, shown, targets, recipe)
+        for name, recipe in {"own": training, "augmented": augmented, "plain": plain}.items()
+        for data, shown, targets in (
+            ("set", images, labels),
+            ("random", real_images, real_labels),
+        )
+    }
+    set_hard = on("hard", images, hard, plain) if soft else accuracies["set_own"]
+    judged = Judged(real_hard=full_accuracy, set_hard=set_hard, **accuracies)
     return Scored(judged, training, augmented, full)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,9 +41,9 @@ class _Run:
         return self.job.directory / phase.folder
 
     def finish(self, result: Any) -> Path:
-        """Judge what the search returned, write summary and page, return the directory."""
-        system, job = self.system, self.job
-        options, directory = job.options, job.directory
+        """Evaluate what the search returned, write summary and page, return the directory."""
+        system, job, options = self.system, self.job, self.job.options
+        directory = job.directory
         summary = system.finish(job, result, self.test)
         numbers = {
             "system": system.name,
@@ -90,12 +90,15 @@ def _begin(system: System, options: RunOptions) -> _Run:
     return _Run(system, job, dataset.test)
 
 
+_Drive = Callable[[Sequence[_Run], Sequence[Phase]], list[LoopResult]]
+
+
 def _drive(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
     """Do the loop of each run; those of several runs in one program."""
     phase, options = phases[0], runs[0].job.options
     several = f", {len(runs)} seeds" if len(runs) > 1 else ""
     shown = {**SHOWN, **runs[0].system.metrics}
-    folders = [run.folder(own) for run, own in zip(runs, phases, strict=True)]
+    folders = [run.folder(each) for run, each in zip(runs, phases, strict=True)]
     with ExitStack() as stack:
         show = stack.enter_context(
             progress(f"{phase.title}{several}", phase.num_steps, phase.members_per_step, shown)
@@ -121,27 +124,20 @@ def _drive(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
             "on_note": console.say,
         }
         if len(runs) > 1:
-            keys = [own.key for own in phases]
+            keys = [each.key for each in phases]
             return loop.run_together(
                 phase.algorithm, keys, *shared, folders, on_report=on_report, **settings
             )
-        result = loop.run(
-            phase.algorithm,
-            phase.key,
-            *shared,
-            folders[0],
-            num_devices=options.devices,
-            on_report=lambda step: on_report({0: step}),
-            **settings,
-        )
-        return [result]
+        alone = {"num_devices": options.devices, "on_report": lambda step: on_report({0: step})}
+        one = phase.algorithm, phase.key, *shared, folders[0]
+        return [loop.run(*one, **alone, **settings)]
 
 
 def _mean(reports: list[StepReport]) -> StepReport:
     """The mean of the reports of runs at the same step; of counts the largest."""
     metrics = {}
     for name, value in reports[0].metrics.items():
-        values = [own.metrics[name] for own in reports]
+        values = [report.metrics[name] for report in reports]
         metrics[name] = float(np.mean(values)) if isinstance(value, float) else max(values)
     return replace(reports[0], metrics=metrics)
 
@@ -156,19 +152,14 @@ def _may_share(one: Phase, other: Phase) -> bool:
     return all(jax.tree.leaves(same))
 
 
-def run(system: System, *options: RunOptions) -> list[Path]:
-    """Run `system` with each of `options`, which differ in their seeds alone, side by side: loops
-    that are the same program for several seeds go on in one. Returns the directories.
-
-    Raises ValueError, DataError or OSError, each with one line to show, and `loop.Interrupted`.
-    """
-    runs = [_begin(system, own) for own in options]
-    searches = [system.search(own.job) for own in runs]
+def _search(runs: Sequence[_Run], drive: _Drive) -> list[Any]:
+    """Advance the searches of `runs` side by side, each loop by `drive`, and return what they
+    return. Loops that may share a program are driven together."""
+    searches = [run.system.search(run.job) for run in runs]
     results: list[Any] = [None] * len(runs)
     waiting: dict[int, Phase] = {}
 
     def resume(place: int, result: LoopResult | None) -> None:
-        waiting.pop(place, None)
         try:
             waiting[place] = searches[place].send(result)  # pyright: ignore[reportArgumentType]
         except StopIteration as end:
@@ -180,53 +171,59 @@ def run(system: System, *options: RunOptions) -> list[Path]:
         # Loops of one run alone come first, as the others wait for what it wants after them.
         order = sorted(waiting, key=lambda place: (waiting[place].same_for_seeds, place))
         places = [place for place in order if _may_share(waiting[place], waiting[order[0]])]
-        phases = [waiting[place] for place in places]
-        found = _drive([runs[place] for place in places], phases)
-        for place, result in zip(places, found, strict=True):
+        phases = [waiting.pop(place) for place in places]
+        for place, result in zip(places, drive([runs[n] for n in places], phases), strict=True):
             resume(place, result)
-    return [own.finish(result) for own, result in zip(runs, results, strict=True)]
+    return results
+
+
+def run(system: System, *options: RunOptions) -> list[Path]:
+    """Run `system` with each of `options`, which differ in their seeds alone, side by side: loops
+    that are the same program for several seeds go on in one. Returns the directories.
+
+    Raises ValueError, DataError or OSError, each with one line to show, and `loop.Interrupted`.
+    """
+    runs = [_begin(system, each) for each in options]
+    return [run.finish(result) for run, result in zip(runs, _search(runs, _drive), strict=True)]
 
 
 def dry_run(system: System, options: RunOptions) -> None:
     """Do the first steps of each loop in a folder that is deleted; print settings, times and memory
     of the whole."""
-    seeds = options.each()
-    rows: list[tuple[str, int, float, float]] = []
-    most_steps = 0
+    num_seeds, rows, most_steps = len(options.each()), [], 0
+
+    def drive_few(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
+        nonlocal most_steps
+        (run,), (phase,) = runs, phases
+        steps = min(phase.num_steps, phase.dry_run_steps)
+        most_steps = max(most_steps, phase.dry_run_steps)
+        results = _drive(runs, [replace(phase, num_steps=steps)])
+        rows.append((phase.title, phase.num_steps, *_pace(phase, run.folder(phase))))
+        return results
+
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
         here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
-        one = _begin(system, replace(seeds[0], **here).here())
-        search = system.search(one.job)
-        result: LoopResult | None = None
-        try:
-            while True:
-                phase = search.send(result)  # pyright: ignore[reportArgumentType]
-                steps = min(phase.num_steps, phase.dry_run_steps)
-                most_steps = max(most_steps, phase.dry_run_steps)
-                (result,) = _drive([one], [replace(phase, num_steps=steps)])
-                rows.append((phase.title, phase.num_steps, *_pace(phase, one.folder(phase))))
-        except StopIteration:
-            pass
-        settings = json.loads((one.job.directory / "config.json").read_text())
+        run = _begin(system, replace(options.each()[0], **here).here())
+        _search([run], drive_few)
+        settings = json.loads((run.job.directory / "config.json").read_text())
     if not devices.is_first():
         return
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
     print(f"\nmemory: {_memory()}")
-    in_words = formats.short_duration
-    total = 0.0
-    for title, num_steps, a_step, compiling in rows:
-        seconds = compiling + num_steps * a_step
-        total += len(seeds) * seconds
+    shown, total = formats.short_duration, 0.0
+    for title, num_steps, per_step, compiling in rows:
+        seconds = compiling + num_steps * per_step
+        total += num_seeds * seconds
         print(
-            f"{title}: {in_words(seconds)}, {num_steps:,} steps of {in_words(a_step)} and "
-            f"{in_words(compiling)} of compilation"
+            f"{title}: {shown(seconds)}, {num_steps:,} steps of {shown(per_step)} and "
+            f"{shown(compiling)} of compilation"
         )
     if not rows:
         print("no steps to time: what selects and judges is not predicted")
         return
-    of_seeds = f", {len(seeds)} seeds" if len(seeds) > 1 else ""
+    all_seeds = f", {num_seeds} seeds" if num_seeds > 1 else ""
     print(
-        f"in all {in_words(total)}{of_seeds}, if the other steps are like the first {most_steps}; "
+        f"in all {shown(total)}{all_seeds}, if the other steps are like the first {most_steps}; "
         "what judges at the end is not in it"
     )
 
@@ -236,8 +233,9 @@ def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
     other, as it may compile."""
     lines = read_lines(folder / "timing.jsonl")
     seconds = [line["seconds"] / line["steps"] for line in lines]
-    a_step = phase.dry_run_factor * float(np.mean(seconds[1:] or seconds))
-    return a_step, sum(line["compile_seconds"] for line in lines) + max(0.0, seconds[0] - a_step)
+    per_step = phase.dry_run_factor * float(np.mean(seconds[1:] or seconds))
+    compiling = sum(line["compile_seconds"] for line in lines)
+    return per_step, compiling + max(0.0, seconds[0] - per_step)
 
 
 def _memory() -> str:

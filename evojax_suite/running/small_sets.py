@@ -1,5 +1,5 @@
-"""What `devs` and `coreset` share: label sets by a teacher, as `ga-distillation` does too, judge
-them, keep and show them."""
+"""What `devs` and `coreset` share: small sets are labelled by a teacher (as `ga-distillation` does
+too), evaluated, written and shown."""
 
 from __future__ import annotations
 
@@ -54,9 +54,8 @@ def chosen(
 
 
 def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
-    """`training` without flips where the classes are digits, with shifts of at most 5/32 of an
-    image and crops padded by at most 4/32, what the papers' 5 and 4 pixels are of their images.
-    """
+    """Returns `training` without flips where the classes are digits, with shifts of at most 5/32 of
+    an image and crops padded by at most 4/32: the papers' 5 and 4 pixels of images of 32x32."""
     digits = dataset.class_names == tuple("0123456789")
     side = min(dataset.image_shape[:2])
     return replace(
@@ -69,7 +68,7 @@ def fitted_to(training: TrainingConfig, dataset: Dataset) -> TrainingConfig:
 
 
 TEACHER_EPOCHS = 20
-"""Epochs of a teacher, where none are asked for."""
+"""The epochs of a teacher by default."""
 
 
 def check_labels(labels: str, temperature: float, epochs: int = TEACHER_EPOCHS) -> None:
@@ -87,8 +86,8 @@ def probe_config(
     num_epochs: int,
     augmented: bool = False,
 ) -> proxy_network.Config:
-    """How the network on the whole training set trains: as a set's judges do, but at a constant
-    learning rate and, unless `augmented`, without augmentation."""
+    """Returns how the network on the whole training set trains: as those that evaluate a set do,
+    but at a constant learning rate and, unless `augmented`, without augmentation."""
     training = replace(training, num_epochs=num_epochs, schedule="constant")
     if not augmented:
         training = distilled.with_augmentation(training, "none")
@@ -102,56 +101,50 @@ class Teacher(NamedTuple):
     variables: PyTree
     temperature: float
     """Divides its logits."""
-    seconds: float
-    """The time that its training took, compilation included."""
-    num_failed: int
-    """The number of losses of its training that were not finite."""
+    seconds: float  # of its training, compilation included
+    num_failed: int  # losses of its training that were not finite
 
     def labels(self, images: np.ndarray, num_classes: int) -> np.ndarray:
-        """The probabilities (n, num_classes) that it gives images (n, H, W, C), normalised."""
+        """Returns the probabilities (n, num_classes) that it gives normalised images."""
         return proxy_network.probabilities(
             self.config, self.variables, images, num_classes, self.temperature
         )
 
     def in_words(self) -> str:
-        """Says how it was trained, for tables."""
+        """Returns how it was trained, for tables."""
+        training = self.config.training
         return (
-            f"teacher of {self.config.training.num_epochs} epochs, augmentation "
-            f"{distilled.augmentation_of(self.config.training)}, temperature {self.temperature:g}"
+            f"teacher of {training.num_epochs} epochs, augmentation "
+            f"{distilled.augmentation_of(training)}, temperature {self.temperature:g}"
         )
 
 
 def train_teacher(
     key: jax.Array, dataset: Dataset, config: proxy_network.Config, temperature: float
 ) -> Generator[Phase, LoopResult, Teacher]:
-    """Train one on the training split of `dataset`, with its files in the folder `teacher`."""
-    found = yield Phase(
-        "teacher",
-        proxy_network.build(config, dataset.num_classes, dataset.image_shape),
-        key,
-        None,
-        training_data(dataset),
-        config.training.num_epochs,
-        "teacher",
-    )
-    seconds = found.seconds + found.compile_seconds
-    return Teacher(config, found.state.fit.variables, temperature, seconds, found.num_failed)
+    """Train a teacher on the training split of `dataset`; its files are in the folder `teacher`."""
+    algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
+    data, num_epochs = training_data(dataset), config.training.num_epochs
+    trained = yield Phase("teacher", algorithm, key, None, data, num_epochs, "teacher")
+    seconds = trained.seconds + trained.compile_seconds
+    return Teacher(config, trained.state.fit.variables, temperature, seconds, trained.num_failed)
 
 
 def taught(sets: list[SmallSet], teacher: Teacher) -> list[SmallSet]:
-    """`sets` with the labels of `teacher`, the seconds of its training counted in."""
-    found = []
-    for small in sets:
+    """Returns `sets` with the labels of `teacher`, the seconds of its training counted in."""
+
+    def relabelled(small: SmallSet) -> SmallSet:
         start = time.perf_counter()
         labels = teacher.labels(small.images, small.labels.shape[1])
         seconds = small.seconds + teacher.seconds + time.perf_counter() - start
-        found.append(replace(small, labels=labels, label_source="teacher", seconds=seconds))
-    return found
+        return replace(small, labels=labels, label_source="teacher", seconds=seconds)
+
+    return list(map(relabelled, sets))
 
 
 @dataclass(frozen=True)
 class EvaluatedSets:
-    """Small sets and what networks that were trained on them get right of the test split."""
+    """Small sets, and the test accuracies of networks that were trained on them."""
 
     sets: list[SmallSet]  # by method, the largest first
     accuracies: list[np.ndarray]  # (num_networks,) of each set
@@ -172,31 +165,22 @@ def evaluate_sets(
 ) -> EvaluatedSets:
     """Train networks on each of `sets`, evaluate them on the test split and write the sets.
 
-    Every set of n images meets the same initialisations, so that methods compare. Without networks
-    the sets are only written, for `evaluate`. numbers: of the summary, beside the results.
+    Networks on sets of equal size have equal initialisations, so that methods compare. Without
+    networks the sets are only written, for `evaluate`. numbers: of the summary, beside the results.
     """
     options, dataset = job.options, job.dataset
     augmentation = distilled.augmentation_of(training)
     console.say(f"judged by {options.num_networks} networks each; augmentation: {augmentation}")
     sets = sorted(sets, key=lambda small: (small.method, -len(small.images)))
-    results, found = [], []
+    results, all_accuracies = [], []
     for small in sets:
         size = len(small.images)
         accuracies = np.array([])
         if options.num_networks:
-            accuracies = distilled.accuracies_on(
-                test_split,
-                jax.random.fold_in(key, size),
-                small.images,
-                small.labels,
-                dataset,
-                network,
-                training,
-                options.num_networks,
-                engine,
-                options.devices,
-            )
-        found.append(accuracies)
+            key_set, arrays = jax.random.fold_in(key, size), (small.images, small.labels)
+            how = network, training, options.num_networks, engine, options.devices
+            accuracies = distilled.accuracies_on(test_split, key_set, *arrays, dataset, *how)
+        all_accuracies.append(accuracies)
         DistilledDataset.made(
             dataset, small.images, small.labels, network, training, options.seed, accuracies
         ).save(job.directory / f"{small.stem}.npz")
@@ -221,7 +205,7 @@ def evaluate_sets(
             f"labels: {small.label_source}; features: {small.features}"
         )
     numbers = {**numbers, "num_networks": options.num_networks, "results": results}
-    return EvaluatedSets(sets, found, augmentation, numbers, len(test_split))
+    return EvaluatedSets(sets, all_accuracies, augmentation, numbers, len(test_split))
 
 
 def _shown(accuracies: np.ndarray) -> str:
@@ -231,8 +215,8 @@ def _shown(accuracies: np.ndarray) -> str:
 def report_of(
     job: Job[JudgedRunOptions], found: EvaluatedSets, title: str, numbers: list[list[str]]
 ) -> Report | None:
-    """The page of a run that makes small sets, None where they were not judged; the pictures of
-    small ones are written. numbers: of the run."""
+    """Returns the page of a run that makes small sets, None where they were not evaluated; pictures
+    of the smaller ones are written. numbers: rows about the run."""
     dataset = job.dataset
     rows, figures = [], []
     for small, accuracies in zip(found.sets, found.accuracies, strict=True):
@@ -247,16 +231,11 @@ def report_of(
     if not job.options.num_networks:
         return None
     results = found.numbers["results"]
-    curves = plotting.accuracy_by_size(
-        {
-            method: [
-                (row["num_images"], row["test_accuracy_mean"], row["test_accuracy_std"])
-                for row in results
-                if row["method"] == method
-            ]
-            for method in sorted({row["method"] for row in results})
-        }
-    )
+    points: dict[str, list[tuple[int, float, float]]] = {}
+    for row in sorted(results, key=lambda row: row["method"]):
+        point = row["num_images"], row["test_accuracy_mean"], row["test_accuracy_std"]
+        points.setdefault(row["method"], []).append(point)
+    curves = plotting.accuracy_by_size(points)
     best = max(results, key=lambda row: row["test_accuracy_mean"])
     labelled = ", labelled by a teacher," * (best["labels"] == "teacher")
     lead = (
@@ -272,8 +251,8 @@ def report_of(
         lead,
         [
             (f"{row[2]} %", f"test accuracy, {row[1]} images, {row[0]}")
-            for row in sorted(rows, key=lambda row: int(row[1].replace(",", "")))
-            if int(row[1].replace(",", "")) == best["num_images"]
+            for row in rows
+            if row[1] == f"{best['num_images']:,}"
         ],
         [Table(f"Accuracy on the test split (%), {judges}", header, rows)],
         [Figure("accuracy", "Accuracy against the number of images", curves), *figures],
