@@ -471,10 +471,12 @@ def map_members(
 ) -> Any:
     """Apply `function` to each of P members, at most `members_in_flight` of them at once.
 
-    members: a tuple of pytrees with leading axis P, each an argument of `function`. then: applied to
-    each result, to `members_at_once` at a time, before the next group, so that a large result need
-    not live longer. Returns the results with leading axis P, for any P: groups are as small as
-    their number allows, the last group is filled up and cut off again.
+    members: a tuple of pytrees with leading axis P, each an argument of `function`.
+    then: applied to each result, to `members_at_once` at a time, before the next group, so that a
+    large result need not live longer.
+
+    Returns the results with leading axis P, for any P: groups are as small as their number allows,
+    the last group is filled up and cut off again.
 
     >>> map_members(lambda x, y: x * y, (jnp.arange(5), jnp.arange(5)), 2).tolist()
     [0, 1, 4, 9, 16]
