@@ -23,19 +23,18 @@ def laplace_crossover(
     rate: float | Scalar = 1.0,
     sign: LaplaceSign = "independent",
 ) -> tuple[Float[Array, "dims"], Float[Array, "dims"]]:
-    """Laplace crossover (Deep & Thakur 2007, Eq. 4-5; paper 002, Eq. 4-6): two children.
+    """Two children by Laplace crossover (Deep & Thakur 2007, Eq. 4-5; Sato et al. 2026, Eq. 4-6).
 
     With probability `rate` child i is parent_i + beta |parent_1 - parent_2| with a beta for every
     element; otherwise the children are the parents. scale: > 0.
 
-    sign: "independent" draws sign and size of beta apart, so that beta is Laplace(location, scale),
-    as the implementation inspyred does. "shared" is Eq. 4 to the letter, one uniform u for both:
-    location - scale ln u for u <= 1/2 and location + scale ln u above, so that the positive betas
-    are at least scale ln 2 and the negative ones at most scale ln 2 in size.
+    sign: "independent" draws sign and size of beta separately, as inspyred does, so that beta is
+    Laplace(location, scale). "shared" is Eq. 4 to the letter, one uniform u for both: location -
+    scale ln u for u <= 1/2 and location + scale ln u above, so that the positive betas are at least
+    scale ln 2 and the negative ones at most scale ln 2 in size.
     """
     key_rate, key_size, key_sign = jax.random.split(key, 3)
-    # (0, 1]: the logarithm stays finite.
-    uniform = 1.0 - jax.random.uniform(key_size, parent_1.shape)
+    uniform = 1.0 - jax.random.uniform(key_size, parent_1.shape)  # in (0, 1]: log stays finite
     match sign:
         case "independent":
             positive = jax.random.bernoulli(key_sign, 0.5, parent_1.shape)
@@ -45,6 +44,6 @@ def laplace_crossover(
             raise ValueError(f"sign must be independent or shared, got {sign!r}")
     size = -scale * jnp.log(uniform)
     beta = location + jnp.where(positive, size, -size)
-    offset = beta * jnp.abs(parent_1 - parent_2)
-    offset = jnp.where(jax.random.uniform(key_rate) < rate, offset, 0.0)
+    crossed = jax.random.uniform(key_rate) < rate
+    offset = jnp.where(crossed, beta * jnp.abs(parent_1 - parent_2), 0.0)
     return parent_1 + offset, parent_2 + offset

@@ -29,8 +29,8 @@ def uniform_parents(
 def tournament(
     key: PRNGKey, fitness: Float[Array, "population"], num_chosen: int, size: int
 ) -> Int[Array, "{num_chosen}"]:
-    """Indices, each of the fittest of `size` drawn with replacement; higher fitness is better here;
-    as DEAP's `selTournament`."""
+    """Indices of the winners of tournaments, each the fittest of `size` members drawn with
+    replacement, as DEAP's `selTournament`; higher fitness is better here."""
     rivals = jax.random.randint(key, (num_chosen, size), 0, fitness.shape[0])
     return jnp.take_along_axis(rivals, fitness[rivals].argmax(1)[:, None], 1)[:, 0]
 
@@ -38,10 +38,10 @@ def tournament(
 def non_dominated_ranks(
     objectives: Float[Array, "population objectives"],
 ) -> Int[Array, "population"]:
-    """Fronts, 0 the best, by objectives, lower is better; Deb et al. 2002, NSGA-II.
+    """The front of each member, 0 the best, in NSGA-II (Deb et al. 2002); lower values are better.
 
     A member that is no better than another in any objective and worse in one is in a later front.
-    A row that is not finite comes after all that are.
+    Rows that are not finite come after all that are.
 
     >>> non_dominated_ranks(jnp.array([[1, 4], [2, 2], [3, 3], [4, 1], [jnp.nan, 0]])).tolist()
     [0, 0, 1, 0, 2]
@@ -64,10 +64,10 @@ def non_dominated_ranks(
 def crowding_distances(
     objectives: Float[Array, "population objectives"], ranks: Int[Array, "population"]
 ) -> Float[Array, "population"]:
-    """How far apart the neighbours of each member in its front lie, infinite at the ends.
+    """The distance between the neighbours of each member in its front, infinite at the ends.
 
-    The sum over the objectives of the gap between the next lower and the next higher value, each
-    over the population's range (in NSGA-II the front's).
+    It is the sum over the objectives of the gap between the next lower and the next higher value,
+    each divided by the population's range (in NSGA-II the front's).
     """
 
     def gaps(values):
@@ -87,7 +87,7 @@ def crowding_distances(
 
 
 def class_shares(num_samples: int, num_classes: int) -> tuple[int, ...]:
-    """How many of `num_samples` each class gives: equal shares, the first classes one more.
+    """The number of samples of each class among `num_samples`: equal, the first classes one more.
 
     >>> class_shares(8, 3)
     (3, 3, 2)
@@ -99,7 +99,7 @@ def class_shares(num_samples: int, num_classes: int) -> tuple[int, ...]:
 def check_shares(
     labels: Int[np.ndarray, "examples"], num_samples: int, num_classes: int, balanced: bool
 ) -> None:
-    """Raise ValueError, on the host, where labels cannot give `num_samples` samples."""
+    """Raise ValueError where examples of `labels`, on the host, cannot give `num_samples`."""
     if not 1 <= num_samples < len(labels):
         raise ValueError(f"num_samples must be in 1..{len(labels) - 1}, got {num_samples}")
     if balanced:
@@ -121,8 +121,8 @@ def highest_scores(
 ) -> Int[Array, "{num_samples}"]:
     """Indices of the highest scores, best first.
 
-    Balanced, each class gives its share (`class_shares`), class by class; a class that has too few
-    is filled up with samples of others (`check_shares` finds this before).
+    Balanced, they are ordered by class, each with its share (`class_shares`); a class that has too
+    few is filled up with samples of others (`check_shares` refuses that beforehand).
 
     >>> highest_scores(jnp.array([0.1, 0.9, 0.8, 0.2]), jnp.array([0, 1, 1, 0]), 2, 2).tolist()
     [3, 1]
@@ -130,8 +130,8 @@ def highest_scores(
     if not balanced:
         return jax.lax.top_k(scores, num_samples)[1]
     shares = class_shares(num_samples, num_classes)
-    own = labels == jnp.arange(num_classes)[:, None]
-    _, indices = jax.lax.top_k(jnp.where(own, scores, -jnp.inf), max(shares))
+    of_class = labels == jnp.arange(num_classes)[:, None]
+    _, indices = jax.lax.top_k(jnp.where(of_class, scores, -jnp.inf), max(shares))
     return jnp.concatenate([indices[label, :share] for label, share in enumerate(shares)])
 
 
@@ -142,7 +142,6 @@ def random_examples(
     num_classes: int,
     balanced: bool = True,
 ) -> Int[Array, "{num_samples}"]:
-    """Indices of examples, drawn uniformly without replacement; balanced, each class gives its
-    share, class by class."""
+    """Indices of examples drawn uniformly without replacement, balanced as `highest_scores`."""
     priorities = jax.random.uniform(key, labels.shape)
     return highest_scores(priorities, labels, num_samples, num_classes, balanced)

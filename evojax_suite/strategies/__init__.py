@@ -1,4 +1,4 @@
-"""evosax algorithms built on our operators, and any evosax algorithm by name."""
+"""evosax algorithms built on this package's operators, and any evosax algorithm by name."""
 
 from __future__ import annotations
 
@@ -33,15 +33,13 @@ def _find(name: str) -> type[EvolutionaryAlgorithm]:
 
 
 def options(name: str) -> frozenset[str]:
-    """Names of the constructor's arguments of the strategy `name`."""
+    """The names of the arguments of the constructor of the strategy `name`."""
     return frozenset(inspect.signature(_find(name).__init__).parameters)
 
 
 def create(name: str, population_size: int, num_dims: int, **options) -> EvolutionaryAlgorithm:
-    """The evosax algorithm `name` for vectors of `num_dims` real numbers.
-
-    Raises ValueError for an unknown name, and where the algorithm refuses the population size.
-    """
+    """The evosax algorithm `name` for vectors of `num_dims` real numbers. Raises ValueError for an
+    unknown name, and where the algorithm refuses the population size."""
     try:
         return _find(name)(population_size=population_size, solution=jnp.zeros(num_dims), **options)
     except (AssertionError, TypeError) as error:
@@ -51,7 +49,7 @@ def create(name: str, population_size: int, num_dims: int, **options) -> Evoluti
 
 
 def is_population_based(strategy: EvolutionaryAlgorithm) -> bool:
-    """Whether `init` takes an evaluated population (else a mean)."""
+    """Whether `init` takes an evaluated population; otherwise it takes a mean."""
     return isinstance(strategy, PopulationBasedAlgorithm)
 
 
@@ -62,7 +60,7 @@ def mean_of(strategy: EvolutionaryAlgorithm, state: PyTree) -> Float[jax.Array, 
 
 
 def strip_weak_types(state: PyTree) -> PyTree:
-    """A state without weak types, so that it keeps its type from step to step."""
+    """`state` without weak types, so that it keeps its types from step to step."""
     return jax.tree.map(
         lambda leaf: jax.lax.convert_element_type(leaf, jnp.result_type(leaf)), state
     )

@@ -1,9 +1,10 @@
-"""DL-EA with Laplace crossover, as an evosax algorithm (paper 002, section 3.1).
+"""DL-EA with Laplace crossover (Sato et al. 2026, section 3.1), as an evosax algorithm.
 
 Each generation keeps the best part of the population, which is evaluated anew, and fills it up with
-children: two parents drawn uniformly, with replacement, from the survivors; the first child of
-their Laplace crossover; Gaussian noise of standard deviation 1/g (Eq. 1, g counted from 1); then
-clipping, of children alone. Without crossover it is DL-EA (Inan & Shehu 2024): one parent, noise.
+children: two parents are drawn uniformly, with replacement, from the survivors; the first child of
+their Laplace crossover gets Gaussian noise of standard deviation 1/g (Eq. 1, g counted from 1) and
+is clipped, which survivors are not. Without crossover it is DL-EA (Inan & Shehu 2024): one parent
+and noise.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ class Params(BaseParams):
 class LaplaceGA(PopulationBasedAlgorithm):
     """Truncation selection, Laplace crossover, shrinking Gaussian noise."""
 
+    _default_params = Params()
+
     def __init__(
         self,
         population_size: int,
@@ -58,8 +61,9 @@ class LaplaceGA(PopulationBasedAlgorithm):
         fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
         metrics_fn: Callable = metrics_fn,
     ):
-        """`solution` is an example individual, any pytree; sizes are static."""
-        num_survivors = int(round(survival_ratio * population_size, 6))  # 0.29 of 100 is 29
+        """solution: an example of an individual, any pytree of numbers. survival_ratio: the part of
+        the population that survives a generation. sign: as in `laplace_crossover`."""
+        num_survivors = int(round(survival_ratio * population_size, 6))  # 0.29 * 100 gives 29
         if not 1 <= num_survivors < population_size:
             raise ValueError(
                 f"survival_ratio must leave 1..{population_size - 1} survivors of a population of "
@@ -73,15 +77,11 @@ class LaplaceGA(PopulationBasedAlgorithm):
         self.crossover = crossover
         self.sign: LaplaceSign = sign
 
-    @property
-    def _default_params(self) -> Params:
-        return Params()
-
     def _init(self, key: PRNGKey, params: Params) -> State:
         return State(
             population=jnp.full((self.population_size, self.num_dims), jnp.nan),
-            fitness=jnp.full((self.population_size,), jnp.inf),
-            best_solution=jnp.full((self.num_dims,), jnp.nan),
+            fitness=jnp.full(self.population_size, jnp.inf),
+            best_solution=jnp.full(self.num_dims, jnp.nan),
             best_fitness=jnp.inf,
             generation_counter=0,
         )
@@ -95,15 +95,9 @@ class LaplaceGA(PopulationBasedAlgorithm):
         if self.crossover == "laplace":
 
             def cross(key, parent_1, parent_2):
-                return laplace_crossover(
-                    key,
-                    parent_1,
-                    parent_2,
-                    location=params.laplace_location,
-                    scale=params.laplace_scale,
-                    rate=params.crossover_rate,
-                    sign=self.sign,
-                )[0]
+                law = {"location": params.laplace_location, "scale": params.laplace_scale}
+                rate, sign = params.crossover_rate, self.sign
+                return laplace_crossover(key, parent_1, parent_2, rate=rate, sign=sign, **law)[0]
 
             keys = jax.random.split(key_crossover, num_children)
             children = jax.vmap(cross)(keys, children, survivors[second])
@@ -113,7 +107,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
         return jnp.concatenate([survivors, children]), state
 
     def _postprocess_fitness(self, raw_fitness, fitness):
-        """A failed member has the worst fitness, so that it is never the best of the state."""
+        """Give failed members the worst fitness, so that none is the best of the state."""
         return jnp.where(jnp.isnan(raw_fitness), jnp.inf, fitness)
 
     def _tell(

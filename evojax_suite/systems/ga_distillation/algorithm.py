@@ -1,32 +1,31 @@
 """Sato, Tamura & Yamamoto 2026, "Dataset Distillation on Medical Dataset Using Genetic Algorithm".
 
 An individual is a whole synthetic dataset, `images_per_class` images a class with fixed one-hot
-labels; its fitness is the accuracy, on the fitness part of the data, of a freshly initialised
-ConvNet trained on it alone (section 3.1). The strategy is DL-EA with Laplace crossover
+labels; its fitness is the accuracy, on the validation split, of a freshly initialised ConvNet
+trained on it alone (section 3.1). The strategy is DL-EA with Laplace crossover
 (`strategies/laplace_ga.py`).
 
 A generation evaluates the whole population, survivors too, and makes the next one; generation 1
 evaluates the initial individuals, so that G generations are G * P trainings and generation 1 is
-what strong random selection does.
+strong random selection.
 
-Where we differ from the paper's text, and why:
+Differences from the paper's text, and why:
 
 - The paper writes "a (lx_scale) = 0.5 and b (lx_location) = 0" beside equations in which a is the
   location and b the scale. Read literally beta would be constant; location 0 and scale 0.5 are
   meant, as the parameters' names in inspyred, which the paper says it used, show.
-- Eq. 4 draws sign and size of beta with one number. inspyred draws the sign apart, which makes beta
-  Laplace distributed; that is the default, `laplace_sign="shared"` is the equation.
+- Eq. 4 draws sign and size of beta with one number. inspyred draws the sign separately, which makes
+  beta Laplace distributed; that is the default, `laplace_sign="shared"` is the equation.
 - The children of the first step get noise of deviation 1 (g = 1, Eq. 1).
 - With `images_per_class` > 1 (the paper has 1) the initial images of a class are distinct.
 
-Beyond the paper, all off by default: the options from `common_random_numbers` on. Of these
-`fitness="kernel_regression"` (`kernel_regression.py`) with `strategy="BlockES"`, cosines and class
-means as the start is what we would use: no network is trained while it searches.
+Beyond the paper, all off by default: the options from `common_random_numbers` on. Recommended
+(`config.RECOMMENDED`) are `fitness="kernel_regression"` (`kernel_regression.py`) with
+`strategy="BlockES"`, cosines and class means as the start: no network is trained in the search.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -40,45 +39,24 @@ from flax import struct
 from jaxtyping import Float, Int, Int32, Num
 
 from evojax_suite import networks, strategies
+from evojax_suite.systems.ga_distillation import fitness, individuals
 from evojax_suite.systems.ga_distillation.config import Config, Params
-from evojax_suite.systems.ga_distillation.fitness import (
-    Scores,
-    check_judge,
-    num_held_out,
-    own_judge,
-    own_score,
-    rank_last,
-    score_population,
-)
-from evojax_suite.systems.ga_distillation.individuals import (
-    Data,
-    Individual,
-    class_centres,
-    class_means,
-    decode,
-    encode,
-    encoding_of,
-    label_step,
-    num_dims,
-    random_individuals,
-)
+from evojax_suite.systems.ga_distillation.individuals import Data, Individual
 from evojax_suite.types import (
     Algorithm,
     Array,
     Dataset,
     Generation,
     IntScalar,
-    MetricsT,
     PyTree,
     Scalar,
-    StateT,
     StepKeys,
 )
 
 
 @struct.dataclass
 class State:
-    """What the next generation needs."""
+    """The state between two generations."""
 
     strategy: PyTree  # the evosax state
     population: Float[Array, "population dims"]  # evaluated by the next step
@@ -86,22 +64,22 @@ class State:
     best: Float[Array, "dims"]  # the result if the run ended now
     best_score: Scalar  # its fitness, or held-out score where images are held out
     best_generation: Int32[Array, ""]  # 1-based
-    frames: Float[Array, "frames dims"]  # what the result was (`frame_of`)
+    frames: Float[Array, "frames dims"]  # earlier values of `best` (`frame_of`)
 
 
 def num_frames(num_dims: int) -> int:
-    """How many results of earlier generations are kept: what takes a few megabytes."""
+    """The number of results of earlier generations to keep: those that fit in a few megabytes."""
     return max(1, min(24, 2**21 // num_dims))
 
 
 def frame_of(generation: Num[Array, "*shape"], count: int) -> Int32[Array, "*shape"]:
-    """The place among `count` frames in which the result of a generation, from 1 on, replaces the
+    """The place among `count` frames of the result of a generation, 1-based, where it replaces the
     one before it: two frames for every doubling, since most happens early."""
     return jnp.minimum(jnp.floor(2 * jnp.log2(generation)).astype(jnp.int32), count - 1)
 
 
 class Metrics(NamedTuple):
-    """What one generation reports; fitness as the paper reports it, higher is better."""
+    """The report of one generation; fitness as the paper reports it, higher is better."""
 
     generation: IntScalar
     fitness_best: Scalar
@@ -115,63 +93,48 @@ class Metrics(NamedTuple):
 
 def check(config: Config, dataset: Dataset) -> None:
     """Raise ValueError where `dataset` is too small for `config`."""
+    name, num_images = dataset.name, len(dataset.validation)
     counts = np.bincount(dataset.train.labels, minlength=dataset.num_classes)
-    if counts.min() < config.images_per_class:
+    if (least := counts.min()) < config.images_per_class:
         raise ValueError(
             f"images_per_class is {config.images_per_class}, but class "
-            f"{dataset.class_names[counts.argmin()]!r} of {dataset.name} has only {counts.min()} "
-            f"training images"
+            f"{dataset.class_names[counts.argmin()]!r} of {name} has only {least} training images"
         )
-    num_fitness = len(dataset.validation) - num_held_out(config, len(dataset.validation))
-    if config.fitness_subset_size is not None and config.fitness_subset_size > num_fitness:
-        raise ValueError(
-            f"fitness_subset_size must be <= {num_fitness} on {dataset.name}, "
-            f"got {config.fitness_subset_size}"
-        )
+    most, size = num_images - fitness.num_held_out(config, num_images), config.fitness_subset_size
+    if size is not None and size > most:
+        raise ValueError(f"fitness_subset_size must be <= {most} on {name}, got {size}")
 
 
-def over_members(
-    config: Config,
-    init: Callable[[Array, Params, Data], StateT],
-    generation: Generation[StateT, Params, Data, MetricsT],
-    result: Callable[[StateT, Params, Data], Individual],
-    finished: Callable[[StateT], Array],
-) -> Algorithm[StateT, Params, Data, MetricsT, Individual]:
-    """The algorithm whose step evaluates members by `score_population`: scannable, and on several
-    devices, unless `fitness` is a function of images, which is called between two programs."""
-    if own_judge(config) is None:
-        return Algorithm(init, generation.step, result, finished, generation=generation)
-    step = replace(
-        generation,
-        split_key=jax.jit(generation.split_key),
-        ask=jax.jit(generation.ask),
-        tell=jax.jit(generation.tell),
-    ).step
-    return Algorithm(jax.jit(init), step, result, finished, scannable=False)
+def with_judge(config: Config, algorithm: Algorithm) -> Algorithm:
+    """`algorithm` as it is, or where `fitness` is a user's function of images, one whose step calls
+    that between two compiled programs: it is not scannable and runs on one device."""
+    generation = algorithm.generation
+    if generation is None or fitness.own_judge(config) is None:
+        return algorithm
+    parts = {name: jax.jit(getattr(generation, name)) for name in ("split_key", "ask", "tell")}
+    step, init = replace(generation, **parts).step, jax.jit(algorithm.init)
+    return replace(algorithm, init=init, step=step, scannable=False, generation=None)
 
 
 def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data):
     """Lower and upper bound of children: scalars, or one a dimension."""
-    step = label_step(config)
+    step, channels = individuals.label_step(config), image_shape[-1]
     if config.clip == "unit" and not (config.evolve_labels and step != 1):
         return 0.0, 1.0
-    num_images = num_classes * config.images_per_class
+    shape = individuals.encoding_of(config, image_shape).num_dims // channels, channels
     bounds = []
     for value in (0.0, 1.0):
         bound = (value - data.mean) / data.std if config.clip == "image" else value
-        size = encoding_of(config, image_shape).num_dims
-        numbers = jnp.broadcast_to(bound, (num_images, size // image_shape[-1], image_shape[-1]))
-        numbers = numbers.reshape(num_images, -1)
-        if config.evolve_labels:
-            labels = jnp.full((num_images, num_classes), value / step)
-            numbers = jnp.concatenate([numbers, labels], -1)
-        bounds.append(numbers.reshape(-1))
+        image = jnp.broadcast_to(bound, shape).reshape(-1)
+        label = jnp.full(num_classes if config.evolve_labels else 0, value / step)
+        each = jnp.concatenate([image, label])
+        bounds.append(jnp.tile(each, num_classes * config.images_per_class))
     return bounds
 
 
 def _blocks(config: Config, num_classes: int, num_dims: int) -> np.ndarray:
-    """The column of credit of each number of a flat individual: of the tile that it is part of, or
-    after those of the image whose label it is part of."""
+    """The column of credit of each number of a flat individual: a column for each tile, and after
+    them one for the label of each image."""
     num_images, tiles = num_classes * config.images_per_class, config.factor**2
     num_labels = num_classes if config.evolve_labels else 0
     each = (num_dims // num_images - num_labels) // tiles
@@ -181,99 +144,97 @@ def _blocks(config: Config, num_classes: int, num_dims: int) -> np.ndarray:
 
 
 def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAlgorithm:
-    """The evosax algorithm; ValueError where it does not take what `config` asks for."""
+    """The evosax algorithm. Raises ValueError where it does not take what `config` asks for."""
+    name, std = config.strategy, config.strategy_std
     options: dict[str, Any] = {}
-    if config.strategy == "BlockES" and config.fitness == "kernel_regression":
-        options = {"blocks": _blocks(config, num_classes, num_dims)}
-    if config.strategy == "LaplaceGA":
-        options = {
-            "survival_ratio": config.survival_ratio,
-            "crossover": config.crossover,
-            "sign": config.laplace_sign,
-        }
-    elif config.strategy_std is not None and "std_schedule" in strategies.options(config.strategy):
-        options = {"std_schedule": optax.constant_schedule(config.strategy_std)}
-    strategy = strategies.create(config.strategy, config.population_size, num_dims, **options)
-    _evosax_params(config, strategy)  # fails early where it has no standard deviation
+    if name == "LaplaceGA":
+        options = {"survival_ratio": config.survival_ratio, "sign": config.laplace_sign}
+        options["crossover"] = config.crossover
+    elif name == "BlockES" and config.fitness == "kernel_regression":
+        options["blocks"] = _blocks(config, num_classes, num_dims)
+    elif std is not None and "std_schedule" in strategies.options(name):
+        options["std_schedule"] = optax.constant_schedule(std)
+    strategy = strategies.create(name, config.population_size, num_dims, **options)
+    _params_with_std(config, strategy)  # fails early where it has no standard deviation
     return strategy
 
 
-def _evosax_params(config: Config, strategy: EvolutionaryAlgorithm):
-    """The strategy's own parameters, with `strategy_std` where it starts from one."""
-    params = strategy.default_params
-    if config.strategy_std is None or "std_schedule" in strategies.options(config.strategy):
+def _params_with_std(config: Config, strategy: EvolutionaryAlgorithm):
+    """The default parameters of `strategy`, with `strategy_std` where they have a first standard
+    deviation."""
+    params, std = strategy.default_params, config.strategy_std
+    if std is None or "std_schedule" in strategies.options(config.strategy):
         return params
     if not hasattr(params, "std_init"):
-        raise ValueError(f"{config.strategy} has no strategy_std, got {config.strategy_std}")
-    return params.replace(std_init=config.strategy_std)
+        raise ValueError(f"{config.strategy} has no strategy_std, got {std}")
+    return params.replace(std_init=std)
 
 
 def history(
     config: Config, num_classes: int, state: State, data: Data
 ) -> tuple[Int[np.ndarray, "frames"], Individual]:
-    """What the result was on the way: after which generations, twice for every doubling, and the
-    individuals, with a leading axis; the last is the result."""
-    height, width, channels = data.train_images.shape[1:]
+    """The results during the search, two for every doubling: the generations after which they were
+    the result, and the individuals, with a leading axis; the last is the final result."""
     generations = 1 + np.arange(int(state.generation))
     frames = np.asarray(frame_of(jnp.asarray(generations, jnp.float32), len(state.frames)))
     last = np.append(np.diff(frames) > 0, True)
-    decoded = partial(decode, config, num_classes, (height, width, channels))
-    individuals = jax.lax.map(lambda frame: decoded(frame, data), state.frames[frames[last]])
-    return generations[last], individuals
+    decoded = partial(individuals.decode, config, num_classes, data.train_images.shape[1:])
+    results = jax.lax.map(lambda frame: decoded(frame, data), state.frames[frames[last]])
+    return generations[last], results
 
 
-class _Setup(NamedTuple):
-    """What does not change in a search."""
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, Params, Data, Metrics, Individual]:
+    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
+    shape = num_classes, image_shape
+    networks.create(config.network, *shape)  # fails early where it does not fit
+    fitness.own_score(config, num_classes)
+    fitness.check_judge(config, *shape)
+    strategy = _strategy(config, num_classes, individuals.num_dims(config, *shape))
+    population_based = strategies.is_population_based(strategy)
+    for name, value in (("best_of", config.best_of), ("start", config.start)):
+        if population_based and value in ("mean", "class_means", "k_means", "given"):
+            raise ValueError(
+                f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
+                f"or SNES, got {config.strategy}"
+            )
 
-    config: Config
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    strategy: EvolutionaryAlgorithm
-    population_based: bool
+    def evosax_params(params: Params, data: Data):
+        if config.strategy != "LaplaceGA":
+            return _params_with_std(config, strategy)
+        lower, upper = _bounds(config, *shape, data)
+        return strategy.default_params.replace(**vars(params), lower=lower, upper=upper)
 
+    def real_individuals(key: Array, data: Data) -> Array:
+        size = config.population_size
+        return individuals.random_individuals(key, config, num_classes, data, size)
 
-def _strategy_params(setup: _Setup, params: Params, data: Data):
-    if setup.config.strategy != "LaplaceGA":
-        return _evosax_params(setup.config, setup.strategy)
-    lower, upper = _bounds(setup.config, setup.num_classes, setup.image_shape, data)
-    return setup.strategy.default_params.replace(
-        crossover_rate=params.crossover_rate,
-        laplace_location=params.laplace_location,
-        laplace_scale=params.laplace_scale,
-        mutation_scale=params.mutation_scale,
-        lower=lower,
-        upper=upper,
-    )
-
-
-def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
-    key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
-    own = _strategy_params(setup, params, data)
-
-    def real() -> Array:
-        return random_individuals(
-            key_individuals, setup.config, setup.num_classes, data, setup.config.population_size
-        )
-
-    if setup.population_based:
-        worst, population = jnp.full(setup.config.population_size, jnp.inf), real()
-        state = setup.strategy.init(key_strategy, population, worst, own)
-    else:
-        match setup.config.start:
+    def first_mean(key: Array, data: Data) -> Array:
+        match config.start:
             case "class_means":
-                mean = class_means(setup.config, setup.num_classes, data)
+                return individuals.class_means(config, num_classes, data)
             case "k_means":
-                mean = class_centres(key_individuals, setup.config, setup.num_classes, data)
+                return individuals.class_centres(key, config, num_classes, data)
             case "given":
                 if data.given is None:
                     raise ValueError("start given needs images that are given with the data")
-                mean = encode(setup.config, setup.num_classes, data.given, data.spread)
-            case _:  # the mean of the individuals that a population starts with
-                mean = real().mean(0)
-        state = setup.strategy.init(key_strategy, mean, own)
-        population, state = setup.strategy.ask(key_ask, state, own)
-    return strategies.strip_weak_types(
-        State(
+                return individuals.encode(config, num_classes, data.given, data.spread)
+            case _:
+                return real_individuals(key, data).mean(0)
+
+    def init(key: Array, params: Params, data: Data) -> State:
+        key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
+        evosax = evosax_params(params, data)
+        if population_based:
+            worst = jnp.full(config.population_size, jnp.inf)
+            population = real_individuals(key_individuals, data)
+            state = strategy.init(key_strategy, population, worst, evosax)
+        else:
+            mean = first_mean(key_individuals, data)
+            state = strategy.init(key_strategy, mean, evosax)
+            population, state = strategy.ask(key_ask, state, evosax)
+        first = State(
             strategy=state,
             population=population,
             generation=jnp.int32(0),
@@ -282,130 +243,92 @@ def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
             best_generation=jnp.int32(0),
             frames=jnp.zeros((num_frames(population.shape[1]), population.shape[1])),
         )
-    )
+        return strategies.strip_weak_types(first)
 
+    def split_key(key: Array) -> StepKeys:
+        key_evaluate, *keys_tell = jax.random.split(key, 3)
+        return StepKeys(None, key_evaluate, tuple(keys_tell))
 
-def _split_key(key: Array) -> StepKeys:
-    key_evaluate, *keys_tell = jax.random.split(key, 3)
-    return StepKeys(None, key_evaluate, tuple(keys_tell))
+    def ask(key: None, state: State, params: Params, data: Data) -> Array:
+        del key, params, data
+        return state.population
 
+    def evaluate(key: Array, population: Array, params: Params, data: Data, members: Array):
+        del params
+        return fitness.score_population(key, config, *shape, population, data, members)
 
-def _ask(key: None, state: State, params: Params, data: Data) -> Array:
-    del key, params, data
-    return state.population
-
-
-def _evaluate(
-    setup: _Setup, key: Array, population: Array, params: Params, data: Data, members: Array
-) -> Scores:
-    del params
-    own = setup.config, setup.num_classes, setup.image_shape, population, data
-    return score_population(key, *own, members)
-
-
-def _tell_and_ask(
-    setup: _Setup,
-    keys: tuple[Array, ...],
-    state: State,
-    population: Array,
-    scores: Scores,
-    params: Params,
-    data: Data,
-) -> tuple[State, Metrics]:
-    key_tell, key_ask = keys
-    own = _strategy_params(setup, params, data)
-    fitness = rank_last(scores.fitness)
-    failed = ~jnp.isfinite(scores.fitness)
-    loss = jnp.where(failed, jnp.nan, -scores.fitness)  # evosax minimises and knows NaN
-    if scores.credit is not None:
+    def tell(
+        keys: tuple[Array, ...],
+        state: State,
+        population: Array,
+        scores: fitness.Scores,
+        params: Params,
+        data: Data,
+    ) -> tuple[State, Metrics]:
+        key_tell, key_ask = keys
+        evosax = evosax_params(params, data)
+        failed = ~jnp.isfinite(scores.fitness)
         loss = scores.credit
+        if loss is None:  # evosax minimises and knows NaN
+            loss = jnp.where(failed, jnp.nan, -scores.fitness)
 
-    def tell(strategy_state):
-        return strategies.strip_weak_types(
-            setup.strategy.tell(key_tell, population, loss, strategy_state, own)[0]
+        def first(old):
+            del old
+            return strategies.strip_weak_types(strategy.init(key_tell, population, loss, evosax))
+
+        def later(old):
+            new, _ = strategy.tell(key_tell, population, loss, old, evosax)
+            return strategies.strip_weak_types(new)
+
+        if population_based:
+            strategy_state = jax.lax.cond(state.generation == 0, first, later, state.strategy)
+        else:
+            strategy_state = later(state.strategy)
+        next_population, strategy_state = strategy.ask(key_ask, strategy_state, evosax)
+
+        mean_fitness = jnp.mean(scores.fitness, where=~failed)
+        ranked = fitness.rank_last(scores.fitness)
+        leader = ranked.argmax()
+        if config.best_of == "mean":
+            candidate, score = strategies.mean_of(strategy, strategy_state), mean_fitness
+        else:
+            held_out = config.holdout_ratio > 0
+            score = (fitness.rank_last(scores.holdout) if held_out else ranked)[leader]
+            candidate = population[leader]
+        generation = state.generation + 1
+        better = (score > state.best_score) | (config.best_of != "run")
+        best = jnp.where(better, candidate, state.best)
+        best_score = jnp.where(better, score, state.best_score)
+        state = State(
+            strategy=strategy_state,
+            population=next_population,
+            generation=generation,
+            best=best,
+            best_score=best_score,
+            best_generation=jnp.where(better, generation, state.best_generation),
+            frames=state.frames.at[frame_of(generation, len(state.frames))].set(best),
         )
+        metrics = Metrics(
+            generation=generation,
+            fitness_best=scores.fitness[leader],
+            fitness_mean=mean_fitness,
+            fitness_std=jnp.std(scores.fitness, where=~failed),
+            accuracy_best=scores.accuracy[leader],
+            holdout_score=scores.holdout[leader],
+            best_score=best_score,
+            num_failed=failed.sum(),
+        )
+        return strategies.strip_weak_types(state), metrics
 
-    def first(strategy_state):
-        del strategy_state
-        return strategies.strip_weak_types(setup.strategy.init(key_tell, population, loss, own))
+    def result(state: State, params: Params, data: Data) -> Individual:
+        del params
+        return individuals.decode(config, *shape, state.best, data)
 
-    if setup.population_based:
-        strategy_state = jax.lax.cond(state.generation == 0, first, tell, state.strategy)
-    else:
-        strategy_state = tell(state.strategy)
-    next_population, strategy_state = setup.strategy.ask(key_ask, strategy_state, own)
-    leader = fitness.argmax()
-    score = (
-        fitness[leader] if setup.config.holdout_ratio == 0 else rank_last(scores.holdout)[leader]
-    )
-    leading = population[leader]
-    if setup.config.best_of == "mean":
-        score = jnp.mean(scores.fitness, where=~failed)
-        leading = strategies.mean_of(setup.strategy, strategy_state)
-    better = (score > state.best_score) | (setup.config.best_of != "run")
-    generation = state.generation + 1
-    best = jnp.where(better, leading, state.best)
-    frame = frame_of(generation, len(state.frames))
-    state = State(
-        strategy=strategy_state,
-        population=next_population,
-        generation=generation,
-        best=best,
-        best_score=jnp.where(better, score, state.best_score),
-        best_generation=jnp.where(better, generation, state.best_generation),
-        frames=state.frames.at[frame].set(best),
-    )
-    metrics = Metrics(
-        generation=generation,
-        fitness_best=scores.fitness[leader],
-        fitness_mean=jnp.mean(scores.fitness, where=~failed),
-        fitness_std=jnp.std(scores.fitness, where=~failed),
-        accuracy_best=scores.accuracy[leader],
-        holdout_score=scores.holdout[leader],
-        best_score=state.best_score,
-        num_failed=failed.sum(),
-    )
-    return strategies.strip_weak_types(state), metrics
+    def finished(state: State) -> Array:
+        if config.patience is None:
+            return jnp.bool_(False)
+        return state.generation - state.best_generation >= config.patience
 
-
-def _result(setup: _Setup, state: State, params: Params, data: Data) -> Individual:
-    del params
-    return decode(setup.config, setup.num_classes, setup.image_shape, state.best, data)
-
-
-def _finished(setup: _Setup, state: State) -> Array:
-    if setup.config.patience is None:
-        return jnp.bool_(False)
-    return state.generation - state.best_generation >= setup.config.patience
-
-
-def build(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm[State, Params, Data, Metrics, Individual]:
-    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
-    networks.create(config.network, num_classes, image_shape)
-    own_score(config, num_classes)
-    check_judge(config, num_classes, image_shape)
-    strategy = _strategy(config, num_classes, num_dims(config, num_classes, image_shape))
-    population_based = strategies.is_population_based(strategy)
-    for name, value in (("best_of", config.best_of), ("start", config.start)):
-        if population_based and value in ("mean", "class_means", "k_means", "given"):
-            raise ValueError(
-                f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
-                f"or SNES, got {config.strategy}"
-            )
-    setup = _Setup(config, num_classes, image_shape, strategy, population_based)
-    generation = Generation(
-        config.population_size,
-        _split_key,
-        _ask,
-        partial(_evaluate, setup),
-        partial(_tell_and_ask, setup),
-    )
-    return over_members(
-        config,
-        partial(_init, setup),
-        generation,
-        partial(_result, setup),
-        partial(_finished, setup),
-    )
+    generation = Generation(config.population_size, split_key, ask, evaluate, tell)
+    algorithm = Algorithm(init, generation.step, result, finished, generation=generation)
+    return with_judge(config, algorithm)

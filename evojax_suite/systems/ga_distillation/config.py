@@ -1,4 +1,4 @@
-"""The settings of a distillation, and those that we would use."""
+"""The settings of a distillation, and the recommended ones."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from evojax_suite.operators.encodings import EncodingName
 from evojax_suite.systems.ga_distillation.kernel_regression import KernelConfig, Regression
 from evojax_suite.training import EngineConfig, TrainingConfig
 
-TRAINED = "accuracy", "cross_entropy"
-"""Fitness of a network that is trained on the individual."""
-
-FITNESS = *TRAINED, "kernel_regression"
+FITNESS = "accuracy", "cross_entropy", "kernel_regression"
+"""The fitness functions that have a name: the first two are of a network trained on the individual.
+"""
 
 
 @configuration
@@ -35,7 +34,7 @@ class Config:
     strategy: str = "LaplaceGA"
     """LaplaceGA (the paper's), BlockES, or any evosax algorithm: SimpleGA, SNES, Sep_CMA_ES, ..."""
     strategy_std: PositiveFloat | None = None
-    """Initial standard deviation of an evosax strategy that has one; None is its own default."""
+    """Initial standard deviation of an evosax strategy that has one; None is its default."""
     crossover: Literal["laplace", "none"] = "laplace"
     """none is DL-EA without crossover, the paper's Fig. 3 comparison."""
     laplace_sign: LaplaceSign = "independent"
@@ -46,16 +45,16 @@ class Config:
     networks_per_member: PositiveInt = 1
     """Average the fitness of a member over this many networks; of kernel regression the kernel."""
     fitness: Literal["accuracy", "cross_entropy", "kernel_regression"] | str = "accuracy"
-    """What selection maximises: the accuracy, minus the mean cross-entropy, or the mean of your own
-    `training.Score`, as package.module:function, of a network that is trained on the individual;
-    or, without training one, minus the error of kernel regression on training images, or your own
-    `Judge`, a function of four arguments, of the images themselves."""
+    """The quantity that selection maximises: the accuracy, minus the mean cross-entropy, or the
+    mean of a user's `training.Score`, as package.module:function, of a network that is trained on
+    the individual; or, without training one, minus the error of kernel regression on training
+    images, or a user's `Judge`, a function of four arguments, of the images themselves."""
     encoding: EncodingName = "pixels"
-    """What evolves: pixels, or the lowest cosine coefficients of each image."""
+    """The numbers that evolve: pixels, or the lowest cosine coefficients of each image."""
     num_cosines: PositiveInt = 14
     """Coefficients a side, at most as many as fit."""
     factor: PositiveInt = 1
-    """Smaller images a side that one image holds; networks see each at the full size."""
+    """Smaller images a side that one image holds; each is enlarged before it enters a network."""
     levels: Annotated[int, Ge(2), Le(256)] | None = None
     """Values that a pixel can take, evenly spaced from 0 to 1: 2 is one bit; None is any value."""
     start: Literal["real", "class_means", "k_means", "given"] = "real"
@@ -87,41 +86,30 @@ class Config:
 
     @property
     def tiles_per_class(self) -> int:
-        """The number of images of each class that networks see of an individual."""
+        """The number of images of each class on which networks train."""
         return self.images_per_class * self.factor**2
 
     @property
     def regression(self) -> Regression:
-        """The scalars of kernel regression on so many images."""
+        """The settings of kernel regression on that many images of each class."""
         return self.kernel.regression(self.tiles_per_class)
 
     def __post_init__(self):
         if self.fitness not in FITNESS and ":" not in self.fitness:
-            raise ValueError(
-                f"fitness must be one of {', '.join(FITNESS)}, or package.module:function, got "
-                f"{self.fitness!r}"
-            )
-        if self.holdout_ratio > 0 and self.best_of != "run":
-            raise ValueError(
-                f"best_of {self.best_of} leaves nothing to choose by holdout_ratio > 0"
-            )
+            allowed = f"one of {', '.join(FITNESS)}, or package.module:function"
+            raise ValueError(f"fitness must be {allowed}, got {self.fitness!r}")
+        if self.holdout_ratio > 0 and (best_of := self.best_of) != "run":
+            raise ValueError(f"best_of {best_of} leaves nothing to choose by holdout_ratio > 0")
         if self.fitness == "kernel_regression":
-            if self.network.network != "ConvNet":
+            if (net := self.network.network) != "ConvNet":
                 raise ValueError(
-                    f"kernel_regression takes features of the ConvNet alone, got "
-                    f"{self.network.network}"
+                    f"kernel_regression takes features of the ConvNet alone, got {net}"
                 )
-            for name, off in (("holdout_ratio", 0.0), ("fitness_subset_size", None)):
-                if getattr(self, name) != off:
-                    raise ValueError(
-                        f"{name} belongs to a fitness of trained networks, got "
-                        f"{getattr(self, name)} with kernel_regression"
-                    )
-            if self.evolve_labels and self.regression.temperature == 0:
-                raise ValueError(
-                    f"evolve_labels by kernel_regression needs a temperature > 0, got "
-                    f"{self.regression.temperature}"
-                )
+            parts = "holdout_ratio", "fitness_subset_size"
+            self._refuse(parts, "a fitness of trained networks", self.fitness)
+            if self.evolve_labels and (temperature := self.regression.temperature) == 0:
+                needed = "evolve_labels by kernel_regression needs a temperature > 0"
+                raise ValueError(f"{needed}, got {temperature}")
         if self.clip == "image" and self.encoding != "pixels":
             raise ValueError(f"clip image needs the encoding pixels, got {self.encoding}")
         if self.patience is not None and self.holdout_ratio == 0:
@@ -129,12 +117,14 @@ class Config:
         if self.strategy == "LaplaceGA" and self.strategy_std is not None:
             raise ValueError(f"LaplaceGA has no strategy_std, got {self.strategy_std}")
         if self.strategy != "LaplaceGA":
-            for name in ("crossover", "laplace_sign", "survival_ratio", "clip"):
-                value = getattr(self, name)
-                if value != getattr(type(self), name):
-                    raise ValueError(
-                        f"{name} belongs to LaplaceGA, got {value} with {self.strategy}"
-                    )
+            settings = "crossover", "laplace_sign", "survival_ratio", "clip"
+            self._refuse(settings, "LaplaceGA", self.strategy)
+
+    def _refuse(self, names: tuple[str, ...], owner: str, used: str) -> None:
+        """Raise ValueError where a setting that belongs to `owner` is not at its default."""
+        for name in names:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name} belongs to {owner}, got {value} with {used}")
 
 
 RECOMMENDED = Config(
@@ -146,17 +136,11 @@ RECOMMENDED = Config(
     encoding="cosines",
     start="class_means",
     best_of="mean",
-    kernel=KernelConfig(kernel_images=1000),
 )
-"""What we would use: no network is trained while it searches."""
+"""The recommended settings: no network is trained during the search."""
 
-FOUR_IN_ONE = replace(
-    RECOMMENDED,
-    population_size=32,
-    factor=2,
-    start="k_means",
-    kernel=KernelConfig(kernel_images=500),
-)
+_KERNEL = KernelConfig(kernel_images=500)
+FOUR_IN_ONE = replace(RECOMMENDED, population_size=32, factor=2, start="k_means", kernel=_KERNEL)
 """The same for images of the same size that hold four smaller ones each."""
 
 

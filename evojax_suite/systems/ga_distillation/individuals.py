@@ -1,9 +1,8 @@
-"""Synthetic datasets as flat vectors: where a search starts, and the images and labels that a
-vector stands for."""
+"""Synthetic datasets as flat vectors: the first ones of a search, and their images and labels."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +12,18 @@ from jaxtyping import Float, Int, UInt8
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.operators import encodings, random_examples
-from evojax_suite.operators.encodings import Encoding
 from evojax_suite.systems.ga_distillation.config import Config
 from evojax_suite.types import Array, Dataset, Images, IntScalar, PRNGKey, Probabilities, Scalar
+
+Vector: TypeAlias = Float[Array, "dims"]
+Targets: TypeAlias = Float[Array, "images {num_classes}"]
 
 
 @struct.dataclass
 class Data:
-    """The parts of a dataset that evolution sees, on the device. Images as the dataset has them."""
+    """The training and validation splits on the device, images in the type of the dataset."""
 
-    # Initial individuals are made of them.
+    # The source of the first individuals.
     train_images: (
         UInt8[Array, "train_images height width channels"]
         | Float[Array, "train_images height width channels"]
@@ -37,12 +38,12 @@ class Data:
     std: Float[Array, "channels"]
     spread: Float[Array, "height width channels"]  # of cosine coefficients (`encodings`)
     contrast: Scalar  # the standard deviation of normalised training images
-    # Where to start, normalised, class by class.
+    # The images of `start="given"`, normalised, ordered by class.
     given: Images | None = None
 
 
 class Individual(NamedTuple):
-    """A synthetic dataset: images in normalised space, and their labels."""
+    """A synthetic dataset: normalised images and their labels."""
 
     images: Images
     labels: Probabilities
@@ -51,56 +52,45 @@ class Individual(NamedTuple):
 def make_data(
     dataset: Dataset, given: Float[np.ndarray, "images height width channels"] | None = None
 ) -> Data:
-    """The train and validation splits of `dataset`: the test split stays closed. given: images,
-    normalised, class by class, where `start` is given."""
+    """The training and validation splits of `dataset`: the test split stays closed. given: the
+    images of `start="given"`, normalised, ordered by class."""
     height, width, _ = dataset.image_shape
-    number = min(1000, max(200, 2**23 // (height * width)))  # a spread needs no more
+    number = min(1000, max(200, 2**23 // (height * width)))  # enough for the spread
     some = dataset.train.images[:: max(1, len(dataset.train) // number)][:number]
-    some = normalize(some, np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32))
+    mean, std = np.array(dataset.mean, np.float32), np.array(dataset.std, np.float32)
+    some = normalize(some, mean, std)
     return Data(
         train_images=jnp.asarray(dataset.train.images),
         train_labels=jnp.asarray(dataset.train.labels),
         fitness_images=jnp.asarray(dataset.validation.images),
         fitness_labels=jnp.asarray(dataset.validation.labels),
-        mean=jnp.asarray(dataset.mean, jnp.float32),
-        std=jnp.asarray(dataset.std, jnp.float32),
+        mean=jnp.asarray(mean),
+        std=jnp.asarray(std),
         spread=jnp.asarray(encodings.cosine_spread(some)),
         contrast=jnp.asarray(some.std(), jnp.float32),
         given=None if given is None else jnp.asarray(given),
     )
 
 
-def encoding_of(config: Config, image_shape: tuple[int, ...]) -> Encoding:
-    """The encoding of images (height, width, channels) that `config` asks for."""
-    height, width, channels = image_shape
-    shape = height, width, channels
-    return encodings.create(config.encoding, shape, config.num_cosines, config.factor)
+def encoding_of(config: Config, image_shape: tuple[int, ...]) -> encodings.Encoding:
+    """The encoding of images (H, W, C) that `config` asks for."""
+    return encodings.create(config.encoding, image_shape, config.num_cosines, config.factor)
 
 
 def num_dims(config: Config, num_classes: int, image_shape: tuple[int, int, int]) -> int:
-    """Numbers that an individual is."""
-    num_images = num_classes * config.images_per_class
+    """The length of a flat individual."""
     num_labels = num_classes if config.evolve_labels else 0
-    return num_images * (encoding_of(config, image_shape).num_dims + num_labels)
-
-
-LABEL_STEP = 0.2
-"""What a step of one changes in a label that evolves by kernel regression: a fifth of what tells
-one class from another."""
+    each = encoding_of(config, image_shape).num_dims + num_labels
+    return num_classes * config.images_per_class * each
 
 
 def images_and_targets(
-    config: Config,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    individual: Float[Array, "dims"],
-    data: Data,
-) -> tuple[Images, Float[Array, "images {num_classes}"]]:
-    """The images that a flat individual is, and for each a number a class: what kernel regression
-    makes of it, 1 for the class and 0 for others where labels do not evolve."""
-    num_images = num_classes * config.images_per_class
+    config: Config, num_classes: int, image_shape: tuple[int, ...], individual: Vector, data: Data
+) -> tuple[Images, Targets]:
+    """The images of a flat individual and the targets that kernel regression predicts from each:
+    1 for the class and 0 for others where labels do not evolve."""
     encoding = encoding_of(config, image_shape)
-    numbers = individual.reshape(num_images, -1)
+    numbers = individual.reshape(num_classes * config.images_per_class, -1)
     images = encoding.decode(numbers[:, : encoding.num_dims], data.spread)
     if config.levels is not None:
         pixels = encodings.rounded(images * data.std + data.mean, config.levels)
@@ -111,34 +101,26 @@ def images_and_targets(
 
 
 def decode(
-    config: Config,
-    num_classes: int,
-    image_shape: tuple[int, int, int],
-    individual: Float[Array, "dims"],
-    data: Data,
+    config: Config, num_classes: int, image_shape: tuple[int, ...], individual: Vector, data: Data
 ) -> Individual:
-    """The synthetic dataset that a flat individual is.
+    """The synthetic dataset of a flat individual.
 
-    Features of a network with instance normalisation do not depend on contrast, and a search by
-    kernel regression on them leaves any. So these images get that of real ones, which other
-    networks need, unless their pixels have bounds or levels.
+    Features of a network with instance normalisation do not depend on contrast, so a search by
+    kernel regression on them leaves it arbitrary. These images are scaled to the contrast of real
+    ones, which other networks need, unless their pixels have bounds or levels.
 
-    Labels that evolve are cut at 0 and scaled to sum 1, all zero they are uniform. By kernel
-    regression, whose predictions become probabilities by a softmax, so do they: a network that
-    fits such a label has the logits that the regression was given.
+    Labels that evolve are clipped at 0 and scaled to sum 1; where all are zero they are uniform. By
+    kernel regression, whose predictions become probabilities by a softmax, they do so too: a
+    network that fits such a label has the logits that the regression was given.
     """
-    own = config, num_classes, image_shape, individual, data
-    images, targets = images_and_targets(*own)
-    if (
-        config.fitness == "kernel_regression"
-        and config.network.normalization in ("default", "instance")
-        and config.levels is None
-        and config.clip != "image"
-    ):
+    images, targets = images_and_targets(config, num_classes, image_shape, individual, data)
+    by_kernel = config.fitness == "kernel_regression"
+    unbounded = config.levels is None and config.clip != "image"
+    if by_kernel and unbounded and config.network.normalization in ("default", "instance"):
         images *= data.contrast / jnp.maximum(images.std(), 1e-6)
     if not config.evolve_labels:
         return Individual(images, targets)
-    if config.fitness == "kernel_regression":
+    if by_kernel:
         return Individual(images, jax.nn.softmax(config.regression.temperature * targets))
     labels = jnp.maximum(targets, 0.0)
     total = labels.sum(-1, keepdims=True)
@@ -146,21 +128,22 @@ def decode(
     return Individual(images, labels)
 
 
-def one_hot_classes(config: Config, num_classes: int) -> Float[Array, "images {num_classes}"]:
-    """1 for the class of each image."""
+def one_hot_classes(config: Config, num_classes: int) -> Targets:
+    """The classes of the images of an individual, one-hot."""
     classes = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
     return jax.nn.one_hot(classes, num_classes)
 
 
 def label_step(config: Config) -> float:
-    """The change of a label that a step of one stands for."""
-    return LABEL_STEP if config.fitness == "kernel_regression" else 1.0
+    """The change of a label by a step of one: for kernel regression, whose labels evolve as logits,
+    a fifth of the distance between one class and another."""
+    return 0.2 if config.fitness == "kernel_regression" else 1.0
 
 
 def encode(
     config: Config, num_classes: int, images: Images, spread: Float[Array, "height width channels"]
-) -> Float[Array, "dims"]:
-    """The flat individual of normalised images, as many of each class, in the order of classes."""
+) -> Vector:
+    """The flat individual of normalised images, equally many of each class, ordered by class."""
     codes = encoding_of(config, images.shape[1:]).encode(images, spread)
     if config.evolve_labels:
         labels = one_hot_classes(config, num_classes) / label_step(config)
@@ -171,7 +154,7 @@ def encode(
 def random_individuals(
     key: PRNGKey, config: Config, num_classes: int, data: Data, num_individuals: int
 ) -> Float[Array, "{num_individuals} dims"]:
-    """Flat individuals of real training images, normalised, not clipped."""
+    """Flat individuals of random training images, normalised and not clipped."""
     num_images = num_classes * config.tiles_per_class
 
     def draw(key):
@@ -182,9 +165,8 @@ def random_individuals(
     return jax.lax.map(draw, jax.random.split(key, num_individuals))
 
 
-def class_means(config: Config, num_classes: int, data: Data) -> Float[Array, "dims"]:
-    """The flat individual whose images are each the mean of their class's training images."""
-
+def class_means(config: Config, num_classes: int, data: Data) -> Vector:
+    """The flat individual whose images are each the mean training image of their class."""
     num_images, *shape = data.train_images.shape
     size = min(1000, num_images)
 
@@ -210,11 +192,9 @@ def class_means(config: Config, num_classes: int, data: Data) -> Float[Array, "d
     return encode(config, num_classes, images, data.spread)
 
 
-def class_centres(
-    key: PRNGKey, config: Config, num_classes: int, data: Data
-) -> Float[Array, "dims"]:
-    """The flat individual whose images are centres of k-means in each class: Lloyd's
-    algorithm on at most 8,192 training images, from random ones."""
+def class_centres(key: PRNGKey, config: Config, num_classes: int, data: Data) -> Vector:
+    """The flat individual whose images are centres of k-means in each class: Lloyd's algorithm on
+    at most 8,192 training images, from random ones."""
     count = config.tiles_per_class
     key_some, key_first = jax.random.split(key)
     some = jax.random.permutation(key_some, len(data.train_images))[:8192]
@@ -224,9 +204,9 @@ def class_centres(
     first = random_examples(key_first, data.train_labels, num_classes * count, num_classes)
     starts = normalize(data.train_images[first], data.mean, data.std)
 
-    def of_class(
-        label: IntScalar, centres: Float[Array, "centres features"]
-    ) -> Float[Array, "centres features"]:
+    def of_class(start: tuple[IntScalar, Float[Array, "centres features"]]):
+        label, centres = start
+
         def step(centres, _):
             distances = (centres**2).sum(1) - 2 * points @ centres.T
             nearest = jax.nn.one_hot(distances.argmin(1), count) * (labels == label)[:, None]
@@ -237,6 +217,6 @@ def class_centres(
         return jax.lax.scan(step, centres, length=25)[0]
 
     starts = starts.reshape(num_classes, count, -1)
-    centres = jax.lax.map(lambda found: of_class(*found), (jnp.arange(num_classes), starts))
+    centres = jax.lax.map(of_class, (jnp.arange(num_classes), starts))
     images = encodings.packed(centres.reshape(-1, *shape), config.factor)
     return encode(config, num_classes, images, data.spread)

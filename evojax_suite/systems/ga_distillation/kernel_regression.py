@@ -1,25 +1,25 @@
-"""The worth of a synthetic dataset in closed form: kernel regression on features of a network.
+"""Fitness of a synthetic dataset in closed form: kernel regression on features of a network.
 
-Training a network on every candidate is what makes evolution of datasets slow. Here one network, as
-it is initialised, gives features of some real images once and of every candidate's few images; the
-ridge regression from the candidate's images to their labels has a closed form (n x n equations) and
-predicts the real images. That regression on random features stands for training is the idea of KIP
-(Nguyen et al. 2021) and of FRePo (Zhou et al. 2022), which descend its error by gradients of
+Training a network on every candidate makes evolution of datasets slow. Here one network, as it is
+initialised, gives features of some real images once and of every candidate's few images; the ridge
+regression from the candidate's images to their labels has a closed form (n x n equations) and
+predicts the real images. Regression on random features as a substitute for training is the idea of
+KIP (Nguyen et al. 2021) and of FRePo (Zhou et al. 2022), which descend its error by gradients of
 images; nothing here is differentiated.
 
 Credit is cheap here. Features belong to images, not to datasets: once they are computed, the
 images of different candidates combine into new datasets at the price of a small solve. So image s
-of a candidate is tried alone, in the company of the other images of a few candidates, and what is
-learnt of it holds no noise of what happened to the rest. The company is fitted once without image
-s; adding an image to a fitted regression is a step of Gaussian elimination (Rasmussen and Williams
-2006, A.3), so that thousands of combinations cost less than the features of a ConvNet-3 do (on
-images of 8 x 8 they cost more: make `company` smaller).
+of a candidate is evaluated alone, in the company of the other images of a few candidates, and its
+loss is free of the noise of its siblings. The company is fitted once without image s; adding an
+image to a fitted regression is a step of Gaussian elimination (Rasmussen and Williams 2006, A.3),
+so that thousands of combinations cost less than the features of a ConvNet-3 do (on images of 8 x 8
+they cost more: make `company` smaller).
 
-With one image a class, an image answers for the column of its class, not for the sum of all, and
-the company moves as well. Ranked by the sum, with the company held still, images lower the error as
-fast, and trained networks lose eight points of a hundred by it, as images lean on what the solve
-makes of the others (experiments/ga_distillation, "What decides"). With ten images a class the sum
-is the better judge (`columns`). A gradient of the sum, by which all images move at once, is faster
+With one image a class, an image is ranked by the column of its class, not by the sum of all, and
+the company evolves as well. Ranked by the sum, with a constant company, images lower the error as
+fast, but trained networks lose eight points of a hundred, as images come to depend on what the
+solve makes of the others (experiments/ga_distillation, "What decides"). With ten images a class the
+sum ranks better (`columns`). A gradient of the sum, by which all images move at once, is faster
 than either ("For equal seconds" there).
 
 The error is that of a classifier, not of a regression: predictions f (num_classes,) of an image
@@ -31,7 +31,7 @@ temperature 0, spends most of its effort on images that are classified right alr
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -50,7 +50,7 @@ Columns = Literal["own", "all"]
 
 @dataclass(frozen=True)
 class Regression:
-    """What the functions below go by; the fields are those of `KernelConfig`."""
+    """The settings of a regression; the fields are those of `KernelConfig`."""
 
     kernel_images: int = 1000
     ridge: float = 1e-3
@@ -64,13 +64,13 @@ _SUITED = {
     10: Regression(ridge=0.3, temperature=5.0, company=2, columns="all"),
     50: Regression(ridge=1.0, temperature=5.0, company=1, columns="all"),
 }
-"""Regressions that suit a number of images of each class that networks see, by that number."""
+"""The best settings known, by the number of images of each class on which networks train."""
 
 
 @configuration
 class KernelConfig:
-    """Sizes and scalars of the regression. None is what suits the number of images of each class
-    that networks see: that of 1, 10 or 50, the nearest at or below it."""
+    """Sizes and scalars of the regression. None depends on the number of images of each class on
+    which networks train: the value for 1, 10 or 50, the nearest at or below it."""
 
     kernel_width: PositiveInt = 32
     """Filters of the networks whose features are regressed on; all else is as in `network`."""
@@ -83,18 +83,17 @@ class KernelConfig:
     """Factor of the predictions in the softmax, >= 0; 0 is squared error without a softmax; None is
     10, or 5 from 10 images of each class on."""
     company: PositiveInt | None = None
-    """Candidates in whose company each image is tried alone, where a strategy takes credit by
+    """Candidates in whose company each image is evaluated alone, where a strategy takes credit by
     image; None is 8, 2, 1 for 1, 10, 50 images of each class."""
     columns: Columns | None = None
     """Loss by which an image is ranked: own, that of the column of its class, or the mean over all
     columns; None is own for less than 10 images of each class, else all."""
 
     def regression(self, images_per_class: int) -> Regression:
-        """All values, for so many images of each class that networks see, >= 1."""
-        suited = _SUITED[max(known for known in _SUITED if known <= images_per_class)]
-        names = "kernel_images", "ridge", "temperature", "company", "columns"
-        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return replace(suited, **given)
+        """All settings, for that many images of each class on which networks train, >= 1."""
+        best = _SUITED[max(known for known in _SUITED if known <= images_per_class)]
+        given = {field.name: getattr(self, field.name) for field in fields(Regression)}
+        return replace(best, **{name: value for name, value in given.items() if value is not None})
 
 
 class Credit(NamedTuple):
@@ -105,7 +104,7 @@ class Credit(NamedTuple):
 
 
 class KernelScores(NamedTuple):
-    """What the regression says of each candidate."""
+    """Scores of each candidate."""
 
     losses: Float[Array, "population classes"]  # of each class's column, lower is better
     accuracy: Float[Array, "population"]  # of the class with the largest prediction
@@ -118,11 +117,8 @@ def predict(
     to_new: Float[Array, "new_points points"],
     penalty: float | Scalar,
 ) -> Float[Array, "new_points classes"]:
-    """What kernel ridge regression says of new points.
-
-    kernel: of points with themselves. to_new: of new points with them. penalty: added to the
-    diagonal.
-    """
+    """The predictions of kernel ridge regression at new points. kernel: of the points with
+    themselves. to_new: of the new points with them. penalty: added to the diagonal."""
     kernel += penalty * jnp.eye(len(kernel))
     weights = jax.scipy.linalg.solve(kernel, labels, assume_a="pos")
     return jnp.matmul(to_new, weights, precision="highest")
@@ -132,10 +128,9 @@ def class_losses(
     predictions: Probabilities, labels: Labels, temperature: float
 ) -> Float[Array, "classes"]:
     """The loss of each class's column of predictions."""
-    targets = jax.nn.one_hot(labels, predictions.shape[1])
-    if temperature == 0:
-        return ((predictions - targets) ** 2).mean(0)
-    return ((jax.nn.softmax(temperature * predictions) - targets) ** 2).mean(0)
+    if temperature != 0:
+        predictions = jax.nn.softmax(temperature * predictions)
+    return ((predictions - jax.nn.one_hot(labels, predictions.shape[1])) ** 2).mean(0)
 
 
 class Kernels(NamedTuple):
@@ -155,11 +150,11 @@ def credit_by_image(
     config: Regression,
     all_columns: bool = False,
 ) -> Credit:
-    """The losses where one image alone is the candidate's; of all columns where they are wanted.
+    """The losses of each image of the candidates alone, in place of one of another dataset.
 
-    The other images are those of `company`, as many in each of its datasets; losses are averaged
-    over them. between: kernels of the candidates' images with those of the company. classes: of the
-    images.
+    The datasets are those of `company`, of equal size; losses are averaged over them. between:
+    kernels of the candidates' images with those of the company. classes: of the images.
+    all_columns: whether to compute the mean over all columns too.
     """
     num_candidates, num_real, num_images = candidates.real.shape
     num_classes = candidates.labels.shape[-1]
@@ -182,19 +177,20 @@ def credit_by_image(
             projected = product("ij,pj->ip", rest, to_rest)
             without = product("mi,ic->mc", company.real, weights)
             residual = labels[image] - product("pi,ic->pc", to_rest, weights)
-            # What of the candidate's image the others do not span, and how far that reaches.
+            # The part of the candidate's image that the others do not span, and its kernel with
+            # the real images.
             variance = own[image] + penalty - product("pi,ip->p", to_rest, projected)
             reach = to_real[image] - product("mi,ip->pm", company.real, projected)
             change = residual / jnp.maximum(variance, penalty)[:, None]
             label = classes[image]
             target = (real_labels == label).astype(jnp.float32)
             if config.temperature == 0:
-                said = without + 1 / num_classes + reach[:, :, None] * change[:, None]
-                errors = ((said - jax.nn.one_hot(real_labels, num_classes)) ** 2).mean(1)
+                predictions = without + 1 / num_classes + reach[:, :, None] * change[:, None]
+                errors = ((predictions - jax.nn.one_hot(real_labels, num_classes)) ** 2).mean(1)
                 return Credit(errors[:, label], errors.mean(1) if all_columns else None)
 
-            # Odds against the image's class. Class after class, so that all stays in registers: an
-            # array (P, m, C) would be most of what credit costs.
+            # Odds against the image's class, one class after the other, so that all stays in
+            # registers: an array (P, m, C) would be most of the cost of credit.
             without = config.temperature * (without - without[:, label, None])
             change = config.temperature * (change - change[:, label, None])
 
@@ -206,8 +202,8 @@ def credit_by_image(
                 def add(column, total):
                     return total + terms(column)
 
-                nothing, unroll = jnp.zeros_like(reach), min(num_classes, 16)
-                return jax.lax.fori_loop(0, num_classes, add, nothing, unroll=unroll)
+                zeros, unroll = jnp.zeros_like(reach), min(num_classes, 16)
+                return jax.lax.fori_loop(0, num_classes, add, zeros, unroll=unroll)
 
             total = summed(odds)
             of_class = ((1 / total - target) ** 2).mean(1)
@@ -223,9 +219,9 @@ def credit_by_image(
         together = max(1, at_once // (num_candidates * num_real))
         return jax.lax.map(of_image, jnp.arange(num_images), batch_size=together)
 
-    found = jax.lax.map(lambda own: in_company(*own), (company, between))
+    credit = jax.lax.map(lambda pair: in_company(*pair), (company, between))
     # A company whose features are not finite is left out of the mean.
-    return jax.tree.map(lambda losses: jnp.nanmean(losses, 0).T, found)
+    return jax.tree.map(lambda losses: jnp.nanmean(losses, 0).T, credit)
 
 
 def solve_labels(
@@ -241,27 +237,26 @@ def solve_labels(
     engine: EngineConfig,
 ) -> Float[Array, "images//{tiles} classes"]:
     """The labels of synthetic images from which the regression predicts `targets` of real images
-    with the least squared error, over `num_networks` fresh networks (Nguyen et al. 2021, label
-    solve).
+    with the least squared error, over `num_networks` fresh networks (label solve, Nguyen et al.
+    2021).
 
-    images: of which each `tiles` in order share a label. real_images: those which `normalize` makes
-    what networks see; `config.kernel_images` of them, drawn anew for each network, are predicted.
+    images: synthetic, each `tiles` in order share a label. real_images: not yet normalised;
+    `config.kernel_images` of them, drawn anew for each network, are predicted.
     """
     number = min(config.kernel_images, len(real_images))
 
     def equations(key: Array) -> tuple[Array, Array]:
         key_network, key_images = jax.random.split(key)
-        variables = network.init(key_network, images[:1])
-        variables = jax.tree.map(lambda leaf: leaf[None], variables)
+        variables = jax.tree.map(lambda leaf: leaf[None], network.init(key_network, images[:1]))
         drawn = jax.random.choice(key_images, len(real_images), (number,), replace=False)
-        own = features_of(network, variables, images, engine)
+        features = features_of(network, variables, images, engine)
         real = features_of(network, variables, normalize(real_images[drawn]), engine)
         product = partial(jnp.matmul, precision="highest")
-        kernel = product(own, own.T)
+        kernel = product(features, features.T)
         penalty = config.ridge * jnp.trace(kernel) / len(images)
-        # Predictions are linear in labels: real @ own.T @ inverse @ labels.
+        # Predictions are linear in labels: real @ features.T @ inverse @ labels.
         inverse = jnp.linalg.inv(kernel + penalty * jnp.eye(len(images)))
-        reach = product(product(real, own.T), inverse).reshape(number, -1, tiles).sum(2)
+        reach = product(product(real, features.T), inverse).reshape(number, -1, tiles).sum(2)
         return product(reach.T, reach), product(reach.T, targets[drawn])
 
     squares, products = jax.lax.map(equations, jax.random.split(key, num_networks))
@@ -271,15 +266,16 @@ def solve_labels(
 def features_of(
     network: nn.Module, variables: PyTree, images: Images, engine: EngineConfig
 ) -> Float[Array, "images features"]:
-    """Features of images by networks of variables with a leading axis, side by side, and 1 for the
-    intercept. Their kernel is the sum of the networks' kernels."""
+    """Features of images by several networks, side by side, and 1 for the intercept; their kernel
+    is the sum of the networks' kernels. variables: with a leading axis, an entry for each network.
+    """
     batch_size = engine.resolved_evaluation_batch_size(images.shape[1:])
 
     def features(variables):
         return extract_features(network, variables, images, None, batch_size)
 
-    found = jnp.moveaxis(jax.lax.map(features, variables), 0, 1).reshape(len(images), -1)
-    return jnp.concatenate([found, jnp.ones((len(images), 1))], -1)
+    joined = jnp.moveaxis(jax.lax.map(features, variables), 0, 1).reshape(len(images), -1)
+    return jnp.concatenate([joined, jnp.ones((len(images), 1))], -1)
 
 
 def score_population(
@@ -297,35 +293,35 @@ def score_population(
     classes: Labels | None = None,
     all_columns: bool = False,
 ) -> KernelScores:
-    """Score some `members`, distinct indices, of a population of candidates, each of which `decode`
-    turns into images (n, height, width, channels) and what is regressed on them, labels (n,
-    classes), on real images, which `normalize` makes what networks see, and their labels.
+    """Scores of candidates by the regression's predictions of real images, with the same
+    `num_networks` fresh networks and the same `config.kernel_images` real images for all.
 
-    All candidates see the same `num_networks` fresh networks and the same real images. classes: of
-    a candidate's images, for credit by image in the company of `config.company` candidates, which
-    are spread evenly over the population, of all columns where they are wanted; without `classes`
-    there is none.
+    decode: turns a candidate into images (n, H, W, C) and the labels (n, classes) that are
+    regressed on them. members: distinct indices of the candidates to score. images, labels: real
+    ones, not yet normalised. classes: of a candidate's images, for credit by image in the company
+    of `config.company` candidates, spread evenly over the population; None is no credit.
+    all_columns: as in `credit_by_image`.
     """
     image_shape = images.shape[1:]
     key_networks, key_images = jax.random.split(key)
-    variables = jax.vmap(lambda key: network.init(key, jnp.zeros((1, *image_shape))))(
-        jax.random.split(key_networks, num_networks)
-    )
-    shape = (min(config.kernel_images, len(images)),)
-    drawn = jax.random.randint(key_images, shape, 0, len(images))
+    keys, blank = jax.random.split(key_networks, num_networks), jnp.zeros((1, *image_shape))
+    variables = jax.vmap(lambda key: network.init(key, blank))(keys)
+    number = min(config.kernel_images, len(images))
+    drawn = jax.random.randint(key_images, (number,), 0, len(images))
     real, real_labels = normalize(images[drawn]), labels[drawn]
     real_features = features_of(network, variables, real, engine)
     product = partial(jnp.einsum, precision="highest")
 
     def prepared(candidates: Array) -> tuple[Array, Kernels]:
-        """Features (P, n, F) and kernels of some candidates."""
+        """Features (P, n, F) and kernels of candidates (P, dims)."""
         individuals = jax.eval_shape(decode, population[0])
         num_images, num_classes = individuals.labels.shape
         group = max(1, engine.resolved_evaluation_batch_size(image_shape) // num_images)
 
         def of_candidate(candidate: Array) -> tuple[Array, Array]:
-            own = decode(candidate)
-            return features_of(network, variables, own.images, engine), own.labels
+            individual = decode(candidate)
+            features = features_of(network, variables, individual.images, engine)
+            return features, individual.labels
 
         features, labels = map_members(of_candidate, (candidates,), group)
         return features, Kernels(
@@ -336,11 +332,12 @@ def score_population(
 
     features, kernels = prepared(population[members])
 
-    def score(own: Kernels) -> tuple[Array, Array]:
-        penalty = config.ridge * jnp.trace(own.own) / len(own.own)
-        found = predict(own.own, own.labels, own.real, penalty) + 1 / own.labels.shape[-1]
-        losses = class_losses(found, real_labels, config.temperature)
-        return losses, (found.argmax(1) == real_labels).mean()
+    def score(candidate: Kernels) -> tuple[Array, Array]:
+        kernel, to_real, targets = candidate
+        penalty = config.ridge * jnp.trace(kernel) / len(kernel)
+        predictions = predict(kernel, targets, to_real, penalty) + 1 / targets.shape[-1]
+        losses = class_losses(predictions, real_labels, config.temperature)
+        return losses, (predictions.argmax(1) == real_labels).mean()
 
     # On a CPU one after the other: a batch of solves waits for threads that wait for it, and the
     # whole program stands still.
@@ -351,12 +348,12 @@ def score_population(
     if classes is not None:
         size = min(config.company, len(population))
         chosen = jnp.arange(size) * len(population) // size
-        if len(members) == len(population):  # in some order: none is computed twice
+        if len(members) == len(population):  # all, in any order: none is computed twice
             places = jnp.argsort(members)[chosen]
             company_features, company = jax.tree.map(lambda leaf: leaf[places], (features, kernels))
         else:
             company_features, company = prepared(population[chosen])
         between = product("pif,rjf->rpij", features, company_features)
-        sets = kernels, company, between
-        credit = credit_by_image(*sets, classes, real_labels, config, all_columns)
+        of_images = classes, real_labels, config, all_columns
+        credit = credit_by_image(kernels, company, between, *of_images)
     return KernelScores(losses, accuracy, credit)

@@ -1,4 +1,4 @@
-"""Strong random selection (paper 002, section 3.3): the best of many random individuals.
+"""Strong random selection (Sato et al. 2026, section 3.3): the best of many random individuals.
 
 One repeat draws as many individuals of real training images as the evolution has and keeps the one
 with the best fitness. Repeats are steps, so that they are interrupted and resumed like generations.
@@ -6,6 +6,7 @@ with the best fitness. Repeats are steps, so that they are interrupted and resum
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -13,17 +14,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Float, Int32
 
-from evojax_suite.systems.ga_distillation.algorithm import (
-    Config,
-    Data,
-    Individual,
-    Params,
-    decode,
-    over_members,
-    random_individuals,
-    rank_last,
-    score_population,
-)
+from evojax_suite.systems.ga_distillation import algorithm, fitness, individuals
+from evojax_suite.systems.ga_distillation.config import Config, Params
+from evojax_suite.systems.ga_distillation.individuals import Data, Individual
 from evojax_suite.types import Algorithm, Array, Generation, IntScalar, Scalar, StepKeys
 
 
@@ -36,7 +29,7 @@ class State:
 
 
 class Metrics(NamedTuple):
-    """What one repeat reports."""
+    """The report of one repeat."""
 
     generation: IntScalar  # the repeat, from 1
     fitness_best: Scalar
@@ -47,11 +40,13 @@ class Metrics(NamedTuple):
 def build(
     config: Config, num_repeats: int, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Algorithm[State, Params, Data, Metrics, Individual]:
-    """`num_repeats` repeats; the result holds their individuals, (num_repeats, n, ...)."""
+    """The algorithm of `num_repeats` repeats; its result holds their individuals, (num_repeats, n,
+    ...)."""
+    shape = num_classes, image_shape
 
     def init(key: Array, params: Params, data: Data) -> State:
         del params
-        individual = random_individuals(key, config, num_classes, data, 1)
+        individual = individuals.random_individuals(key, config, num_classes, data, 1)
         return State(chosen=jnp.tile(individual, (num_repeats, 1)), repeat=jnp.int32(0))
 
     def split_key(key: Array) -> StepKeys:
@@ -60,39 +55,32 @@ def build(
 
     def ask(key: Array, state: State, params: Params, data: Data) -> Array:
         del state, params
-        return random_individuals(key, config, num_classes, data, config.population_size)
+        size = config.population_size
+        return individuals.random_individuals(key, config, num_classes, data, size)
 
-    def evaluate(
-        key: Array, population: Array, params: Params, data: Data, members: Array
-    ) -> Array:
+    def evaluate(key: Array, population: Array, params: Params, data: Data, members: Array):
         del params
-        own = config, num_classes, image_shape, population, data
-        return score_population(key, *own, members).fitness
+        return fitness.score_population(key, config, *shape, population, data, members).fitness
 
     def tell(
-        key: None, state: State, population: Array, fitness: Array, params: Params, data: Data
+        key: None, state: State, population: Array, scores: Array, params: Params, data: Data
     ) -> tuple[State, Metrics]:
         del key, params, data
-        failed = ~jnp.isfinite(fitness)
-        leader = rank_last(fitness).argmax()
-        metrics = Metrics(
-            generation=state.repeat + 1,
-            fitness_best=fitness[leader],
-            fitness_mean=jnp.mean(fitness, where=~failed),
-            num_failed=failed.sum(),
-        )
+        failed, done = ~jnp.isfinite(scores), state.repeat + 1
+        leader = fitness.rank_last(scores).argmax()
+        mean = jnp.mean(scores, where=~failed)
         chosen = state.chosen.at[state.repeat].set(population[leader])
-        return State(chosen=chosen, repeat=state.repeat + 1), metrics
+        return State(chosen, done), Metrics(done, scores[leader], mean, failed.sum())
 
     def result(state: State, params: Params, data: Data) -> Individual:
         del params
-        return jax.vmap(lambda one: decode(config, num_classes, image_shape, one, data))(
-            state.chosen
-        )
+        decoded = partial(individuals.decode, config, *shape, data=data)
+        return jax.vmap(decoded)(state.chosen)
 
     def finished(state: State) -> Array:
         del state
         return jnp.bool_(False)
 
     generation = Generation(config.population_size, split_key, ask, evaluate, tell)
-    return over_members(config, init, generation, result, finished)
+    repeats = Algorithm(init, generation.step, result, finished, generation=generation)
+    return algorithm.with_judge(config, repeats)
