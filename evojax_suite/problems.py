@@ -124,13 +124,11 @@ class CompressionProblem(_WithData):
         whole = feed_forward.hidden_sizes(parent)
         fits = (1 <= units <= most for units, most in zip(hidden_units, whole, strict=False))
         if len(hidden_units) != len(whole) or not all(fits):
-            raise ValueError(
-                f"hidden_units must be {len(whole)} numbers in 1..{whole}, got {hidden_units}"
-            )
-        if len(images) < self.config.batch_size:
-            raise ValueError(
-                f"images must be at least batch_size {self.config.batch_size}, got {len(images)}"
-            )
+            allowed = f"{len(whole)} numbers in 1..{whole}"
+            raise ValueError(f"hidden_units must be {allowed}, got {hidden_units}")
+        size = self.config.batch_size
+        if len(images) < size:
+            raise ValueError(f"images must be at least batch_size {size}, got {len(images)}")
         self.hidden_units, self.deviation = hidden_units, deviation
         self.data = ecomp.make_data(parent, images, labels, mean, std, pooling)
 

@@ -129,12 +129,8 @@ def make_data(
     inputs = normalize(images, mean, np.ones(channels) if std is None else std)
     if not feed_forward.is_convolutional(parent):
         inputs = inputs.reshape(len(images), -1)
-    return Data(
-        parent=jax.tree.map(jnp.asarray, tuple(parent)),
-        images=jnp.asarray(inputs, jnp.float32),
-        labels=jnp.asarray(labels, jnp.int32),
-        pooling=pooling,
-    )
+    images_and_labels = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32)
+    return Data(jax.tree.map(jnp.asarray, tuple(parent)), *images_and_labels, pooling)
 
 
 def check(config: Config, params: Params, parent: Network, num_images: int) -> None:
@@ -158,8 +154,8 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
 
 def num_steps(config: Config, num_images: int) -> int:
     """Number of steps of a run: the initial population, the generations, the final evaluation."""
-    judging = num_images // config.images_per_generation if config.final_choice == "mean" else 0
-    return 1 + config.num_generations + judging
+    final = num_images // config.images_per_generation if config.final_choice == "mean" else 0
+    return 1 + config.num_generations + final
 
 
 def initial_sizes(config: Config, parent: Network) -> Int32[np.ndarray, "members hidden_layers"]:
@@ -180,10 +176,6 @@ _VECTOR = 16
 widths of convolutions, which take half as long again with 29 filters as with 32."""
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
 def _map_members(function, population: Population, most_widths: int):
     """`function(index, widths)` of each member: all at once, or one after the other, each with the
     least of at most `most_widths` widths that holds it."""
@@ -191,29 +183,28 @@ def _map_members(function, population: Population, most_widths: int):
     step = _VECTOR * -(-max(whole) // (_VECTOR * most_widths))
     members = jnp.arange(len(sizes))
     if step >= max(whole):
-        if _on_cpu() and population.layers[0].weight.ndim == 5:  # a vmap makes grouped convolutions
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu and population.layers[0].weight.ndim == 5:  # a vmap makes grouped convolutions
             return jax.lax.map(lambda index: function(index, whole), members)
         return jax.vmap(lambda index: function(index, whole))(members)
     choices = [
         tuple(min(width, most) for width in whole) for most in range(step, max(whole) + step, step)
     ]
-    holds = (sizes[:, None] <= jnp.array(choices)).all(-1)
+    narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
     branches = [lambda index, widths=widths: function(index, widths) for widths in choices]
-    return jax.lax.map(
-        lambda index: jax.lax.switch(holds[index].argmax(), branches, index), members
-    )
+    return jax.lax.map(lambda index: jax.lax.switch(narrowest[index], branches, index), members)
 
 
 def relation(
     config: Config, activations: Float[Array, "images ..."]
 ) -> Float[Array, "images images"]:
-    """How a layer's activations relate each pair of images: all that similarity depends on."""
+    """A number for each pair of images, by a layer's activations: the input of the similarity."""
     relate = similarity.centred_gram if config.similarity == "cka" else similarity.squared_distances
     return relate(activations.reshape(len(activations), -1))
 
 
 def targets_of(config: Config, params: Params, activations: list[Array]) -> list[Any]:
-    """What members are compared with, for each hidden layer of the parent with its activations."""
+    """Targets of the similarity: for each hidden layer of the parent, by its activations."""
     relations = [relation(config, layer) for layer in activations]
     if config.similarity == "cka":
         return relations
@@ -229,7 +220,7 @@ def similarity_losses(
 ) -> Float[Array, "members"]:
     """How much the members' representations differ from the parent's, summed over hidden layers.
 
-    targets: of `targets_of`. relations: of each hidden layer, of `relation`. sizes: hidden units.
+    targets: from `targets_of`. relations: from `relation`, for each hidden layer. sizes: units.
     """
 
     def loss(target, relation, size):
@@ -305,15 +296,9 @@ def init(config: Config, key: Array, params: Params, data: Data) -> State:
     if config.selection == "nsga2":  # children are beside their parents for a while
         room = jnp.zeros((members, *population.tails.shape[1:]))
         population = replace(population, tails=jnp.concatenate([population.tails, room]))
-    zeros = Scores(*[jnp.zeros(members)] * len(Scores._fields))
-    return State(
-        population=population,
-        scores=zeros,
-        preference=jnp.zeros(members),
-        judged=zeros,
-        order=jnp.arange(len(data.labels), dtype=jnp.int32),
-        num_steps=jnp.int32(0),
-    )
+    zeros, preference = Scores(*[jnp.zeros(members)] * len(Scores._fields)), jnp.zeros(members)
+    order = jnp.arange(len(data.labels), dtype=jnp.int32)
+    return State(population, zeros, preference, judged=zeros, order=order, num_steps=jnp.int32(0))
 
 
 def evaluate(
@@ -334,8 +319,8 @@ def evaluate(
         def member(index, widths):
             return relations_and_accuracy(config, compute(index, widths), labels)
 
-        relations, accuracy = _map_members(member, population, _MOST_WIDTHS if _on_cpu() else 1)
-
+        most_widths = _MOST_WIDTHS if jax.default_backend() == "cpu" else 1
+        relations, accuracy = _map_members(member, population, most_widths)
         sizes = population.sizes
         losses = similarity_losses(config, params, targets, relations, sizes)
         relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
@@ -356,8 +341,7 @@ def objectives(scores: Scores) -> Float[Array, "members 3"]:
 
 
 def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
-    """The preference for each member as a parent: higher is better, minus infinity where its
-    evaluation failed."""
+    """Each member's preference as a parent: higher is better, -inf where its evaluation failed."""
     failed = ~jnp.isfinite(scores.fitness)
     if config.selection == "softmax":
         return jnp.where(failed, -jnp.inf, scores.fitness)
@@ -371,8 +355,7 @@ def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
 def choose_parents(
     config: Config, key: PRNGKey, preference: Float[Array, "members"]
 ) -> tuple[Int[Array, "members//2"], Int[Array, "members//2"]]:
-    """Two parents for each pair of children: drawn by the softmax of the preference, or by binary
-    tournaments."""
+    """Parents of each pair of children: by the softmax of preference, or by binary tournaments."""
     members = config.population_size
     if config.selection == "softmax":
         log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
@@ -418,8 +401,7 @@ def step(
 ) -> tuple[State, Metrics]:
     """One generation, or an evaluation of the last population on a further batch."""
     key_order, key_children = jax.random.split(key)
-    num_images = len(data.labels)
-    together = config.images_per_generation
+    num_images, together = len(data.labels), config.images_per_generation
     generation = state.num_steps  # 0 is the initial population
     judging = generation > config.num_generations
     evolving = (generation > 0) & ~judging
@@ -485,16 +467,12 @@ def result(config: Config, state: State, params: Params, data: Data) -> Compress
     del params, data
     fitness = final_scores(config, state).fitness
     fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
-    best = fitness.argmax()
-    population = state.population
-    return Compressed(
-        network=compression.member(population, best),
-        sizes=population.sizes[best],
-        units=tuple(units[best] for units in population.units),
-        fitness=fitness[best],
-        member=best,
-        num_mutations=population.num_mutations[best],
+    best, population = fitness.argmax(), state.population
+    network = compression.member(population, best)
+    sizes, units, num_mutations = jax.tree.map(
+        lambda leaf: leaf[best], (population.sizes, population.units, population.num_mutations)
     )
+    return Compressed(network, sizes, units, fitness[best], best, num_mutations)
 
 
 def finished(config: Config, state: State) -> Array:

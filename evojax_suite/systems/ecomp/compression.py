@@ -26,8 +26,10 @@ from jaxtyping import Bool, Float, Int, Int32, Num
 from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes, layer_sizes
 from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
 
+Size: TypeAlias = int | IntScalar
 Sizes: TypeAlias = Int[Array, "hidden_layers"]
 Pairs: TypeAlias = Int[Array, "pairs"]
+Activations: TypeAlias = Float[Array, "images width"]
 Chosen: TypeAlias = Bool[Array, "members"]
 
 _TAILS_AT_ONCE = 4
@@ -62,7 +64,7 @@ def _expanded(mask: Array, ndim: int) -> Array:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
-def _kept_first(importance: Num[Array, "units"], size: int | IntScalar) -> Int[Array, "units"]:
+def _kept_first(importance: Num[Array, "units"], size: Size) -> Int[Array, "units"]:
     """An order of the units in which the `size` most important come first, as they stood; of equals
     the later counts as more important."""
     rank = jnp.argsort(jnp.argsort(importance, stable=True))  # 0 is the least important
@@ -72,7 +74,7 @@ def _kept_first(importance: Num[Array, "units"], size: int | IntScalar) -> Int[A
 def part(network: Network, places: Sequence[Any]) -> Network:
     """The network between some of the units.
 
-    places: slices or indices of the inputs, the units of each hidden layer and the outputs.
+    places: slices or indices of the inputs, of the units of each hidden layer and of the outputs.
     """
     return tuple(
         Layer(weight[after][:, before], bias[after])
@@ -82,10 +84,8 @@ def part(network: Network, places: Sequence[Any]) -> Network:
 
 def _masked(network: Network, sizes: Sizes) -> Network:
     """One padded network with 0 for the weights and biases of its padding."""
-    bounds = zip(
-        layer_sizes(network, hidden_sizes(network)), layer_sizes(network, sizes), strict=True
-    )
-    inside = [jnp.arange(width) < size for width, size in bounds]
+    widths, counts = layer_sizes(network, hidden_sizes(network)), layer_sizes(network, sizes)
+    inside = [jnp.arange(width) < count for width, count in zip(widths, counts, strict=True)]
     layers = []
     for (weight, bias), (before, after) in zip(network, pairwise(inside), strict=True):
         kept = _expanded(after[:, None] & before, weight.ndim)
@@ -171,13 +171,13 @@ def first_activations(
         chosen = _taken(population.tails, places).reshape(size * width, -1)
         return tails.at[:, places].set((far @ chosen.T).reshape(-1, size, width))
 
-    empty = jnp.zeros((len(inputs), room, width))
-    tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, empty)
+    tails = jnp.zeros((len(inputs), room, width))
+    tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, tails)
     return heads + tails.at[:, population.tail_of].get(mode="promise_in_bounds")
 
 
 def hidden_and_logits(
-    first: Float[Array, "images width"], rest: Network, sizes: Sizes, widths: tuple[int, ...]
+    first: Activations, rest: Network, sizes: Sizes, widths: tuple[int, ...]
 ) -> list[Float[Array, "images _units"]]:
     """One member's activations of each hidden layer, 0 in the padding, then its logits.
 
@@ -221,7 +221,7 @@ def _draw_cut_offs(
 
 
 def _children(population: Population, outer: Array, mixed) -> Population:
-    """Children that have `mixed(array, layer)` for layers and units, all else of their parent
+    """Children whose layers and units are `mixed(array, layer)`; all else is that of their parents
     `outer`."""
     return replace(
         population,
@@ -259,10 +259,7 @@ def cut_off_crossover(
 
 
 def matched_units(
-    first: Float[Array, "images width"],
-    second: Float[Array, "images width"],
-    size_first: int | IntScalar,
-    size_second: int | IntScalar,
+    first: Activations, second: Activations, size_first: Size, size_second: Size
 ) -> Int32[Array, "width"]:
     """The partner in `first` of each unit of `second`, -1 where it has none.
 
@@ -360,12 +357,9 @@ def selected(population: Population, places: Int[Array, "chosen"]) -> Population
 
 
 def _change_each(population: Population, chosen: Chosen, change) -> Population:
-    """`population` with each chosen member replaced by what `change(index, network, sizes, units)`
-    returns of the last three.
-
-    The cost is proportional to the number chosen. A tail that others share is copied before it
-    changes.
-    """
+    """`population` with the network, sizes and units of each chosen member replaced by
+    `change(index, network, sizes, units)`. The cost is proportional to the number chosen. A tail
+    that others share is copied before it changes."""
     order = jnp.argsort(~chosen, stable=True)
 
     def body(i, population):
@@ -398,7 +392,7 @@ def _change_each(population: Population, chosen: Chosen, change) -> Population:
 def scaling_mutation(
     key: PRNGKey, population: Population, chosen: Chosen, span: float | Scalar, hidden_only: bool
 ) -> Population:
-    """Multiply each weight of the chosen members by a factor of its own, uniform in 1 - span..1 +
+    """Multiply each weight of the chosen members by an independent factor, uniform in 1 - span..1 +
     span; section 3.1.5. Biases stay, with `hidden_only` the last layer's weights too."""
 
     def change(index, network, sizes, units):
@@ -427,9 +421,8 @@ def shrinking_mutation(
         parts = jnp.where(balanced, parts[0], parts)
         left = jnp.maximum(sizes - jnp.ceil(parts * sizes).astype(sizes.dtype), 1)
         orders, weights = [], [layer.weight for layer in _masked(network, sizes)]
-        for size, new_size, (incoming, outgoing) in zip(
-            sizes, left, pairwise(weights), strict=True
-        ):
+        layers = zip(sizes, left, pairwise(weights), strict=True)
+        for size, new_size, (incoming, outgoing) in layers:
             outgoing = jnp.abs(outgoing).sum((0, *range(2, outgoing.ndim)))
             importance = incoming_norms(incoming) * outgoing
             importance = jnp.where(jnp.arange(len(importance)) < size, importance, -1.0)

@@ -250,16 +250,13 @@ def finish(
 def _front_table(front: list[dict[str, Any]]) -> Table:
     """About twelve networks of the front."""
     shown = front[:: max(1, len(front) // 12)]
-    factors = {"relative_parameters": ".1f", "evolution_accuracy": ".2f", "test_accuracy": ".2f"}
-    cells = [
-        [
-            "-".join(map(str, row["hidden_units"])),
-            *(f"{100 * row[name]:{digits}}" for name, digits in factors.items()),
-        ]
-        for row in shown
-    ]
+    formats = {"relative_parameters": ".1f", "evolution_accuracy": ".2f", "test_accuracy": ".2f"}
+    rows = []
+    for row in shown:
+        percentages = (f"{100 * row[name]:{form}}" for name, form in formats.items())
+        rows.append(["-".join(map(str, row["hidden_units"])), *percentages])
     header = ["hidden units", "parameters (%)", "evolution's images (%)", "test images (%)"]
-    return Table(f"The front, {len(shown)} of {len(front)} networks", header, cells)
+    return Table(f"The front, {len(shown)} of {len(front)} networks", header, rows)
 
 
 def present(job: _Job, summary: _Summary) -> Report:

@@ -1,9 +1,9 @@
-"""Feed-forward ReLU networks as plain arrays: a tuple of layers, read from and written to files in
-the formats in which people hold them.
+"""Feed-forward ReLU networks as plain arrays: a tuple of layers, read from files in the formats of
+PyTorch and flax, and written to files.
 
 A network is fully connected, or has convolutions first: stride 1, padded so that maps keep their
 size, each followed by ReLU and a 2x2 pooling. Weights have outputs and inputs as their first two
-axes, whatever the layer: what removes or exchanges units needs no more.
+axes, whatever the layer, so that units are removed and exchanged alike in all layers.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Layer(NamedTuple):
 
 
 Network: TypeAlias = tuple[Layer, ...]
-_Parsed: TypeAlias = tuple[Layer, bool]  # a layer, and whether it is named as flax does
+Shape: TypeAlias = tuple[int, int, int]  # height, width and channels of an image
+_Parsed: TypeAlias = tuple[Layer, bool]  # a layer, and whether its names are those of flax
 
 
 def hidden_sizes(network: Network) -> tuple[int, ...]:
@@ -114,7 +115,7 @@ def _natural(name: str) -> list:
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray],
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     num_classes: int,
     pooling: Pooling = "average",
 ) -> Network:
@@ -124,8 +125,8 @@ def from_arrays(
 
     Layers are chained by their shapes, those of one shape in the natural order of their names. A
     fully connected layer after convolutions takes their maps filter by filter in PyTorch's naming,
-    pixel by pixel in flax's, as these flatten them. image_shape: (H, W, C). Raises ValueError, one
-    line, where the arrays are no such network.
+    pixel by pixel in flax's, as these flatten them. Raises ValueError, one line, where the arrays
+    are not a network of this kind.
     """
     layers: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -154,16 +155,13 @@ def from_arrays(
                 f"{weight.shape} and biases of shape {bias.shape}"
             )
         if not all(size % 2 for size in weight.shape[2:]):
-            height, width = weight.shape[2:]
-            raise ValueError(
-                f"layer {owner!r} must be a convolution of odd size, got {height}x{width}"
-            )
+            size = "x".join(map(str, weight.shape[2:]))
+            raise ValueError(f"layer {owner!r} must be a convolution of odd size, got {size}")
         parsed[owner] = Layer(np.ascontiguousarray(weight), bias), is_flax
     chain = _chain([*parsed.values()], image_shape, num_classes, pooling)
     if chain is None or len(chain) < 2:
-        weights = {name: layer.weight for name, (layer, _) in parsed.items()}
-        shapes = ", ".join(f"{name} {weight.shape}" for name, weight in weights.items())
-        convolutional = any(weight.ndim == 4 for weight in weights.values())
+        shapes = ", ".join(f"{name} {layer.weight.shape}" for name, (layer, _) in parsed.items())
+        convolutional = any(layer.weight.ndim == 4 for layer, _ in parsed.values())
         inputs = f"images of {image_shape}" if convolutional else f"{math.prod(image_shape)} inputs"
         raise ValueError(
             f"no chain of two or more layers leads from {inputs} to {num_classes} "
@@ -173,7 +171,7 @@ def from_arrays(
 
 
 def _chain(
-    layers: list[_Parsed], image_shape: tuple[int, int, int], num_classes: int, pooling: Pooling
+    layers: list[_Parsed], image_shape: Shape, num_classes: int, pooling: Pooling
 ) -> Network | None:
     """All layers in an order in which their shapes fit, by preference the given one; None where
     there is none."""
@@ -243,9 +241,7 @@ def _is_trail(edges: list[tuple[int, int]], start: int) -> bool:
     return max(more_from.values()) <= 0
 
 
-def load(
-    path: Path, image_shape: tuple[int, int, int], num_classes: int, pooling: Pooling = "average"
-) -> Network:
+def load(path: Path, image_shape: Shape, num_classes: int, pooling: Pooling = "average") -> Network:
     """A network from a .safetensors or .npz file; see `from_arrays`.
 
     Raises ValueError or OSError with one line that names the file.

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from evojax_suite import networks, proxy_network
 from evojax_suite.data.splits import balanced_subset
@@ -58,10 +59,7 @@ def untrained(network: NetworkConfig, dataset: Dataset) -> Network:
 
 def from_flax(parameters: PyTree, network: NetworkConfig, dataset: Dataset) -> Network:
     """The parameters of a flax module as a network of plain arrays."""
-    arrays = {
-        f"{layer}.{role}": np.asarray(array)
-        for layer, parts in parameters.items()
-        for role, array in parts.items()
-    }
+    flat = flatten_dict(parameters, sep=".")
+    arrays = {name: np.asarray(array) for name, array in flat.items()}
     shape, num_classes = dataset.image_shape, dataset.num_classes
     return feed_forward.from_arrays(arrays, shape, num_classes, network.pooling)

@@ -11,11 +11,11 @@ from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num
 
 from evojax_suite.types import Array, Scalar
 
-Pairs: TypeAlias = Float[Array, "points points"]
+Pairwise: TypeAlias = Float[Array, "points points"]
 
 _LEAST_PROBABILITY = 2.220446e-16
 """Least probability of a pair: the double's machine epsilon, as in scikit-learn."""
@@ -26,11 +26,7 @@ _TOLERANCE = 1e-3  # of the entropy before Newton's last step, which squares it
 _MOST_STEPS = 50
 
 
-def _others(n: int) -> Bool[Array, "{n} {n}"]:
-    return ~jnp.eye(n, dtype=bool)
-
-
-def squared_distances(points: Float[Array, "points features"]) -> Pairs:
+def squared_distances(points: Float[Array, "points features"]) -> Pairwise:
     """Squared Euclidean distances; those within rounding of 0 are 0."""
     squares = (points * points).sum(-1)
     sums = squares[:, None] + squares[None, :]
@@ -39,7 +35,7 @@ def squared_distances(points: Float[Array, "points features"]) -> Pairs:
 
 
 def _log_precisions(
-    distances: Pairs, perplexity: float | Scalar, start: Float[Array, "points"]
+    distances: Pairwise, perplexity: float | Scalar, start: Float[Array, "points"]
 ) -> Float[Array, "points"]:
     """The logarithm of the precision at which the Gaussian of each column has the perplexity.
 
@@ -87,7 +83,7 @@ class Joint(NamedTuple):
 
 
 def joint_probabilities(
-    distances: Pairs, perplexity: float | Scalar, start: Float[Array, "points"] | None = None
+    distances: Pairwise, perplexity: float | Scalar, start: Float[Array, "points"] | None = None
 ) -> Joint:
     """Symmetric joint probabilities of pairs of points, as in t-SNE.
 
@@ -99,7 +95,7 @@ def joint_probabilities(
     n = distances.shape[0]
     if start is None:
         start = jnp.full(n, _FIRST_LOG_PRECISION)
-    others = _others(n)
+    others = ~jnp.eye(n, dtype=bool)
     # Neither a constant nor a scale changes a point's probabilities.
     nearest = jnp.where(others, distances, jnp.inf).min(0)
     distances = jnp.where(others, distances - nearest, 0.0)
@@ -113,32 +109,34 @@ def joint_probabilities(
     return Joint(joint, log_precisions)
 
 
-def student_t_probabilities(distances: Pairs, degrees_of_freedom: float | Num[Array, ""]) -> Pairs:
+def student_t_probabilities(
+    distances: Pairwise, degrees_of_freedom: float | Num[Array, ""]
+) -> Pairwise:
     """Probabilities of pairs of points under Student's t, summing to 1; distances: squared.
 
     The released program takes as many degrees of freedom as the layer has units.
     """
-    others = _others(distances.shape[0])
+    others = ~jnp.eye(len(distances), dtype=bool)
     logits = -(degrees_of_freedom + 1) / 2 * jnp.log1p(distances / degrees_of_freedom)
     weights = jnp.where(others, jnp.exp(logits - jnp.where(others, logits, -jnp.inf).max()), 0.0)
     probabilities = weights / weights.sum()
     return jnp.where(others, jnp.maximum(probabilities, _LEAST_PROBABILITY), 0.0)
 
 
-def divergence(reference: Pairs, other: Pairs) -> Scalar:
+def divergence(reference: Pairwise, other: Pairwise) -> Scalar:
     """Kullback-Leibler divergence KL(reference || other) over pairs, in nats."""
-    others = _others(reference.shape[0])
+    others = ~jnp.eye(len(reference), dtype=bool)
     logs = [jnp.log(jnp.where(others, p, 1.0)) for p in (reference, other)]
     return (reference * (logs[0] - logs[1])).sum(0).sum()
 
 
-def centred_gram(points: Float[Array, "points features"]) -> Pairs:
+def centred_gram(points: Float[Array, "points features"]) -> Pairwise:
     """Inner products of points about their mean."""
     points = points - points.mean(0)
     return points @ points.T
 
 
-def centred_kernel_alignment(first: Pairs, second: Pairs) -> Scalar:
+def centred_kernel_alignment(first: Pairwise, second: Pairwise) -> Scalar:
     """Linear CKA of two layers from their centred Gram matrices, in [0, 1]; Kornblith et al. 2019,
     Eq. 3. 0 where one layer is constant."""
     norm = jnp.sqrt((first * first).sum() * (second * second).sum())
