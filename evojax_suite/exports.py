@@ -23,18 +23,10 @@ def save_safetensors(path: Path, data: DistilledDataset) -> None:
 
     The recipe, class names and the dataset's name are JSON in the file's metadata, key `recipe`.
     """
-    recipe = {
-        "dataset": data.dataset,
-        "class_names": data.class_names,
-        "network": data.network,
-        "training": data.training,
-    }
-    arrays = {
-        "images": np.ascontiguousarray(np.moveaxis(np.asarray(data.images, np.float32), -1, 1)),
-        "labels": np.asarray(data.labels, np.float32),
-        "mean": np.asarray(data.mean, np.float32),
-        "std": np.asarray(data.std, np.float32),
-    }
+    recipe = {n: getattr(data, n) for n in ("dataset", "class_names", "network", "training")}
+    names = ("images", "labels", "mean", "std")
+    arrays = {name: np.asarray(getattr(data, name), np.float32) for name in names}
+    arrays["images"] = np.ascontiguousarray(np.moveaxis(arrays["images"], -1, 1))
     metadata = {"recipe": json.dumps(to_jsonable(recipe))}
     write_atomically(path, safetensors.numpy.save(arrays, metadata))
 
@@ -42,10 +34,10 @@ def save_safetensors(path: Path, data: DistilledDataset) -> None:
 def save_image_folder(folder: Path, data: DistilledDataset) -> float:
     """PNG files train/<class>/<number>.png, which this package, TensorFlow Datasets' ImageFolder,
     Hugging Face's imagefolder and torchvision's ImageFolder read; the class is the most probable.
-    labels.csv has the probabilities of all classes, a row a file.
+    labels.csv has the probabilities of all classes, one row for each file.
 
     PNG has 256 values from black to white: returns the fraction of pixels that lay outside and were
-    cut. Raises ValueError for images of 2 channels, and for a class whose name is no name of a
+    clipped. Raises ValueError for images of 2 channels, and for a class whose name cannot name a
     folder, before anything is written; FileExistsError where `folder` holds something.
     """
     if data.images.shape[-1] not in (1, 3, 4):
@@ -58,12 +50,10 @@ def save_image_folder(folder: Path, data: DistilledDataset) -> float:
     pixels = denormalize(np.asarray(data.images), data.mean, data.std)
     cut = float(np.mean((pixels < -0.5 / 255) | (pixels > 1 + 0.5 / 255)))
     pictures = np.rint(np.clip(pixels, 0, 1) * 255).astype(np.uint8)
-    classes = np.asarray(data.labels).argmax(-1)
-    digits = len(str(len(pictures) - 1))
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that was killed
     try:
-        _write_images(partial, data, pictures, classes, digits)
+        _write_images(partial, data, pictures)
         if folder.exists():
             folder.rmdir()  # empty
         partial.replace(folder)
@@ -72,9 +62,8 @@ def save_image_folder(folder: Path, data: DistilledDataset) -> float:
     return cut
 
 
-def _write_images(
-    folder: Path, data: DistilledDataset, pictures: np.ndarray, classes: np.ndarray, digits: int
-) -> None:
+def _write_images(folder: Path, data: DistilledDataset, pictures: np.ndarray) -> None:
+    classes, digits = np.asarray(data.labels).argmax(-1), len(str(len(pictures) - 1))
     table = io.StringIO()
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(["file_name", *data.class_names])

@@ -1,6 +1,6 @@
-"""The fitness functions that are functions of one solution, as evosax problems.
+"""The fitness functions of a single solution, as evosax problems.
 
-Any evosax algorithm searches them by evosax's own protocol: `problem.init`, `problem.sample`,
+Any evosax algorithm searches them through evosax's protocol: `problem.init`, `problem.sample`,
 `problem.eval`; fitness is lower-is-better there. Data are in the problem's state, never captured.
 """
 
@@ -20,7 +20,7 @@ from evojax_suite.data.transforms import normalize
 from evojax_suite.systems import cest, ecomp, ga_distillation
 from evojax_suite.systems.cest import subsets
 from evojax_suite.systems.cest.subsets import Groups
-from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp import compression, feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.training import judge_each, map_members
 from evojax_suite.types import Array, Dataset, PyTree
@@ -28,7 +28,7 @@ from evojax_suite.types import Array, Dataset, PyTree
 
 @struct.dataclass
 class State:
-    """What `eval` needs beside the solutions."""
+    """The state of a problem between two evaluations."""
 
     counter: Array  # () int32: evaluations of a population so far
     data: Any
@@ -46,20 +46,20 @@ class _WithData(Problem):
 
     @partial(jax.jit, static_argnames=("self",))
     def eval(self, key: Array, solutions: PyTree, state: State) -> tuple[Array, State, dict]:
-        """Fitness (P,), lower is better, NaN where an evaluation failed; the next state; nothing
-        else."""
+        """Fitness (P,), lower is better, NaN where an evaluation failed; the next state; an empty
+        dictionary."""
         fitness = self.losses(key, solutions, state.counter, state.data)
         return fitness, replace(state, counter=state.counter + 1), {}
 
     def losses(self, key: Array, solutions: PyTree, counter: Array, data: Any) -> Array:
-        """(P,) float32 of solutions with leading axis P: lower is better, NaN where one failed.
-        counter: evaluations before this one."""
+        """The losses (P,) float32 of solutions with leading axis P: lower is better, NaN where an
+        evaluation failed. counter: evaluations before this one."""
         raise NotImplementedError
 
 
 class DistillationProblem(_WithData):
-    """Distil a dataset (paper 002): a solution (D,) is the synthetic images, flat and normalised,
-    and their labels where they evolve; fitness is minus that of `ga_distillation`.
+    """Dataset distillation (Sato et al. 2026): a solution (D,) is the synthetic images, flat and
+    normalised, and their labels where they evolve; fitness is minus that of `ga_distillation`.
 
     A solution has D = num_classes * images_per_class * H * W * C numbers; `sample` gives real
     images. Raises ValueError where the dataset is too small for the configuration.
@@ -78,32 +78,28 @@ class DistillationProblem(_WithData):
         self.data = ga_distillation.make_data(dataset)
 
     def sample(self, key: Array) -> Array:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(D,) of real training images."""
-        return ga_distillation.random_individuals(key, self.config, self.num_classes, self.data, 1)[
-            0
-        ]
+        """A solution (D,) of real training images."""
+        about = self.config, self.num_classes, self.data
+        return ga_distillation.random_individuals(key, *about, 1)[0]
 
     def losses(self, key, solutions, counter, data):
-        """(P,) of solutions (P, D): minus the fitness of networks trained on them, in [-1, 0] or,
-        as a cross-entropy, from 0."""
+        """Minus the fitness (P,) of networks trained on the solutions (P, D), in [-1, 0] or, as a
+        cross-entropy, from 0."""
         del counter
-        return -ga_distillation.score_population(
-            key, self.config, self.num_classes, self.image_shape, solutions, data
-        ).fitness
+        about = self.config, self.num_classes, self.image_shape
+        return -ga_distillation.score_population(key, *about, solutions, data).fitness
 
     def decode(self, solution: Array) -> ga_distillation.Individual:
-        """The images (n, H, W, C) and labels (n, num_classes) that a solution (D,) is."""
-        return ga_distillation.decode(
-            self.config, self.num_classes, self.image_shape, solution, self.data
-        )
+        """The images (n, H, W, C) and labels (n, num_classes) of a solution (D,)."""
+        about = self.config, self.num_classes, self.image_shape
+        return ga_distillation.decode(*about, solution, self.data)
 
 
 class CompressionProblem(_WithData):
-    """Weights of a smaller copy of a trained network (paper 003) at a fixed shape.
+    """Compression of a trained network to a fixed shape (van den Beemt et al. 2021).
 
     A solution is a `Network` with `hidden_units` units in its hidden layers; fitness is minus that
-    of `ecomp`, on a batch of images: another one each time, in their order, round and round.
-    `sample` gives the parent without its units of least importance, a little changed.
+    of `ecomp` on a batch of images, the next one at each evaluation, in a cycle.
     """
 
     def __init__(
@@ -120,39 +116,40 @@ class CompressionProblem(_WithData):
         std: np.ndarray | None = None,
     ):
         """images: (N, H, W, C), uint8 in 0..255 or float in [0, 1], N at least the configuration's
-        batch size; labels: (N,) int in 0..K-1. mean, std: (C,) that the parent takes out of images
-        in [0, 1], nothing by default. deviation: of the relative change of a weight in `sample`.
-        Raises ValueError where `hidden_units` is not in 1..the parent's."""
+        batch size. labels: (N,) int in 0..K-1. pooling: after each convolution of the parent.
+        deviation: of the relative change of a weight in `sample`. mean, std: (C,) by which the
+        parent's inputs are normalised, by default 0 and 1. Raises ValueError where `hidden_units`
+        is not in 1..the parent's."""
         self.config, self.params = config or ecomp.Config(), params or ecomp.Params()
         whole = feed_forward.hidden_sizes(parent)
-        fits = len(hidden_units) == len(whole) and all(
-            1 <= units <= most for units, most in zip(hidden_units, whole, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"hidden_units must be {len(whole)} numbers in 1..{whole}, got {hidden_units}"
-            )
-        if len(images) < self.config.batch_size:
-            raise ValueError(
-                f"images must be at least batch_size {self.config.batch_size}, got {len(images)}"
-            )
+        fits = (1 <= units <= most for units, most in zip(hidden_units, whole, strict=False))
+        if len(hidden_units) != len(whole) or not all(fits):
+            allowed = f"{len(whole)} numbers in 1..{whole}"
+            raise ValueError(f"hidden_units must be {allowed}, got {hidden_units}")
+        size = self.config.batch_size
+        if len(images) < size:
+            raise ValueError(f"images must be at least batch_size {size}, got {len(images)}")
         self.hidden_units, self.deviation = hidden_units, deviation
         self.data = ecomp.make_data(parent, images, labels, mean, std, pooling)
 
     def sample(self, key: Array) -> Network:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """The pruned parent, each weight multiplied by 1 + deviation * a normal deviate."""
-        pruned = _pruned(self.data.parent, self.hidden_units)
-        leaves, structure = jax.tree.flatten(pruned)
-        keys = jax.random.split(key, len(leaves))
-        changed = [
-            leaf * (1 + self.deviation * jax.random.normal(k, leaf.shape))
-            for k, leaf in zip(keys, leaves, strict=True)
-        ]
-        return jax.tree.unflatten(structure, changed)
+        """The parent with only the units of the largest L1 norm of incoming weights, each weight
+        and bias multiplied by 1 + deviation * a normal deviate."""
+        parent = self.data.parent
+        norms = [compression.incoming_norms(layer.weight) for layer in parent[:-1]]
+        orders = [jnp.argsort(-each) for each in norms]
+        kept = [jnp.sort(o[:n]) for o, n in zip(orders, self.hidden_units, strict=True)]
+        pruned = compression.part(parent, [slice(None), *kept, slice(None)])
+
+        def changed(leaf, key):
+            return leaf * (1 + self.deviation * jax.random.normal(key, leaf.shape))
+
+        structure = jax.tree.structure(pruned)
+        keys = jax.tree.unflatten(structure, jax.random.split(key, structure.num_leaves))
+        return jax.tree.map(changed, pruned, keys)
 
     def losses(self, key, solutions, counter, data):
-        """(P,) of networks with leading axis P: minus their fitness on the batch of this
-        evaluation."""
+        """Minus the fitness (P,) of networks with leading axis P on this evaluation's batch."""
         del key
         size = self.config.batch_size
         start = (counter % (len(data.labels) // size)) * size
@@ -163,56 +160,33 @@ class CompressionProblem(_WithData):
         targets = ecomp.targets_of(self.config, self.params, hidden)
 
         def member(network):
-            *own, logits = feed_forward.forward(network, images, data.pooling)
-            accuracy = (logits.argmax(-1) == labels).mean()
-            accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
-            return [ecomp.relation(self.config, layer) for layer in own], accuracy
+            outputs = feed_forward.forward(network, images, data.pooling)
+            return ecomp.relations_and_accuracy(self.config, outputs, labels)
 
         in_flight = 1 if jax.default_backend() == "cpu" else 64
         relations, accuracy = map_members(member, (solutions,), in_flight)
-        sizes = jnp.broadcast_to(
-            jnp.asarray(self.hidden_units), (len(accuracy), len(self.hidden_units))
-        )
+        units = jnp.asarray(self.hidden_units)
+        sizes = jnp.broadcast_to(units, (len(accuracy), len(units)))
         losses = ecomp.similarity_losses(self.config, self.params, targets, relations, sizes)
         relative = sum(self.hidden_units) / sum(feed_forward.hidden_sizes(data.parent))
-        return -(
-            self.params.accuracy_weight * accuracy
-            - self.params.similarity_weight * losses
-            + self.params.compression_weight * (1 - relative)
-        )
-
-
-def _pruned(parent: Network, hidden_units: tuple[int, ...]) -> Network:
-    """`parent` with only the units of the largest L1 norm of incoming weights, in their order."""
-    layers, kept = list(parent), None
-    for index, layer in enumerate(parent):
-        weight, bias = layer.weight, layer.bias
-        if kept is not None:
-            weight = weight[:, kept]
-        if index < len(hidden_units):
-            norms = jnp.abs(layer.weight).reshape(len(layer.weight), -1).sum(1)
-            kept = jnp.sort(jnp.argsort(-norms)[: hidden_units[index]])
-            weight, bias = weight[kept], bias[kept]
-        layers[index] = layer._replace(weight=weight, bias=bias)
-    return tuple(layers)
+        return -self.params.fitness(accuracy, losses, relative)
 
 
 @struct.dataclass
 class FrozenPredator:
-    """What `SubsetProblem` needs: how hard each example is, and which may stand where."""
+    """The data of `SubsetProblem`: the difficulty of each example, and the classes to draw from."""
 
     difficulty: Array  # (N,)
     groups: Groups
 
 
 class SubsetProblem(_WithData):
-    """The subset of examples that is hardest for a trained network (paper 001): CEST's prey
+    """The subset of examples that is hardest for a trained network (Ryan et al. 2024): CEST's prey
     against a predator that does not learn.
 
     A solution (N,) ranks the training examples: the subset is the highest of all, or of each class
-    where it is balanced, so that a continuous search can move through subsets. Fitness is minus
-    the mean loss, or error rate, of the subset; the least there is, is known: rank by
-    `difficulty`.
+    where it is balanced, so that a continuous search can move through subsets. Fitness is minus the
+    mean loss, or error rate, of the subset; the optimum is known: rank by `difficulty`.
     """
 
     def __init__(
@@ -222,31 +196,29 @@ class SubsetProblem(_WithData):
         dataset: Dataset,
         config: cest.Config | None = None,
     ):
-        """network, variables: flax's, the predator. Raises ValueError where a class is smaller than
-        its share of the subset."""
+        """network, variables: the predator, of flax. Raises ValueError where a class is smaller
+        than its share of the subset."""
         config = config or cest.Config()
-        train = dataset.train
-        size = cest.subset_size(config, len(train))
-        groups = subsets.make_groups(
-            train.labels, size, dataset.num_classes, config.balanced and config.selection != "full"
-        )
+        train, size = dataset.train, cest.subset_size(config, len(dataset.train))
+        balanced = config.balanced and config.selection != "full"
+        groups = subsets.make_groups(train.labels, size, dataset.num_classes, balanced)
         images = jnp.asarray(normalize(train.images, dataset.mean, dataset.std))
         batch_size = config.engine.resolved_evaluation_batch_size(dataset.image_shape)
-        seen = judge_each(network, variables, images, jnp.asarray(train.labels), batch_size)
+        each = judge_each(network, variables, images, jnp.asarray(train.labels), batch_size)
         by_loss = config.difficulty == "loss"
-        difficulty = seen.losses if by_loss else (~seen.correct).astype(jnp.float32)
+        difficulty = each.losses if by_loss else (~each.correct).astype(jnp.float32)
         self.data = FrozenPredator(difficulty, groups)
 
     def sample(self, key: Array) -> Array:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(N,) uniform ranks: a random subset."""
+        """Uniform ranks (N,): a random subset."""
         return jax.random.uniform(key, self.data.difficulty.shape)
 
     def losses(self, key, solutions, counter, data):
-        """(P,) of solutions (P, N): minus the mean difficulty of the subsets that they are."""
+        """Minus the mean difficulty (P,) of the subsets that the solutions (P, N) stand for."""
         del key, counter
         chosen = jax.vmap(lambda solution: subsets.ranked(solution, data.groups))(solutions)
         return -cest.prey_fitness(chosen, data.difficulty)
 
     def decode(self, solution: Array) -> Array:
-        """The subset (m,) of positions that a solution (N,) is."""
+        """The positions (m,) of the subset that a solution (N,) stands for."""
         return subsets.ranked(solution, self.data.groups)

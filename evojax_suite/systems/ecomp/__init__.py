@@ -18,6 +18,7 @@ from evojax_suite.systems.ecomp.algorithm import (
     make_data as make_data,
     num_steps as num_steps,
     relation as relation,
+    relations_and_accuracy as relations_and_accuracy,
     similarity_losses as similarity_losses,
     targets_of as targets_of,
 )

@@ -8,7 +8,7 @@ of convolutions are pruned, exchanged and compared as units are.
 
 Step 1 evaluates the initial population, each of the next `num_generations` steps selects,
 recombines, mutates and evaluates on a new batch, and, with `final_choice="mean"`, a step for each
-batch of the data then judges the last population.
+batch of the data then evaluates the last population.
 
 Where text and released program differ, the program is the default and the text an option:
 
@@ -20,9 +20,9 @@ Where text and released program differ, the program is the default and the text 
   program the highest mean fitness over all batches (`final_choice`).
 - From the program alone: rates of compression from 0.1 to 0.8, perplexity 30, images in [0, 1].
 
-Where we differ from the program: the first population is evaluated on the first batch of an epoch
-of its own, and the perplexity is found by Newton's method, to float32 precision instead of 1e-5 in
-the entropy.
+Where this differs from the program: the first population is evaluated on the first batch of a
+separate epoch, and the perplexity is solved for by Newton's method, to float32 precision instead of
+1e-5 in the entropy.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Bool, Float, Int, Int32, UInt8
+from jaxtyping import Bool, Float, Int, Int32, Real
 
 from evojax_suite.data import normalize
 from evojax_suite.operators import crowding_distances, non_dominated_ranks, tournament
@@ -43,12 +43,12 @@ from evojax_suite.systems.ecomp import compression, feed_forward, similarity
 from evojax_suite.systems.ecomp.compression import Population
 from evojax_suite.systems.ecomp.config import Config, Params
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.types import Algorithm, Array, Images, IntScalar, PRNGKey, Scalar
+from evojax_suite.types import Algorithm, Array, Images, IntScalar, Labels, PRNGKey, Scalar
 
 
 @struct.dataclass
 class Data:
-    """The parent and the images that evolution sees, on the device."""
+    """The parent and the images of evolution, on the device."""
 
     parent: Network
     # The inputs of the parent, which keep the shape of images where it has convolutions.
@@ -69,21 +69,21 @@ class Scores(NamedTuple):
 
 @struct.dataclass
 class State:
-    """What the next step needs."""
+    """The state of the search between two steps."""
 
     population: Population
     scores: Scores  # on the latest batches
-    preference: Float[Array, "members"]  # by what parents are drawn, higher is better
-    judged: Scores  # sums over the judging steps
-    order: Int32[Array, "images"]  # those of the epoch, batch after batch
+    preference: Float[Array, "members"]  # decides which parents are drawn, higher is better
+    judged: Scores  # sums over the steps of the final evaluation
+    order: Int32[Array, "images"]  # the images of the epoch, batch after batch
     num_steps: Int32[Array, ""]  # done
 
 
 class Metrics(NamedTuple):
-    """What one step reports of the population; fitness is higher-is-better."""
+    """Statistics of the population after a step; fitness is higher-is-better."""
 
     generation: IntScalar  # the step, from 1
-    judging: Bool[Array, ""]  # the last population on a further batch
+    judging: Bool[Array, ""]  # whether it evaluated the last population on a further batch
     fitness_best: Scalar
     fitness_mean: Scalar
     accuracy_best: Scalar
@@ -99,43 +99,38 @@ class Metrics(NamedTuple):
 
 
 class Compressed(NamedTuple):
-    """The best network, still padded: `operators.compression.trimmed` cuts it."""
+    """The best network, still padded: `compression.trimmed` cuts it."""
 
     network: Network
     sizes: Int32[Array, "hidden_layers"]
     # For each hidden layer the parent's unit that a bias comes from.
     units: tuple[Int32[Array, "_width"], ...]
-    fitness: Scalar  # that it was chosen by
+    fitness: Scalar  # for which it was chosen
     member: IntScalar  # its place in the last population
     num_mutations: Int32[Array, ""]  # in its line of second parents
 
 
 def make_data(
     parent: Network,
-    images: (
-        UInt8[np.ndarray, "images height width channels"]
-        | Float[np.ndarray, "images height width channels"]
-    ),
+    images: Real[np.ndarray, "images height width channels"],
     labels: Int[np.ndarray, "images"],
     mean: Float[np.ndarray, "channels"] | None = None,
     std: Float[np.ndarray, "channels"] | None = None,
     pooling: feed_forward.Pooling = "average",
 ) -> Data:
-    """images: uint8 or float in [0, 1]; mean and std: what the parent takes out of them, nothing in
-    the paper. Where it has no convolutions they are flattened row by row, channels last; where it
-    has, pooling follows each."""
+    """The data of evolution.
+
+    images: uint8, or float in [0, 1]; for a parent without convolutions they are flattened row by
+    row, channels last. mean, std: by which the parent's inputs are normalised, in the paper 0 and
+    1, the default. pooling: after each convolution of the parent.
+    """
     channels = images.shape[-1]
     mean = np.zeros(channels) if mean is None else mean
-    std = np.ones(channels) if std is None else std
-    inputs = normalize(images, mean, std)
+    inputs = normalize(images, mean, np.ones(channels) if std is None else std)
     if not feed_forward.is_convolutional(parent):
         inputs = inputs.reshape(len(images), -1)
-    return Data(
-        parent=jax.tree.map(jnp.asarray, tuple(parent)),
-        images=jnp.asarray(inputs, jnp.float32),
-        labels=jnp.asarray(labels, jnp.int32),
-        pooling=pooling,
-    )
+    images_and_labels = jnp.asarray(inputs, jnp.float32), jnp.asarray(labels, jnp.int32)
+    return Data(jax.tree.map(jnp.asarray, tuple(parent)), *images_and_labels, pooling)
 
 
 def check(config: Config, params: Params, parent: Network, num_images: int) -> None:
@@ -146,32 +141,28 @@ def check(config: Config, params: Params, parent: Network, num_images: int) -> N
             f"the parent's hidden layers must be equal in size, got {', '.join(map(str, sizes))}; "
             f"balanced off takes any"
         )
-    if num_images < config.images_per_generation or num_images % config.images_per_generation:
-        several = f" x batches_per_generation {config.batches_per_generation}"
-        raise ValueError(
-            f"the number of images must be a multiple of batch_size {config.batch_size}"
-            f"{several if config.batches_per_generation > 1 else ''}, got {num_images}"
-        )
-    if not 1 <= params.perplexity < config.batch_size - 1:
-        raise ValueError(
-            f"perplexity must be >= 1 and < {config.batch_size - 1} with batch_size "
-            f"{config.batch_size}, got {params.perplexity}"
-        )
+    size, batches = config.batch_size, config.batches_per_generation
+    if num_images < size * batches or num_images % (size * batches):
+        several = f" x batches_per_generation {batches}" if batches > 1 else ""
+        multiple = f"batch_size {size}{several}"
+        raise ValueError(f"the number of images must be a multiple of {multiple}, got {num_images}")
+    if not 1 <= params.perplexity < size - 1:
+        allowed = f">= 1 and < {size - 1} with batch_size {size}"
+        raise ValueError(f"perplexity must be {allowed}, got {params.perplexity}")
     params.check()
 
 
 def num_steps(config: Config, num_images: int) -> int:
-    """Number of steps of a whole run: the initial population, the generations, the judging."""
-    judging = num_images // config.images_per_generation if config.final_choice == "mean" else 0
-    return 1 + config.num_generations + judging
+    """Number of steps of a run: the initial population, the generations, the final evaluation."""
+    final = num_images // config.images_per_generation if config.final_choice == "mean" else 0
+    return 1 + config.num_generations + final
 
 
 def initial_sizes(config: Config, parent: Network) -> Int32[np.ndarray, "members hidden_layers"]:
     """Units that members keep: rates of compression evenly spaced, least first."""
+    members = config.population_size
     span = config.most_compression - config.least_compression
-    rates = config.least_compression + span * np.arange(config.population_size) / (
-        config.population_size
-    )
+    rates = config.least_compression + span * np.arange(members) / members
     units = np.array(feed_forward.hidden_sizes(parent))
     kept = units - (rates[:, None] * units + 1e-6).astype(np.int32)
     return np.maximum(kept, 1).astype(np.int32)
@@ -185,41 +176,39 @@ _VECTOR = 16
 widths of convolutions, which take half as long again with 29 filters as with 32."""
 
 
-def _at_their_widths(function, population: Population, most_widths: int, together: bool):
-    """`function(index, widths)` of each member, one after the other and each with the least of
-    several widths that holds it; one width may be a vmap of all `together`."""
+def _map_members(function, population: Population, most_widths: int):
+    """`function(index, widths)` of each member: all at once, or one after the other, each with the
+    least of at most `most_widths` widths that holds it."""
     sizes, whole = population.sizes, feed_forward.hidden_sizes(population.layers)
     step = _VECTOR * -(-max(whole) // (_VECTOR * most_widths))
     members = jnp.arange(len(sizes))
     if step >= max(whole):
-        each = jax.vmap if together else partial(partial, jax.lax.map)
-        return each(lambda index: function(index, whole))(members)
+        on_cpu = jax.default_backend() == "cpu"
+        if on_cpu and population.layers[0].weight.ndim == 5:  # a vmap makes grouped convolutions
+            return jax.lax.map(lambda index: function(index, whole), members)
+        return jax.vmap(lambda index: function(index, whole))(members)
     choices = [
         tuple(min(width, most) for width in whole) for most in range(step, max(whole) + step, step)
     ]
-    holds = (sizes[:, None] <= jnp.array(choices)).all(-1)
+    narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
     branches = [lambda index, widths=widths: function(index, widths) for widths in choices]
-    return jax.lax.map(
-        lambda index: jax.lax.switch(holds[index].argmax(), branches, index), members
-    )
+    return jax.lax.map(lambda index: jax.lax.switch(narrowest[index], branches, index), members)
 
 
 def relation(
     config: Config, activations: Float[Array, "images ..."]
 ) -> Float[Array, "images images"]:
-    """Pairs of images by a layer's activations: all that similarity needs."""
-    activations = activations.reshape(len(activations), -1)
-    if config.similarity == "cka":
-        return similarity.centred_gram(activations)
-    return similarity.squared_distances(activations)
+    """A number for each pair of images, by a layer's activations: the input of the similarity."""
+    relate = similarity.centred_gram if config.similarity == "cka" else similarity.squared_distances
+    return relate(activations.reshape(len(activations), -1))
 
 
 def targets_of(config: Config, params: Params, activations: list[Array]) -> list[Any]:
-    """What each hidden layer of the parent, of these activations, is to be like."""
-    found = [relation(config, layer) for layer in activations]
+    """Targets of the similarity: for each hidden layer of the parent, by its activations."""
+    relations = [relation(config, layer) for layer in activations]
     if config.similarity == "cka":
-        return found
-    return [similarity.joint_probabilities(layer, params.perplexity) for layer in found]
+        return relations
+    return [similarity.joint_probabilities(layer, params.perplexity) for layer in relations]
 
 
 def similarity_losses(
@@ -229,9 +218,9 @@ def similarity_losses(
     relations: list[Float[Array, "members images images"]],
     sizes: Int[Array, "members hidden_layers"],
 ) -> Float[Array, "members"]:
-    """How unlike the parent's the members' representations are, summed over hidden layers.
+    """How much the members' representations differ from the parent's, summed over hidden layers.
 
-    relations: of each layer, of `relation`; sizes: hidden units.
+    targets: from `targets_of`. relations: from `relation`, for each hidden layer. sizes: units.
     """
 
     def loss(target, relation, size):
@@ -249,34 +238,24 @@ def similarity_losses(
             case _:
                 raise ValueError(f"unknown similarity {config.similarity!r}")
 
-    return jnp.stack(
-        [
-            jax.vmap(loss, in_axes=(None, 0, 0))(target, relation, sizes[:, layer])
-            for layer, (target, relation) in enumerate(zip(targets, relations, strict=True))
-        ]
-    ).sum(0)
+    each = jax.vmap(loss, in_axes=(None, 0, 0))
+    layers = zip(targets, relations, sizes.T, strict=True)
+    return jnp.stack([each(*layer) for layer in layers]).sum(0)
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _importance(config: Config, data: Data) -> tuple[Array, ...]:
-    if config.pruning == "incoming_l1":
-        return tuple(
-            jnp.abs(layer.weight).reshape(len(layer.weight), -1).sum(1)
-            for layer in data.parent[:-1]
-        )
-    hidden = _activations_of_parent(data, data.images[: config.batch_size])
-    return tuple(activations.reshape(-1, activations.shape[-1]).mean(0) for activations in hidden)
-
-
-def _activations_of_parent(data: Data, images: Array) -> list[Array]:
-    return feed_forward.forward(data.parent, images, data.pooling)[:-1]
+def relations_and_accuracy(
+    config: Config, outputs: list[Array], labels: Labels
+) -> tuple[list[Float[Array, "_images _images"]], Scalar]:
+    """The `relation` of each hidden layer of a network, and its accuracy, NaN where a logit is not
+    finite. outputs: activations of the hidden layers, then logits."""
+    *hidden, logits = outputs
+    accuracy = (logits.argmax(-1) == labels).mean()
+    accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
+    return [relation(config, activations) for activations in hidden], accuracy
 
 
 def _members_of(population: Population, data: Data, images: Array):
-    """A function of a member's index and widths: its hidden activations and its logits."""
+    """A function of a member's index and widths that returns its hidden activations and logits."""
     if feed_forward.is_convolutional(data.parent):
 
         def convolutional(index, widths):
@@ -286,12 +265,12 @@ def _members_of(population: Population, data: Data, images: Array):
 
         return convolutional
     first, rest = compression.first_activations(population, images), population.layers[1:]
-    return lambda index, widths: compression.hidden_and_logits(
-        first[:, index],
-        jax.tree.map(lambda leaf: leaf[index], rest),
-        population.sizes[index],
-        widths,
-    )
+
+    def fully_connected(index, widths):
+        layers, sizes = jax.tree.map(lambda leaf: leaf[index], (rest, population.sizes))
+        return compression.hidden_and_logits(first[:, index], layers, sizes, widths)
+
+    return fully_connected
 
 
 def init(config: Config, key: Array, params: Params, data: Data) -> State:
@@ -305,59 +284,21 @@ def init(config: Config, key: Array, params: Params, data: Data) -> State:
         widths = tuple(map(min, rounded, whole))
     if not config.balanced:
         keys = jax.random.split(key, sizes.shape[1])
-        columns = [jax.random.permutation(k, sizes[:, i]) for i, k in enumerate(keys)]
-        sizes = jnp.stack(columns, 1)
-    population = compression.pruned(
-        data.parent, _importance(config, data), jnp.asarray(sizes), widths
-    )
+        sizes = jnp.stack([*map(jax.random.permutation, keys, sizes.T)], 1)
+    if config.pruning == "incoming_l1":
+        importance = [compression.incoming_norms(layer.weight) for layer in data.parent[:-1]]
+    else:
+        images = data.images[: config.batch_size]
+        *hidden, _ = feed_forward.forward(data.parent, images, data.pooling)
+        importance = [layer.reshape(-1, layer.shape[-1]).mean(0) for layer in hidden]
+    population = compression.pruned(data.parent, tuple(importance), jnp.asarray(sizes), widths)
     members = config.population_size
     if config.selection == "nsga2":  # children are beside their parents for a while
         room = jnp.zeros((members, *population.tails.shape[1:]))
-        tails = jnp.concatenate([population.tails, room])
-        population = replace(population, tails=tails)
-    nothing = Scores(*[jnp.zeros(members)] * len(Scores._fields))
-    return State(
-        population=population,
-        scores=nothing,
-        preference=jnp.zeros(members),
-        judged=nothing,
-        order=jnp.arange(len(data.labels), dtype=jnp.int32),
-        num_steps=jnp.int32(0),
-    )
-
-
-def _compute_all(function, population: Population, most_widths: int):
-    # The CPU's convolutions would become grouped ones.
-    together = not (_on_cpu() and population.layers[0].weight.ndim == 5)
-    return _at_their_widths(function, population, most_widths, together)
-
-
-def _evaluate_on(
-    config: Config, population: Population, params: Params, data: Data, batch: Array
-) -> Scores:
-    images, labels = data.images[batch], data.labels[batch]
-    targets = targets_of(config, params, _activations_of_parent(data, images))
-    compute = _members_of(population, data, images)
-
-    def member(index, widths):
-        *hidden, logits = compute(index, widths)
-        accuracy = (logits.argmax(-1) == labels).mean()
-        accuracy = jnp.where(jnp.isfinite(logits).all(), accuracy, jnp.nan)
-        return [relation(config, activations) for activations in hidden], accuracy
-
-    relations, accuracy = _compute_all(member, population, _MOST_WIDTHS if _on_cpu() else 1)
-
-    sizes = population.sizes
-    losses = similarity_losses(config, params, targets, relations, sizes)
-    relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
-    count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
-    parameters = count / sum(array.size for layer in data.parent for array in layer)
-    fitness = (
-        params.accuracy_weight * accuracy
-        - params.similarity_weight * losses
-        + params.compression_weight * (1 - relative_size)
-    )
-    return Scores(fitness, accuracy, losses, relative_size, parameters)
+        population = replace(population, tails=jnp.concatenate([population.tails, room]))
+    zeros, preference = Scores(*[jnp.zeros(members)] * len(Scores._fields)), jnp.zeros(members)
+    order = jnp.arange(len(data.labels), dtype=jnp.int32)
+    return State(population, zeros, preference, judged=zeros, order=order, num_steps=jnp.int32(0))
 
 
 def evaluate(
@@ -368,23 +309,45 @@ def evaluate(
     batches: Int[Array, "batches batch_size"],
 ) -> Scores:
     """The scores of a population, averaged over batches of images."""
+
+    def scores_on(batch):
+        images, labels = data.images[batch], data.labels[batch]
+        *hidden, _ = feed_forward.forward(data.parent, images, data.pooling)
+        targets = targets_of(config, params, hidden)
+        compute = _members_of(population, data, images)
+
+        def member(index, widths):
+            return relations_and_accuracy(config, compute(index, widths), labels)
+
+        most_widths = _MOST_WIDTHS if jax.default_backend() == "cpu" else 1
+        relations, accuracy = _map_members(member, population, most_widths)
+        sizes = population.sizes
+        losses = similarity_losses(config, params, targets, relations, sizes)
+        relative_size = sizes.sum(1) / sum(feed_forward.hidden_sizes(data.parent))
+        count = jnp.asarray(feed_forward.num_parameters(data.parent, sizes.T))
+        parameters = count / sum(array.size for layer in data.parent for array in layer)
+        fitness = params.fitness(accuracy, losses, relative_size)
+        return Scores(fitness, accuracy, losses, relative_size, parameters)
+
     if len(batches) == 1:
-        return _evaluate_on(config, population, params, data, batches[0])
-    every = jax.lax.map(
-        lambda batch: _evaluate_on(config, population, params, data, batch), batches
-    )
-    return jax.tree.map(lambda values: values.mean(0), every)
+        return scores_on(batches[0])
+    return jax.tree.map(lambda values: values.mean(0), jax.lax.map(scores_on, batches))
+
+
+def objectives(scores: Scores) -> Float[Array, "members 3"]:
+    """Error, similarity loss and relative parameters; lower is better."""
+    error = 1 - scores.accuracy
+    return jnp.stack([error, scores.similarity_loss, scores.relative_parameters], 1)
 
 
 def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
-    """Higher is better, minus infinity where an evaluation failed."""
+    """Each member's preference as a parent: higher is better, -inf where its evaluation failed."""
     failed = ~jnp.isfinite(scores.fitness)
     if config.selection == "softmax":
         return jnp.where(failed, -jnp.inf, scores.fitness)
-    objectives = [1 - scores.accuracy, scores.similarity_loss, scores.relative_parameters]
-    objectives = jnp.where(failed[:, None], jnp.nan, jnp.stack(objectives, 1))
-    ranks = non_dominated_ranks(objectives)
-    crowding = crowding_distances(objectives, ranks)
+    valid = jnp.where(failed[:, None], jnp.nan, objectives(scores))
+    ranks = non_dominated_ranks(valid)
+    crowding = crowding_distances(valid, ranks)
     within = jnp.where(jnp.isfinite(crowding), crowding / (1 + crowding), 1.0)
     return jnp.where(failed, -jnp.inf, within - 2.0 * ranks)
 
@@ -392,68 +355,53 @@ def preferences(config: Config, scores: Scores) -> Float[Array, "members"]:
 def choose_parents(
     config: Config, key: PRNGKey, preference: Float[Array, "members"]
 ) -> tuple[Int[Array, "members//2"], Int[Array, "members//2"]]:
-    """Two for each pair of children: by the softmax of the preference, or by binary tournaments."""
+    """Parents of each pair of children: by the softmax of preference, or by binary tournaments."""
     members = config.population_size
     if config.selection == "softmax":
         log_odds = jnp.where(jnp.isfinite(preference).any(), preference, 0.0)
         first, second = jax.random.categorical(key, log_odds, shape=(2, members // 2))
-        return first, second
-    first, second = tournament(key, preference, members, 2).reshape(2, members // 2)
+    else:
+        first, second = tournament(key, preference, members, 2).reshape(2, members // 2)
     return first, second
 
 
-def _children_of(config: Config, key: Array, state: State, data: Data, batch: Array) -> Population:
-    key_parents, key_crossover = jax.random.split(key)
-    population = state.population
-    first, second = choose_parents(config, key_parents, state.preference)
-    if config.crossover == "cut_off":
-        return compression.cut_off_crossover(key_crossover, population, first, second)
-    compute = _members_of(population, data, data.images[batch])
-    *hidden, _ = _compute_all(compute, population, 1)
-    return compression.aligned_crossover(key_crossover, population, first, second, hidden)
-
-
-def _mutated(
-    config: Config,
-    key: PRNGKey,
-    population: Population,
-    may: Bool[Array, "members"],
-    params: Params,
+def _next_population(
+    config: Config, key: PRNGKey, state: State, params: Params, data: Data, batch: Array
 ) -> Population:
-    """may: which members mutation may change."""
-    key_who, key_factors, key_shrinks, key_parts = jax.random.split(key, 4)
-    chosen = may & (jax.random.uniform(key_who, may.shape) < params.mutation_rate)
-    population = compression.scaling_mutation(
-        key_factors, population, chosen, params.mutation_span, config.mutated_layers == "hidden"
+    """The children, mutated; with nsga2 their parents before them."""
+    key_children, key_mutation = jax.random.split(key)
+    key_parents, key_crossover = jax.random.split(key_children)
+    key_who, key_factors, key_shrinks, key_parts = jax.random.split(key_mutation, 4)
+    population = state.population
+    pairs = choose_parents(config, key_parents, state.preference)
+    if config.crossover == "cut_off":
+        children = compression.cut_off_crossover(key_crossover, population, *pairs)
+    else:
+        compute = _members_of(population, data, data.images[batch])
+        *hidden, _ = _map_members(compute, population, 1)
+        children = compression.aligned_crossover(key_crossover, population, *pairs, hidden)
+    is_child = jnp.ones(config.population_size, bool)
+    if config.selection == "nsga2":
+        children = compression.joined(population, children)
+        is_child = jnp.concatenate([~is_child, is_child])
+    chosen = is_child & (jax.random.uniform(key_who, is_child.shape) < params.mutation_rate)
+    children = compression.scaling_mutation(
+        key_factors, children, chosen, params.mutation_span, config.mutated_layers == "hidden"
     )
     if not config.shrinking:
-        return population
-    shrinks = may & (jax.random.uniform(key_shrinks, may.shape) < params.shrink_rate)
+        return children
+    shrinks = is_child & (jax.random.uniform(key_shrinks, is_child.shape) < params.shrink_rate)
     return compression.shrinking_mutation(
-        key_parts, population, shrinks, params.shrink_span, config.balanced
+        key_parts, children, shrinks, params.shrink_span, config.balanced
     )
-
-
-def _next_population(
-    config: Config, key: Array, state: State, params: Params, data: Data, batch: Array
-):
-    """The children; with nsga2 their parents and they."""
-    key_children, key_mutation = jax.random.split(key)
-    children = _children_of(config, key_children, state, data, batch)
-    may = jnp.ones(config.population_size, bool)
-    if config.selection == "nsga2":
-        children = compression.joined(state.population, children)
-        may = jnp.concatenate([~may, may])
-    return _mutated(config, key_mutation, children, may, params)
 
 
 def step(
     config: Config, key: Array, state: State, params: Params, data: Data
 ) -> tuple[State, Metrics]:
-    """One generation, or the judgement of the last population on a further batch."""
+    """One generation, or an evaluation of the last population on a further batch."""
     key_order, key_children = jax.random.split(key)
-    num_images = len(data.labels)
-    together = config.images_per_generation
+    num_images, together = len(data.labels), config.images_per_generation
     generation = state.num_steps  # 0 is the initial population
     judging = generation > config.num_generations
     evolving = (generation > 0) & ~judging
@@ -467,68 +415,50 @@ def step(
     chosen = jax.lax.dynamic_slice_in_dim(order, index * together, together)
     batches = chosen.reshape(config.batches_per_generation, config.batch_size)
 
-    def keep():
-        return state.population
+    def scored(population):
+        scores = evaluate(config, population, params, data, batches)
+        return population, scores, preferences(config, scores)
 
     def reproduce():
         return _next_population(config, key_children, state, params, data, batches[0])
 
-    def keep_and_evaluate():
-        scores = evaluate(config, state.population, params, data, batches)
-        return state.population, scores, preferences(config, scores)
-
     def reproduce_and_select():
-        both = reproduce()
-        scores = evaluate(config, both, params, data, batches)
-        preference = preferences(config, scores)
+        both, scores, preference = scored(reproduce())
         best = jnp.argsort(-preference, stable=True)[: config.population_size]
         scores = jax.tree.map(lambda values: values[best], scores)
         return compression.selected(both, best), scores, preference[best]
 
     if config.selection == "softmax":
-        population = jax.lax.cond(evolving, reproduce, keep)
-        scores = evaluate(config, population, params, data, batches)
-        preference = preferences(config, scores)
+        population = jax.lax.cond(evolving, reproduce, lambda: state.population)
+        population, scores, preference = scored(population)
     else:
         population, scores, preference = jax.lax.cond(
-            evolving, reproduce_and_select, keep_and_evaluate
+            evolving, reproduce_and_select, lambda: scored(state.population)
         )
-    failed = ~jnp.isfinite(scores.fitness)
-    state = State(
-        population=population,
-        scores=scores,
-        preference=preference,
-        judged=jax.tree.map(
-            lambda total, values: total + jnp.where(judging, values, 0.0), state.judged, scores
-        ),
-        order=order,
-        num_steps=state.num_steps + 1,
+    judged = jax.tree.map(
+        lambda total, values: total + jnp.where(judging, values, 0.0), state.judged, scores
     )
+    state = State(population, scores, preference, judged, order, state.num_steps + 1)
 
-    def mean(values):
-        return jnp.mean(values, where=~failed)
-
-    def least(values):
-        return jnp.min(values, where=~failed, initial=jnp.inf)
-
-    def most(values):
-        return jnp.max(values, where=~failed, initial=-jnp.inf)
-
+    valid = jnp.isfinite(scores.fitness)
+    mean = jax.tree.map(partial(jnp.mean, where=valid), scores)
+    least = jax.tree.map(partial(jnp.min, where=valid, initial=jnp.inf), scores)
+    most = jax.tree.map(partial(jnp.max, where=valid, initial=-jnp.inf), scores)
     return state, Metrics(
         generation=state.num_steps,
         judging=judging,
-        fitness_best=most(scores.fitness),
-        fitness_mean=mean(scores.fitness),
-        accuracy_best=most(scores.accuracy),
-        accuracy_mean=mean(scores.accuracy),
-        accuracy_worst=least(scores.accuracy),
-        similarity_loss_best=least(scores.similarity_loss),
-        similarity_loss_mean=mean(scores.similarity_loss),
-        similarity_loss_worst=most(scores.similarity_loss),
-        relative_size_least=least(scores.relative_size),
-        relative_size_mean=mean(scores.relative_size),
-        relative_size_most=most(scores.relative_size),
-        num_failed=failed.sum(),
+        fitness_best=most.fitness,
+        fitness_mean=mean.fitness,
+        accuracy_best=most.accuracy,
+        accuracy_mean=mean.accuracy,
+        accuracy_worst=least.accuracy,
+        similarity_loss_best=least.similarity_loss,
+        similarity_loss_mean=mean.similarity_loss,
+        similarity_loss_worst=most.similarity_loss,
+        relative_size_least=least.relative_size,
+        relative_size_mean=mean.relative_size,
+        relative_size_most=most.relative_size,
+        num_failed=(~valid).sum(),
     )
 
 
@@ -537,38 +467,30 @@ def result(config: Config, state: State, params: Params, data: Data) -> Compress
     del params, data
     fitness = final_scores(config, state).fitness
     fitness = jnp.where(jnp.isfinite(fitness), fitness, -jnp.inf)
-    best = fitness.argmax()
-    population = state.population
-    return Compressed(
-        network=compression.member(population, best),
-        sizes=population.sizes[best],
-        units=tuple(units[best] for units in population.units),
-        fitness=fitness[best],
-        member=best,
-        num_mutations=population.num_mutations[best],
+    best, population = fitness.argmax(), state.population
+    network = compression.member(population, best)
+    sizes, units, num_mutations = jax.tree.map(
+        lambda leaf: leaf[best], (population.sizes, population.units, population.num_mutations)
     )
+    return Compressed(network, sizes, units, fitness[best], best, num_mutations)
 
 
 def finished(config: Config, state: State) -> Array:
-    """Whether the generations and the judging steps are done."""
+    """Whether all steps are done."""
     return state.num_steps >= num_steps(config, len(state.order))
 
 
 def build(config: Config) -> Algorithm[State, Params, Data, Metrics, Compressed]:
     """The algorithm for any parent and images: their shapes are those of the data."""
-    return Algorithm(
-        partial(init, config),
-        partial(step, config),
-        partial(result, config),
-        partial(finished, config),
-    )
+    start, advance = partial(init, config), partial(step, config)
+    return Algorithm(start, advance, partial(result, config), partial(finished, config))
 
 
 def final_scores(config: Config, state: State) -> Scores:
-    """Scores by which the best is chosen: means over the judging steps, or the latest ones."""
-    num_judged = state.num_steps - 1 - config.num_generations
-    return jax.tree.map(
-        lambda total, latest: jnp.where(num_judged > 0, total / jnp.maximum(num_judged, 1), latest),
-        state.judged,
-        state.scores,
-    )
+    """Scores by which the best is chosen: means over the final evaluation, or the latest ones."""
+    number = state.num_steps - 1 - config.num_generations
+
+    def final(total, latest):
+        return jnp.where(number > 0, total / jnp.maximum(number, 1), latest)
+
+    return jax.tree.map(final, state.judged, state.scores)

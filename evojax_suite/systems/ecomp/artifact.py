@@ -1,4 +1,4 @@
-"""A compressed network: its weights, where they come from, and functions that compute it."""
+"""A compressed network: its weights, where they come from, its predictions and its files."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Real
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import from_json
@@ -22,8 +22,8 @@ from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.types import Array, Dataset, Images, Probabilities
 
 Inputs = Literal["unit", "normalized"]
-"""What a network takes: pixels in [0, 1], or these with the dataset's mean and deviation taken out.
-A fully connected network takes them flattened row by row, channels last."""
+"""The inputs of a network: pixels in [0, 1], or these normalised by the dataset's mean and
+deviation. A fully connected network takes them flattened row by row, channels last."""
 
 
 @partial(jax.jit, static_argnames="pooling")
@@ -43,7 +43,7 @@ def _logits(
 def constants(
     dataset: Dataset, inputs: Inputs
 ) -> tuple[Float[np.ndarray, "channels"], Float[np.ndarray, "channels"]]:
-    """Mean and deviation that `inputs` takes out of pixels in [0, 1]."""
+    """Mean and deviation by which pixels in [0, 1] are normalised for `inputs`."""
     channels = dataset.image_shape[-1]
     if inputs == "unit":
         return np.zeros(channels, np.float32), np.ones(channels, np.float32)
@@ -56,21 +56,21 @@ class CompressedNetwork:
 
     network: Network  # NumPy arrays, without padding
     image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    mean: Float[np.ndarray, "channels"]  # taken out of pixels in [0, 1]
+    mean: Float[np.ndarray, "channels"]  # by which pixels in [0, 1] are normalised
     std: Float[np.ndarray, "channels"]
     class_names: tuple[str, ...]
     dataset: str
-    lineage: dict  # where the weights come from, as JSON has it
+    lineage: dict  # where the weights come from, as JSON
     pooling: feed_forward.Pooling = "average"  # after each convolution, where there are any
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases."""
         return sum(array.size for layer in self.network for array in layer)
 
     @property
     def architecture(self) -> str:
-        """The architecture in words."""
+        """A description of the architecture."""
         if not feed_forward.is_convolutional(self.network):
             return "fully connected, ReLU between the layers"
         num = sum(layer.weight.ndim == 4 for layer in self.network)
@@ -79,28 +79,15 @@ class CompressedNetwork:
             f"pooling ({self.pooling}), then fully connected, ReLU between the layers"
         )
 
-    @property
-    def _flattened(self) -> str:
-        plain = not feed_forward.is_convolutional(self.network)
-        return ", flattened row by row, channels last" if plain else ""
-
     def logits(
-        self,
-        images: (
-            UInt8[np.ndarray, "images height width channels"]
-            | Float[np.ndarray, "images height width channels"]
-        ),
-        batch_size: int = 1000,
+        self, images: Real[np.ndarray, "images height width channels"], batch_size: int = 1000
     ) -> Float[np.ndarray, "images classes"]:
         """Logits of images, uint8 or float in [0, 1]."""
         scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-        parts = [
-            _logits(
-                self.network, batch.astype(np.float32) / scale, self.mean, self.std, self.pooling
-            )
-            for batch in np.split(images, range(batch_size, len(images), batch_size))
-        ]
-        return np.concatenate(parts)
+        batches = np.split(images, range(batch_size, len(images), batch_size))
+        inputs = (batch.astype(np.float32) / scale for batch in batches)
+        rest = self.mean, self.std, self.pooling
+        return np.concatenate([_logits(self.network, batch, *rest) for batch in inputs])
 
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
@@ -112,24 +99,22 @@ class CompressedNetwork:
 
     def save(self, directory: Path) -> None:
         """Write network.safetensors, network.json and network.stablehlo into `directory`."""
-        feed_forward.save(directory / "network.safetensors", self.network)
-        sizes = [self.network[0].weight.shape[1], *(len(layer.bias) for layer in self.network)]
-        write_json(
-            directory / "network.json",
-            {
-                "architecture": self.architecture,
-                "layer_sizes": sizes,
-                "pooling": self.pooling,
-                "num_parameters": self.num_parameters,
-                "image_shape": self.image_shape,
-                "inputs": f"((pixels / 255) - mean) / std{self._flattened}",
-                "mean": self.mean,
-                "std": self.std,
-                "class_names": self.class_names,
-                "dataset": self.dataset,
-                "lineage": self.lineage,
-            },
-        )
+        network = self.network
+        feed_forward.save(directory / "network.safetensors", network)
+        inputs = "((pixels / 255) - mean) / std"
+        if not feed_forward.is_convolutional(network):
+            inputs += ", flattened row by row, channels last"
+        about = {
+            "architecture": self.architecture,
+            "layer_sizes": feed_forward.layer_sizes(network, feed_forward.hidden_sizes(network)),
+            "pooling": self.pooling,
+            "num_parameters": self.num_parameters,
+            "image_shape": self.image_shape,
+            "inputs": inputs,
+        }
+        further = ("mean", "std", "class_names", "dataset", "lineage")
+        about |= {name: getattr(self, name) for name in further}
+        write_json(directory / "network.json", about)
         write_atomically(directory / "network.stablehlo", self.export())
 
 

@@ -1,19 +1,21 @@
-"""A population of feed-forward networks of different sizes, and what evolves it.
+"""A population of feed-forward networks of different sizes, and the operators that evolve it.
 
 Source: van den Beemt et al. 2021, EComp, sections 3.1.1, 3.1.4 and 3.1.5.
 
 All members are padded to the same widths; the units of a layer come first, and what the padding
 after them holds never counts, be it NaN. Crossover mixes an upper left block of each layer, and the
 first layer has far more inputs than a block can have rows: beyond that reach its weights pass whole
-from one parent to the child. They are kept once for all that share them (`tails`), copied only when
-a mutation changes them, and multiplied with the images once. What a member computes is not changed
-by this, only how often: populations soon descend from few lines.
+from one parent to the child. They are kept once for all members that share them (`tails`), copied
+only when a mutation changes them, and multiplied with the images once. This changes nothing in what
+a member computes, only how often it is computed: populations soon descend from few lines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +23,29 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Int, Int32, Num
 
-from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes
+from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes, layer_sizes
 from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
+
+Size: TypeAlias = int | IntScalar
+Sizes: TypeAlias = Int[Array, "hidden_layers"]
+Pairs: TypeAlias = Int[Array, "pairs"]
+Activations: TypeAlias = Float[Array, "images width"]
+Chosen: TypeAlias = Bool[Array, "members"]
 
 _TAILS_AT_ONCE = 4
 
 
 @struct.dataclass
 class Population:
-    """Networks, padded; the reach is the first layer's width, at most its inputs, which are the
-    channels of images that a convolution takes.
+    """Padded networks.
 
-    There is room for at least as many tails as members.
+    The reach is the first layer's width, at most its inputs (of a convolution, the channels of the
+    images). There is room for at least as many tails as members.
     """
 
-    # Leading axis that of members; the first layer's weights from the first `reach` inputs alone.
+    # With the leading axis of members; the first layer's weights from the first `reach` inputs.
     layers: Network
-    # Weights from the other inputs, of the lines alive.
+    # The first layer's weights from the other inputs, of the lines alive.
     tails: Float[Array, "room width beyond_reach ..."]
     tail_of: Int32[Array, "members"]  # each member's place in `tails`
     sizes: Int32[Array, "members hidden_layers"]  # units
@@ -56,11 +64,38 @@ def _expanded(mask: Array, ndim: int) -> Array:
     return mask.reshape(*mask.shape, *[1] * (ndim - mask.ndim))
 
 
-def _kept_first(importance: Num[Array, "units"], size: int | IntScalar) -> Int[Array, "units"]:
-    """An order of the units in which the `size` most important come first, as they stood;
-    of equals the later counts as more important."""
+def _kept_first(importance: Num[Array, "units"], size: Size) -> Int[Array, "units"]:
+    """An order of the units in which the `size` most important come first, as they stood; of equals
+    the later counts as more important."""
     rank = jnp.argsort(jnp.argsort(importance, stable=True))  # 0 is the least important
     return jnp.argsort(rank < rank.shape[0] - size, stable=True)
+
+
+def part(network: Network, places: Sequence[Any]) -> Network:
+    """The network between some of the units.
+
+    places: slices or indices of the inputs, of the units of each hidden layer and of the outputs.
+    """
+    return tuple(
+        Layer(weight[after][:, before], bias[after])
+        for (weight, bias), (before, after) in zip(network, pairwise(places), strict=True)
+    )
+
+
+def _masked(network: Network, sizes: Sizes) -> Network:
+    """One padded network with 0 for the weights and biases of its padding."""
+    widths, counts = layer_sizes(network, hidden_sizes(network)), layer_sizes(network, sizes)
+    inside = [jnp.arange(width) < count for width, count in zip(widths, counts, strict=True)]
+    layers = []
+    for (weight, bias), (before, after) in zip(network, pairwise(inside), strict=True):
+        kept = _expanded(after[:, None] & before, weight.ndim)
+        layers.append(Layer(jnp.where(kept, weight, 0.0), jnp.where(after, bias, 0.0)))
+    return tuple(layers)
+
+
+def incoming_norms(weight: Float[Array | np.ndarray, "units inputs ..."]) -> Float[Array, "units"]:
+    """The L1 norm of each unit's incoming weights."""
+    return jnp.abs(weight).reshape(len(weight), -1).sum(1)
 
 
 def pruned(
@@ -71,28 +106,20 @@ def pruned(
 ) -> Population:
     """Copies of `network` that keep the most important units of each hidden layer, in their order.
 
-    importance: for each hidden layer; of equals the later unit counts as more important. sizes:
-    units that each copy keeps. widths: of the hidden layers, no smaller
-    than any size.
+    importance: of the units of each hidden layer; of equals the later counts as more important.
+    sizes: units that each copy keeps. widths: of the hidden layers, no smaller than any size.
     """
-    bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
 
-    def one(size):
-        orders = [_kept_first(scores, size[i]) for i, scores in enumerate(importance)]
-        orders = [jnp.arange(bounds[0]), *orders, jnp.arange(bounds[-1])]
-        inside = [jnp.arange(bound) < bound for bound in bounds]
-        inside[1:-1] = [jnp.arange(width) < size[i] for i, width in enumerate(widths)]
-        layers = []
-        for index, (weight, bias) in enumerate(network):
-            rows, columns = orders[index + 1][: bounds[index + 1]], orders[index][: bounds[index]]
-            kept = _expanded(inside[index + 1][:, None] & inside[index], weight.ndim)
-            weight = jnp.where(kept, weight[rows][:, columns], 0.0)
-            layers.append(Layer(weight, jnp.where(inside[index + 1], bias[rows], 0.0)))
-        units = tuple(o[:w].astype(jnp.int32) for o, w in zip(orders[1:-1], widths, strict=True))
-        return tuple(layers), units
+    def one(sizes):
+        units = [
+            _kept_first(scores, size)[:width]
+            for scores, size, width in zip(importance, sizes, widths, strict=True)
+        ]
+        kept = part(network, [slice(None), *units, slice(None)])
+        return _masked(kept, sizes), tuple(places.astype(jnp.int32) for places in units)
 
     (first, *rest), units = jax.lax.map(one, jnp.asarray(sizes))
-    reach = min(bounds[0], bounds[1])
+    reach = min(first.weight.shape[1:3])
     return Population(
         layers=(first._replace(weight=first.weight[:, :, :reach]), *rest),
         tails=first.weight[:, :, reach:],
@@ -112,38 +139,27 @@ def member(population: Population, index: IntScalar | np.integer | int) -> Netwo
 
 def trimmed(network: Network, sizes: Int[Array | np.ndarray, "hidden_layers"]) -> Network:
     """One network without its padding, as NumPy arrays."""
-    bounds = [network[0].weight.shape[1], *(int(s) for s in sizes), network[-1].bias.shape[0]]
-    return tuple(
-        Layer(np.asarray(layer.weight)[:after, :before], np.asarray(layer.bias)[:after])
-        for layer, before, after in zip(network, bounds[:-1], bounds[1:], strict=True)
-    )
+    return part(jax.device_get(network), [slice(size) for size in layer_sizes(network, sizes)])
 
 
-def cut(network: Network, sizes: Int[Array, "hidden_layers"], widths: tuple[int, ...]) -> Network:
-    """One padded network cut to `widths`, no smaller than the sizes; what is no
-    unit's is 0, so that the padding's activations are 0."""
-    bounds = [network[0].weight.shape[1], *widths, network[-1].bias.shape[0]]
-    counts = [bounds[0], *sizes, bounds[-1]]
-    inside = [jnp.arange(bound) < count for bound, count in zip(bounds, counts, strict=True)]
-    layers = []
-    for index, (weight, bias) in enumerate(network):
-        kept = _expanded(inside[index + 1][:, None] & inside[index], weight.ndim)
-        weight = jnp.where(kept, weight[: bounds[index + 1], : bounds[index]], 0.0)
-        layers.append(Layer(weight, jnp.where(inside[index + 1], bias[: bounds[index + 1]], 0.0)))
-    return tuple(layers)
+def cut(network: Network, sizes: Sizes, widths: tuple[int, ...]) -> Network:
+    """One padded network cut to `widths`, no smaller than its sizes; the weights and biases of
+    padding are 0, and so are its activations."""
+    narrow = part(network, [slice(width) for width in layer_sizes(network, widths)])
+    return _masked(narrow, sizes)
 
 
 def first_activations(
     population: Population, inputs: Float[Array, "images inputs"]
 ) -> Float[Array, "images members width"]:
-    """What a fully connected first layer gives before ReLU, padding included."""
+    """Activations of a fully connected first layer before ReLU, padding included."""
     weight, bias = population.layers[0]
     members, width, reach = weight.shape
     near, far = inputs[:, :reach], inputs[:, reach:]
     heads = (near @ weight.reshape(members * width, reach).T).reshape(-1, members, width) + bias
     if not far.shape[1]:
         return heads
-    # The tails of lines that are alive, a few at a time.
+    # The tails of the lines that are alive, a few at a time.
     room = len(population.tails)
     alive = jnp.zeros(room, bool).at[population.tail_of].set(True)
     order = jnp.argsort(~alive, stable=True)
@@ -155,21 +171,18 @@ def first_activations(
         chosen = _taken(population.tails, places).reshape(size * width, -1)
         return tails.at[:, places].set((far @ chosen.T).reshape(-1, size, width))
 
-    empty = jnp.zeros((len(inputs), room, width))
-    tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, empty)
+    tails = jnp.zeros((len(inputs), room, width))
+    tails = jax.lax.fori_loop(0, -(-alive.sum() // size), some, tails)
     return heads + tails.at[:, population.tail_of].get(mode="promise_in_bounds")
 
 
 def hidden_and_logits(
-    first: Float[Array, "images width"],
-    rest: Network,
-    sizes: Int[Array, "hidden_layers"],
-    widths: tuple[int, ...],
+    first: Activations, rest: Network, sizes: Sizes, widths: tuple[int, ...]
 ) -> list[Float[Array, "images _units"]]:
-    """Hidden activations of each layer, then logits, of one member.
+    """One member's activations of each hidden layer, 0 in the padding, then its logits.
 
-    first: before ReLU. rest: the layers after the first. widths: of the layers, no smaller than the
-    sizes; the activations of padding are 0.
+    first: activations of the first layer before ReLU. rest: the layers after it. sizes: units of
+    the hidden layers. widths: of the hidden layers in the result, no smaller than the sizes.
     """
     inside = jnp.arange(widths[0]) < sizes[0]
     outputs = [jnp.where(inside, jnp.maximum(first[:, : widths[0]], 0.0), 0.0)]
@@ -185,13 +198,10 @@ def hidden_and_logits(
 
 
 def _cut_offs(
-    key: PRNGKey,
-    ends: tuple[int, int],
-    first: Int[Array, "hidden_layers"],
-    second: Int[Array, "hidden_layers"],
+    key: PRNGKey, ends: tuple[int, int], first: Sizes, second: Sizes
 ) -> Int[Array, "hidden_layers+1"]:
-    """A cut-off for each layer of a pair of sizes, uniform in 1..the least size
-    that both have on either side of the layer. ends: inputs and classes."""
+    """A cut-off for each layer of a pair of members, uniform in 1..the least size that both have on
+    either side of the layer. ends: number of inputs and of classes."""
     both = jnp.minimum(first, second)
     bounds = jnp.concatenate([jnp.array(ends[:1]), both, jnp.array(ends[1:])])
     most = jnp.minimum(bounds[:-1], bounds[1:])
@@ -199,66 +209,63 @@ def _cut_offs(
 
 
 def _draw_cut_offs(
-    key: PRNGKey, population: Population, first: Int[Array, "pairs"], second: Int[Array, "pairs"]
-) -> Int[Array, "2*pairs layers"]:
-    """Cut-offs of both children of each pair."""
+    key: PRNGKey, population: Population, first: Pairs, second: Pairs
+) -> tuple[Int[Array, "2*pairs layers"], Int[Array, "2*pairs"], Int[Array, "2*pairs"]]:
+    """Cut-offs of both children of each pair, the parents of their blocks and those of all else."""
     ends = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[-1]
     keys = jax.random.split(key, first.shape[0])
     draw = jax.vmap(lambda key, a, b: _cut_offs(key, ends, a, b))
     cuts = draw(keys, population.sizes[first], population.sizes[second])
-    return jnp.concatenate([cuts, cuts])
+    inner, outer = jnp.concatenate([first, second]), jnp.concatenate([second, first])
+    return jnp.concatenate([cuts, cuts]), inner, outer
 
 
 def _children(population: Population, outer: Array, mixed) -> Population:
-    """What goes with the second parents, and `mixed(array, layer)` of all else."""
-    return Population(
+    """Children whose layers and units are `mixed(array, layer)`; all else is that of their parents
+    `outer`."""
+    return replace(
+        population,
         layers=tuple(
-            Layer(mixed(layer.weight, index), mixed(layer.bias, index))
-            for index, layer in enumerate(population.layers)
+            Layer(mixed(weight, index), mixed(bias, index))
+            for index, (weight, bias) in enumerate(population.layers)
         ),
-        tails=population.tails,
+        units=tuple(mixed(units, index) for index, units in enumerate(population.units)),
         tail_of=population.tail_of[outer],
         sizes=population.sizes[outer],
-        units=tuple(mixed(units, index) for index, units in enumerate(population.units)),
         num_mutations=population.num_mutations[outer],
     )
 
 
 def cut_off_crossover(
-    key: PRNGKey, population: Population, first: Int[Array, "pairs"], second: Int[Array, "pairs"]
+    key: PRNGKey, population: Population, first: Pairs, second: Pairs
 ) -> Population:
     """Children of pairs of members; section 3.1.4, Fig. 1.
 
-    first, second: half as many as members. Child i < pairs keeps, of each layer, the
-    upper left c x c weights and the first c biases of its first parent and has all the rest, and so
-    its shape, from its second; child i + pairs is its mirror image. c is drawn for each layer and
-    pair, uniform in 1..the least size that both parents have on either side of the layer.
+    There are half as many pairs as members. Child i < pairs keeps, of each layer, the upper left
+    c x c weights and the first c biases of its first parent and has all the rest, and so its shape,
+    from its second; child i + pairs is its mirror image. c is drawn for each layer and pair,
+    uniform in 1..the least size that both parents have on either side of the layer.
     """
-    cuts = _draw_cut_offs(key, population, first, second)
-    inner = jnp.concatenate([first, second])
-    outer = jnp.concatenate([second, first])
+    cuts, inner, outer = _draw_cut_offs(key, population, first, second)
 
     def mixed(array, layer):
         inside = jnp.ones((), bool)
         for axis in range(1, min(array.ndim, 3)):
             places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
-            inside &= places < cuts[:, layer].reshape(-1, *[1] * (array.ndim - 1))
+            inside &= places < _expanded(cuts[:, layer], array.ndim)
         return jnp.where(inside, _taken(array, inner), _taken(array, outer))
 
     return _children(population, outer, mixed)
 
 
 def matched_units(
-    first: Float[Array, "images width"],
-    second: Float[Array, "images width"],
-    size_first: int | IntScalar,
-    size_second: int | IntScalar,
+    first: Activations, second: Activations, size_first: Size, size_second: Size
 ) -> Int32[Array, "width"]:
-    """The partner of each unit of one layer in another, -1 where it has none.
+    """The partner in `first` of each unit of `second`, -1 where it has none.
 
-    first, second: activations of the same images; sizes: the units among them. The
+    first, second: activations of two layers on the same images; sizes: their numbers of units. The
     pair with the highest correlation is matched, then the highest of what is left, and so on; a
-    constant unit correlates with none. Returned are the partners in `first` of units of `second`.
+    constant unit correlates with none.
     """
 
     def standardised(values):
@@ -272,16 +279,14 @@ def matched_units(
     correlation = jnp.where(units, correlation, -jnp.inf)
 
     def match(carry):
-        """All pairs that are each other's best: they are the next ones of the greedy order."""
+        """Match all pairs that are each other's best: the next ones of the greedy order."""
         left, partners = carry
         best_first, best_second = left.argmax(0), left.argmax(1)
-        mutual = best_second[best_first] == jnp.arange(width)
-        mutual &= jnp.isfinite(left.max(0))
-        partners = jnp.where(mutual, best_first, partners)
-        gone = (
-            jnp.zeros(width, bool).at[jnp.where(mutual, best_first, width)].set(True, mode="drop")
-        )
-        return jnp.where(gone[:, None] | mutual, -jnp.inf, left), partners
+        mutual = (best_second[best_first] == jnp.arange(width)) & jnp.isfinite(left.max(0))
+        places = jnp.where(mutual, best_first, width)
+        gone = jnp.zeros(width, bool).at[places].set(True, mode="drop")
+        left = jnp.where(gone[:, None] | mutual, -jnp.inf, left)
+        return left, jnp.where(mutual, best_first, partners)
 
     start = correlation, jnp.full(width, -1, jnp.int32)
     return jax.lax.while_loop(lambda carry: jnp.isfinite(carry[0]).any(), match, start)[1]
@@ -290,40 +295,36 @@ def matched_units(
 def aligned_crossover(
     key: PRNGKey,
     population: Population,
-    first: Int[Array, "pairs"],
-    second: Int[Array, "pairs"],
+    first: Pairs,
+    second: Pairs,
     hidden: list[Float[Array, "members images ... _width"]],
 ) -> Population:
     """`cut_off_crossover` in which a block holds, for units of the second parent, the weights
     between those units of the first that fire most alike; beyond the paper.
 
-    hidden: activations of each hidden layer. Units without a partner
-    (`matched_units`) stay the second parent's.
+    hidden: activations of each hidden layer. Units without a partner (`matched_units`) stay the
+    second parent's.
     """
-    cuts = _draw_cut_offs(key, population, first, second)
-    inner = jnp.concatenate([first, second])
-    outer = jnp.concatenate([second, first])
+    cuts, inner, outer = _draw_cut_offs(key, population, first, second)
 
-    def partners_of(layer):
-        sizes = population.sizes[:, layer]
+    def partners_of(layer, activations):
+        width = activations.shape[-1]
+        units = jnp.arange(width, dtype=jnp.int32)
 
         def match(pair):
-            a, b = pair
-            width = hidden[layer].shape[-1]
-            one, other = (hidden[layer][place].reshape(-1, width) for place in pair)
-            found = matched_units(one, other, sizes[a], sizes[b])
-            places = jnp.where(found >= 0, found, width)
-            mirrored = jnp.full(width, -1, jnp.int32)
-            return found, mirrored.at[places].set(jnp.arange(width, dtype=jnp.int32), mode="drop")
+            each = [activations[place].reshape(-1, width) for place in pair]
+            partners = matched_units(*each, *(population.sizes[place, layer] for place in pair))
+            places = jnp.where(partners >= 0, partners, width)
+            return partners, jnp.full(width, -1, jnp.int32).at[places].set(units, mode="drop")
 
         return jnp.concatenate(jax.lax.map(match, (first, second)))
 
     reach, classes = population.layers[0].weight.shape[2], population.layers[-1].bias.shape[1]
-    ends = [
+    inputs, outputs = (
         jnp.broadcast_to(jnp.arange(size, dtype=jnp.int32), (len(inner), size))
         for size in (reach, classes)
-    ]
-    partners = [ends[0], *(partners_of(layer) for layer in range(len(hidden))), ends[1]]
+    )
+    partners = [inputs, *(partners_of(i, one) for i, one in enumerate(hidden)), outputs]
 
     def mixed(array, layer):
         cut = cuts[:, layer, None]
@@ -343,8 +344,8 @@ def aligned_crossover(
 
 
 def joined(first: Population, second: Population) -> Population:
-    """Both populations as one; `second` descends from `first` without changes, so that the tails
-    are the same. There must be room for as many tails as members."""
+    """Both populations as one; `second` descends from `first` by crossover alone, so that they have
+    the same tails. There must be room for as many tails as members."""
     both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
     return replace(both, tails=second.tails)
 
@@ -355,30 +356,20 @@ def selected(population: Population, places: Int[Array, "chosen"]) -> Population
     return replace(some, tails=population.tails)
 
 
-class _Individual(NamedTuple):
-    network: Network
-    sizes: Int[Array, "hidden_layers"]
-    units: tuple[Int[Array, "_width"], ...]
-
-
-def _change_each(population: Population, chosen: Bool[Array, "members"], change) -> Population:
-    """Apply `change(index, individual) -> individual` to each member that is chosen;
-    costs as much as there are. A tail that others share is copied before it changes."""
+def _change_each(population: Population, chosen: Chosen, change) -> Population:
+    """`population` with the network, sizes and units of each chosen member replaced by
+    `change(index, network, sizes, units)`. The cost is proportional to the number chosen. A tail
+    that others share is copied before it changes."""
     order = jnp.argsort(~chosen, stable=True)
 
     def body(i, population):
         index = order[i]
         tail_of = population.tail_of
         counts = jnp.zeros(len(population.tails), jnp.int32).at[tail_of].add(1)
-        own = tail_of[index]
-        place = jnp.where(counts[own] > 1, counts.argmin(), own)  # an unused one, if shared
-        before = _Individual(
-            member(population, index),
-            population.sizes[index],
-            tuple(units[index] for units in population.units),
-        )
-        after = change(index, before)
-        first, *rest = after.network
+        place = tail_of[index]
+        place = jnp.where(counts[place] > 1, counts.argmin(), place)  # an unused one, if shared
+        about = jax.tree.map(lambda leaf: leaf[index], (population.sizes, population.units))
+        (first, *rest), sizes, units = change(index, member(population, index), *about)
         reach = population.layers[0].weight.shape[2]
         layers = (first._replace(weight=first.weight[:, :reach]), *rest)
 
@@ -390,8 +381,8 @@ def _change_each(population: Population, chosen: Bool[Array, "members"], change)
             layers=jax.tree.map(put, population.layers, layers),
             tails=population.tails.at[place].set(first.weight[:, reach:]),
             tail_of=put(tail_of, place),
-            sizes=put(population.sizes, after.sizes),
-            units=jax.tree.map(put, population.units, after.units),
+            sizes=put(population.sizes, sizes),
+            units=jax.tree.map(put, population.units, units),
             num_mutations=population.num_mutations.at[index].add(1),
         )
 
@@ -399,81 +390,44 @@ def _change_each(population: Population, chosen: Bool[Array, "members"], change)
 
 
 def scaling_mutation(
-    key: PRNGKey,
-    population: Population,
-    chosen: Bool[Array, "members"],
-    span: float | Scalar,
-    hidden_only: bool,
+    key: PRNGKey, population: Population, chosen: Chosen, span: float | Scalar, hidden_only: bool
 ) -> Population:
-    """Multiply each weight of the chosen members by its own factor, uniform in 1 - span..1 + span;
-    section 3.1.5.
+    """Multiply each weight of the chosen members by an independent factor, uniform in 1 - span..1 +
+    span; section 3.1.5. Biases stay, with `hidden_only` the last layer's weights too."""
 
-    Biases stay, with `hidden_only` the last layer's weights too.
-    """
-
-    def change(index, individual):
-        network = individual.network
+    def change(index, network, sizes, units):
         keys = jax.random.split(jax.random.fold_in(key, index), len(network))
-        scaled = tuple(
-            layer
-            if hidden_only and layer is network[-1]
-            else layer._replace(
-                weight=layer.weight
-                * jax.random.uniform(key, layer.weight.shape, minval=1 - span, maxval=1 + span)
-            )
-            for key, layer in zip(keys, network, strict=True)
-        )
-        return individual._replace(network=scaled)
+        layers = list(network)
+        for i, (weight, bias) in enumerate(network[:-1] if hidden_only else network):
+            factors = jax.random.uniform(keys[i], weight.shape, minval=1 - span, maxval=1 + span)
+            layers[i] = Layer(weight * factors, bias)
+        return layers, sizes, units
 
     return _change_each(population, chosen, change)
 
 
 def shrinking_mutation(
-    key: PRNGKey,
-    population: Population,
-    chosen: Bool[Array, "members"],
-    span: float | Scalar,
-    balanced: bool,
+    key: PRNGKey, population: Population, chosen: Chosen, span: float | Scalar, balanced: bool
 ) -> Population:
     """Remove units of the chosen members, least important first; beyond the paper.
 
-    A layer loses a part of its units that is uniform in 0..span, rounded up, and keeps one at
-    least; `balanced`, all layers lose equally many. A unit counts by the L1 norm of its incoming
-    weights times that of its outgoing ones. span: in [0, 1].
+    A layer loses a part of its units that is uniform in 0..span (span in [0, 1]), rounded up, and
+    keeps at least one; if `balanced`, all layers lose equally many. The importance of a unit is the
+    L1 norm of its incoming weights times that of its outgoing ones.
     """
 
-    def change(index, individual):
-        network, sizes, units = individual
+    def change(index, network, sizes, units):
         parts = jax.random.uniform(jax.random.fold_in(key, index), sizes.shape, maxval=span)
         parts = jnp.where(balanced, parts[0], parts)
         left = jnp.maximum(sizes - jnp.ceil(parts * sizes).astype(sizes.dtype), 1)
-        bounds = [network[0].weight.shape[1], *sizes, network[-1].bias.shape[0]]
-        inside = [
-            jnp.arange(width) < size
-            for width, size in zip(
-                [bounds[0], *hidden_sizes(network), bounds[-1]], bounds, strict=True
-            )
-        ]
-        clean = [
-            jnp.where(
-                _expanded(inside[i + 1][:, None] & inside[i], layer.weight.ndim),
-                jnp.abs(layer.weight),
-                0.0,
-            )
-            for i, layer in enumerate(network)
-        ]
-        layers, new_units = list(network), []
-        for i in range(len(sizes)):
-            incoming, outgoing = clean[i], clean[i + 1]
-            importance = incoming.reshape(len(incoming), -1).sum(1) * outgoing.sum(
-                (0, *range(2, outgoing.ndim))
-            )
-            importance = jnp.where(inside[i + 1], importance, -1.0)
-            order = _kept_first(importance, left[i])
-            weight, bias = layers[i]
-            layers[i] = Layer(weight[order], bias[order])
-            layers[i + 1] = layers[i + 1]._replace(weight=layers[i + 1].weight[:, order])
-            new_units.append(units[i][order])
-        return _Individual(tuple(layers), left, tuple(new_units))
+        orders, weights = [], [layer.weight for layer in _masked(network, sizes)]
+        layers = zip(sizes, left, pairwise(weights), strict=True)
+        for size, new_size, (incoming, outgoing) in layers:
+            outgoing = jnp.abs(outgoing).sum((0, *range(2, outgoing.ndim)))
+            importance = incoming_norms(incoming) * outgoing
+            importance = jnp.where(jnp.arange(len(importance)) < size, importance, -1.0)
+            orders.append(_kept_first(importance, new_size))
+        changed = part(network, [slice(None), *orders, slice(None)])
+        return changed, left, tuple(kept[order] for kept, order in zip(units, orders, strict=True))
 
     return _change_each(population, chosen, change)

@@ -84,6 +84,14 @@ class Params(Scalars):
     perplexity: float = 30.0
     """Perplexity of the Gaussians around each image, in 1..batch_size - 1."""
 
+    def fitness(self, accuracy, similarity_loss, relative_size):
+        """The fitness of members (section 3.1.2); higher is better."""
+        return (
+            self.accuracy_weight * accuracy
+            - self.similarity_weight * similarity_loss
+            + self.compression_weight * (1 - relative_size)
+        )
+
 
 WEIGHTINGS = ((0, 0, 1), (0, 2, 0), (1, 0, 0), (0, 2, 1), (1, 2, 0), (1, 0, 1), (1, 2, 1))
 """Table 1: weights of accuracy, similarity and compression."""

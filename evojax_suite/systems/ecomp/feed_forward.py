@@ -1,9 +1,9 @@
-"""Feed-forward ReLU networks as plain arrays: a tuple of layers, read from and written to files in
-the formats in which people hold them.
+"""Feed-forward ReLU networks as plain arrays: a tuple of layers, read from files in the formats of
+PyTorch and flax, and written to files.
 
 A network is fully connected, or has convolutions first: stride 1, padded so that maps keep their
 size, each followed by ReLU and a 2x2 pooling. Weights have outputs and inputs as their first two
-axes, whatever the layer: what removes or exchanges units needs no more.
+axes, whatever the layer, so that units are removed and exchanged alike in all layers.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Layer(NamedTuple):
 
 
 Network: TypeAlias = tuple[Layer, ...]
+Shape: TypeAlias = tuple[int, int, int]  # height, width and channels of an image
+_Parsed: TypeAlias = tuple[Layer, bool]  # a layer, and whether its names are those of flax
 
 
 def hidden_sizes(network: Network) -> tuple[int, ...]:
@@ -53,6 +55,11 @@ def hidden_sizes(network: Network) -> tuple[int, ...]:
 def is_convolutional(network: Network) -> bool:
     """Whether the first layer is a convolution."""
     return network[0].weight.ndim == 4
+
+
+def layer_sizes(network: Network, hidden) -> list:
+    """The number of inputs of `network` (channels of a convolution), `hidden`, that of outputs."""
+    return [network[0].weight.shape[1], *hidden, network[-1].bias.shape[0]]
 
 
 def zeros(sizes: tuple[int, ...]) -> Network:
@@ -69,15 +76,12 @@ def forward(network: Network, inputs: Array, pooling: Pooling = "average") -> li
     inputs: (N, D), or images (N, H, W, C) where the network begins with convolutions. Activations
     are (N, units), of a convolution (N, pixels, filters), pooled.
     """
-    values, outputs = inputs, []
+    values, outputs, axes = inputs, [], ("NHWC", "HWIO", "NHWC")
     for index, (weight, bias) in enumerate(network):
         if weight.ndim == 4:
+            kernel = jnp.transpose(weight, (2, 3, 1, 0))
             values = jax.lax.conv_general_dilated(
-                values,
-                jnp.transpose(weight, (2, 3, 1, 0)),
-                (1, 1),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                values, kernel, (1, 1), "SAME", dimension_numbers=axes
             )
             values = jnp.maximum(values + bias, 0.0)
             if pooling != "none":
@@ -95,36 +99,34 @@ def forward(network: Network, inputs: Array, pooling: Pooling = "average") -> li
 
 
 def num_parameters(network: Network, sizes):
-    """Weights and biases of networks like `network` with hidden layers of `sizes`, a sequence of
-    numbers or of arrays of one shape."""
-    bounds = [network[0].weight.shape[1], *sizes, network[-1].bias.shape[0]]
+    """The number of weights and biases of networks like `network` with hidden layers of `sizes`, a
+    sequence of numbers or of arrays of one shape."""
+    bounds = itertools.pairwise(layer_sizes(network, sizes))
     return sum(
         (before * math.prod(layer.weight.shape[2:]) + 1) * after
-        for layer, (before, after) in zip(network, itertools.pairwise(bounds), strict=True)
+        for layer, (before, after) in zip(network, bounds, strict=True)
     )
 
 
 def _natural(name: str) -> list:
-    return [
-        (0, int(part), "") if part.isdecimal() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-    ]
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def from_arrays(
     arrays: Mapping[str, np.ndarray],
-    image_shape: tuple[int, int, int],
+    image_shape: Shape,
     num_classes: int,
     pooling: Pooling = "average",
 ) -> Network:
     """The network that named arrays hold: `<layer>.weight` (outputs, inputs[, height, width]) as
     PyTorch has them or `<layer>.kernel` ([height, width,] inputs, outputs) as flax does, each with
-    `<layer>.bias`; `/` for `.` is fine.
+    `<layer>.bias`; `/` may stand for `.`.
 
     Layers are chained by their shapes, those of one shape in the natural order of their names. A
     fully connected layer after convolutions takes their maps filter by filter in PyTorch's naming,
-    pixel by pixel in flax's, as these flatten them. image_shape: (H, W, C). Raises ValueError, one
-    line, for what is no such network.
+    pixel by pixel in flax's, as these flatten them. Raises ValueError, one line, where the arrays
+    are not a network of this kind.
     """
     layers: dict[str, dict[str, np.ndarray]] = {}
     for name, array in arrays.items():
@@ -138,33 +140,29 @@ def from_arrays(
         if not np.isfinite(array).all():
             raise ValueError(f"{name} holds {np.sum(~np.isfinite(array))} NaN or infinite numbers")
         layers.setdefault(owner, {})[role] = array
-    found: dict[str, tuple[Layer, bool]] = {}
+    parsed: dict[str, _Parsed] = {}
     for owner in sorted(layers, key=_natural):
         parts = layers[owner]
         if "bias" not in parts or len(parts) != 2:
             raise ValueError(f"layer {owner!r} needs a weight or kernel and a bias, has {[*parts]}")
-        weight = parts["weight"] if "weight" in parts else parts["kernel"]
-        if "kernel" in parts and weight.ndim > 1:
+        bias, is_flax = parts["bias"], "kernel" in parts
+        weight = parts["kernel" if is_flax else "weight"]
+        if is_flax and weight.ndim > 1:
             weight = np.moveaxis(weight, (-1, -2), (0, 1))
-        fits = weight.ndim in (2, 4) and weight.size and parts["bias"].shape == weight.shape[:1]
-        if not fits:
+        if weight.ndim not in (2, 4) or not weight.size or bias.shape != weight.shape[:1]:
             raise ValueError(
                 f"layer {owner!r} must be fully connected or a convolution, got weights of shape "
-                f"{weight.shape} and biases of shape {parts['bias'].shape}"
+                f"{weight.shape} and biases of shape {bias.shape}"
             )
         if not all(size % 2 for size in weight.shape[2:]):
-            raise ValueError(
-                f"layer {owner!r} must be a convolution of odd size, got {weight.shape[2]}x"
-                f"{weight.shape[3]}"
-            )
-        layer = Layer(np.ascontiguousarray(weight), parts["bias"])
-        found[owner] = layer, "kernel" in parts
-    convolutional = any(layer.weight.ndim == 4 for layer, _ in found.values())
-    num_inputs = math.prod(image_shape)
-    chain = _chain([*found.values()], image_shape, num_classes, pooling)
+            size = "x".join(map(str, weight.shape[2:]))
+            raise ValueError(f"layer {owner!r} must be a convolution of odd size, got {size}")
+        parsed[owner] = Layer(np.ascontiguousarray(weight), bias), is_flax
+    chain = _chain([*parsed.values()], image_shape, num_classes, pooling)
     if chain is None or len(chain) < 2:
-        shapes = ", ".join(f"{name} {layer.weight.shape}" for name, (layer, _) in found.items())
-        inputs = f"images of {image_shape}" if convolutional else f"{num_inputs} inputs"
+        shapes = ", ".join(f"{name} {layer.weight.shape}" for name, (layer, _) in parsed.items())
+        convolutional = any(layer.weight.ndim == 4 for layer, _ in parsed.values())
+        inputs = f"images of {image_shape}" if convolutional else f"{math.prod(image_shape)} inputs"
         raise ValueError(
             f"no chain of two or more layers leads from {inputs} to {num_classes} "
             f"classes through {shapes or 'no layers'} (outputs, inputs)"
@@ -173,26 +171,22 @@ def from_arrays(
 
 
 def _chain(
-    layers: list[tuple[Layer, bool]],
-    image_shape: tuple[int, int, int],
-    num_classes: int,
-    pooling: Pooling,
+    layers: list[_Parsed], image_shape: Shape, num_classes: int, pooling: Pooling
 ) -> Network | None:
-    """All `layers`, and whether they are flax's, in an order in which shapes fit, by preference the
-    given one."""
+    """All layers in an order in which their shapes fit, by preference the given one; None where
+    there is none."""
     height, width, channels = image_shape
     convolutions, dense = ([x for x in layers if x[0].weight.ndim == n] for n in (4, 2))
-    trail = _trail([_ends(layer) for layer, _ in convolutions], channels)
+    trail = _trail(convolutions, channels)
     if trail is None:
         return None
     chain = [convolutions[index][0] for index in trail]
+    shrunk = 1 if pooling == "none" else 2
     for layer in chain:
         if min(height, width) < 2:
             return None
-        shrunk = 1 if pooling == "none" else 2
         height, width, channels = height // shrunk, width // shrunk, len(layer.bias)
-    num_inputs = height * width * channels
-    trail = _trail([_ends(layer) for layer, _ in dense], num_inputs)
+    trail = _trail(dense, height * width * channels)
     if not trail or len(dense[trail[-1]][0].bias) != num_classes:
         return None
     for place, index in enumerate(trail):
@@ -205,13 +199,10 @@ def _chain(
     return tuple(chain)
 
 
-def _ends(layer: Layer) -> tuple[int, int]:
-    return layer.weight.shape[1], layer.weight.shape[0]
-
-
-def _trail(edges: list[tuple[int, int]], start: int) -> list[int] | None:
-    """The order in which all `edges` (from, to) follow one another from `start`, the first of those
-    that are left where several can be next; None where they cannot."""
+def _trail(layers: list[_Parsed], start: int) -> list[int] | None:
+    """The order in which all layers follow one another from `start` inputs, the first of those that
+    are left where several can be next; None where they cannot."""
+    edges = [(layer.weight.shape[1], layer.weight.shape[0]) for layer, _ in layers]
     left, order = [*range(len(edges))], []
     while left:
         tried = set()
@@ -231,8 +222,8 @@ def _trail(edges: list[tuple[int, int]], start: int) -> list[int] | None:
 
 
 def _is_trail(edges: list[tuple[int, int]], start: int) -> bool:
-    """Whether a path from `start` takes each of `edges` once (Euler): as many lead to a place as
-    from it, but for the path's ends, and all hang together."""
+    """Whether a path from `start` takes each of `edges` (from, to) once (Euler): as many lead to a
+    place as from it, but for the path's ends, and all are connected."""
     more_from = collections.Counter(before for before, _ in edges)
     more_from.subtract(after for _, after in edges)
     more_from[start] -= 1
@@ -250,9 +241,7 @@ def _is_trail(edges: list[tuple[int, int]], start: int) -> bool:
     return max(more_from.values()) <= 0
 
 
-def load(
-    path: Path, image_shape: tuple[int, int, int], num_classes: int, pooling: Pooling = "average"
-) -> Network:
+def load(path: Path, image_shape: Shape, num_classes: int, pooling: Pooling = "average") -> Network:
     """A network from a .safetensors or .npz file; see `from_arrays`.
 
     Raises ValueError or OSError with one line that names the file.

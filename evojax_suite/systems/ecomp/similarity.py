@@ -1,4 +1,4 @@
-"""How alike two networks represent the same inputs, whatever their sizes.
+"""Similarity of the representations of the same inputs in two networks, whatever their sizes.
 
 A layer's activations on n inputs become a distribution over the pairs of inputs, so that layers of
 different widths compare (van den Beemt et al. 2021, section 3.1.2; van der Maaten & Hinton 2008).
@@ -7,28 +7,26 @@ Distances are symmetric: sums run over the first axis, which vectorises where th
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Num
+from jaxtyping import Float, Num
 
 from evojax_suite.types import Array, Scalar
+
+Pairwise: TypeAlias = Float[Array, "points points"]
 
 _LEAST_PROBABILITY = 2.220446e-16
 """Least probability of a pair: the double's machine epsilon, as in scikit-learn."""
 
-_FIRST_LOG_PRECISION = 1.6  # of distances about 1, close to what layers of ReLU need
+_FIRST_LOG_PRECISION = 1.6  # for distances about 1, close to what layers of ReLU need
 _LARGEST_LOG_PRECISION = 69.0  # e^69 is 2^100: where scikit-learn's hundred doublings end
 _TOLERANCE = 1e-3  # of the entropy before Newton's last step, which squares it
 _MOST_STEPS = 50
 
 
-def _others(n: int) -> Bool[Array, "{n} {n}"]:
-    return ~jnp.eye(n, dtype=bool)
-
-
-def squared_distances(points: Float[Array, "points features"]) -> Float[Array, "points points"]:
+def squared_distances(points: Float[Array, "points features"]) -> Pairwise:
     """Squared Euclidean distances; those within rounding of 0 are 0."""
     squares = (points * points).sum(-1)
     sums = squares[:, None] + squares[None, :]
@@ -37,9 +35,7 @@ def squared_distances(points: Float[Array, "points features"]) -> Float[Array, "
 
 
 def _log_precisions(
-    distances: Float[Array, "points points"],
-    perplexity: float | Scalar,
-    start: Float[Array, "points"],
+    distances: Pairwise, perplexity: float | Scalar, start: Float[Array, "points"]
 ) -> Float[Array, "points"]:
     """The logarithm of the precision at which the Gaussian of each column has the perplexity.
 
@@ -74,35 +70,32 @@ def _log_precisions(
 
     start = jnp.where(jnp.abs(start) < 20, start, _FIRST_LOG_PRECISION)
     carry = jnp.int32(0), start, jnp.full(n, -20.0), jnp.full(n, 20.0), jnp.float32(jnp.inf)
-    found = jax.lax.while_loop(unfinished, step, carry)[1]
-    return jnp.where(tied, _LARGEST_LOG_PRECISION, found)
+    log_precisions = jax.lax.while_loop(unfinished, step, carry)[1]
+    return jnp.where(tied, _LARGEST_LOG_PRECISION, log_precisions)
 
 
 class Joint(NamedTuple):
-    """Probabilities of pairs of points, and what each point's Gaussian came to."""
+    """Probabilities of pairs of points, and the precision of each point's Gaussian."""
 
     probabilities: Float[Array, "points points"]
-    log_precisions: Float[
-        Array, "points"
-    ]  # of distances scaled point by point: comparable between layers
+    # Of distances scaled point by point: comparable between layers.
+    log_precisions: Float[Array, "points"]
 
 
 def joint_probabilities(
-    distances: Float[Array, "points points"],
-    perplexity: float | Scalar,
-    start: Float[Array, "points"] | None = None,
+    distances: Pairwise, perplexity: float | Scalar, start: Float[Array, "points"] | None = None
 ) -> Joint:
-    """Symmetric joint probabilities of pairs of points, as t-SNE has them.
+    """Symmetric joint probabilities of pairs of points, as in t-SNE.
 
-    distances: squared. Each point's Gaussian has the given perplexity, at least 1 and less than the
-    number of points; the conditional probabilities are symmetrised and sum to 1 over all ordered
-    pairs. The diagonal is 0. Distances that are not finite give NaN. start: the `log_precisions` of
+    Each point's Gaussian has the given perplexity, at least 1 and less than the number of points;
+    the conditional probabilities are symmetrised and sum to 1 over all ordered pairs. The diagonal
+    is 0. Distances that are not finite give NaN. distances: squared. start: the `log_precisions` of
     a similar layer, from where the search is short; it changes nothing else.
     """
     n = distances.shape[0]
     if start is None:
         start = jnp.full(n, _FIRST_LOG_PRECISION)
-    others = _others(n)
+    others = ~jnp.eye(n, dtype=bool)
     # Neither a constant nor a scale changes a point's probabilities.
     nearest = jnp.where(others, distances, jnp.inf).min(0)
     distances = jnp.where(others, distances - nearest, 0.0)
@@ -117,37 +110,33 @@ def joint_probabilities(
 
 
 def student_t_probabilities(
-    distances: Float[Array, "points points"], degrees_of_freedom: float | Num[Array, ""]
-) -> Float[Array, "points points"]:
+    distances: Pairwise, degrees_of_freedom: float | Num[Array, ""]
+) -> Pairwise:
     """Probabilities of pairs of points under Student's t, summing to 1; distances: squared.
 
-    As the released program has it, with as many degrees of freedom as the layer has units.
+    The released program takes as many degrees of freedom as the layer has units.
     """
-    others = _others(distances.shape[0])
+    others = ~jnp.eye(len(distances), dtype=bool)
     logits = -(degrees_of_freedom + 1) / 2 * jnp.log1p(distances / degrees_of_freedom)
     weights = jnp.where(others, jnp.exp(logits - jnp.where(others, logits, -jnp.inf).max()), 0.0)
     probabilities = weights / weights.sum()
     return jnp.where(others, jnp.maximum(probabilities, _LEAST_PROBABILITY), 0.0)
 
 
-def divergence(
-    reference: Float[Array, "points points"], other: Float[Array, "points points"]
-) -> Scalar:
+def divergence(reference: Pairwise, other: Pairwise) -> Scalar:
     """Kullback-Leibler divergence KL(reference || other) over pairs, in nats."""
-    others = _others(reference.shape[0])
+    others = ~jnp.eye(len(reference), dtype=bool)
     logs = [jnp.log(jnp.where(others, p, 1.0)) for p in (reference, other)]
     return (reference * (logs[0] - logs[1])).sum(0).sum()
 
 
-def centred_gram(points: Float[Array, "points features"]) -> Float[Array, "points points"]:
+def centred_gram(points: Float[Array, "points features"]) -> Pairwise:
     """Inner products of points about their mean."""
     points = points - points.mean(0)
     return points @ points.T
 
 
-def centred_kernel_alignment(
-    first: Float[Array, "points points"], second: Float[Array, "points points"]
-) -> Scalar:
+def centred_kernel_alignment(first: Pairwise, second: Pairwise) -> Scalar:
     """Linear CKA of two layers from their centred Gram matrices, in [0, 1]; Kornblith et al. 2019,
     Eq. 3. 0 where one layer is constant."""
     norm = jnp.sqrt((first * first).sum() * (second * second).sum())
