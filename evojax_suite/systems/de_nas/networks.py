@@ -55,14 +55,12 @@ class SequenceNetwork(nn.Module):
                 features = primitives.pool(unit.kind, features)
                 continue
             shape = unit.filters, unit.kernel, unit.kernel // 2
-            inputs = features
-            features = primitives.Conv(*shape, lowering=self.lowering, dtype=self.dtype)(
-                features, train
-            )
-            features = primitives.normalize_features(self.normalization, features, train)
-            if self.skip and inputs.shape == features.shape:
-                features += inputs
-            features = nn.relu(features)
+            convolution = primitives.Conv(*shape, lowering=self.lowering, dtype=self.dtype)
+            maps = convolution(features, train)
+            maps = primitives.normalize_features(self.normalization, maps, train)
+            if self.skip and maps.shape == features.shape:
+                maps += features
+            features = nn.relu(maps)
         features = features.reshape(features.shape[0], -1)
         *hidden, last = dense_units(features.shape[-1], self.num_classes)[1:]
         for size in hidden:
@@ -86,8 +84,8 @@ def fresh(
     """Variables as `network.init` draws them, or Kaiming's, from one draw for all: one a layer
     takes longer to compile than the training."""
     variables = jax.eval_shape(network.init, key, jnp.zeros((1, *image_shape)))
-    layers = sorted(variables["params"].items())
-    drawn = {name: layer for name, layer in layers if "kernel" in layer}
+    shapes = sorted(variables["params"].items())
+    drawn = {name: layer for name, layer in shapes if "kernel" in layer}
     sizes = [leaf.size for leaf in jax.tree.leaves(drawn)]
     numbers = jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1)
     parts = iter(jnp.split(numbers, np.cumsum(sizes)[:-1]))
@@ -103,7 +101,7 @@ def fresh(
     def of_normalization(path, leaf):
         return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")))
 
-    rest = {**variables, "params": {name: layer for name, layer in layers if name not in drawn}}
+    rest = {**variables, "params": {name: layer for name, layer in shapes if name not in drawn}}
     rest = jax.tree_util.tree_map_with_path(of_normalization, rest)
     return rest | {"params": rest["params"] | parameters}
 
