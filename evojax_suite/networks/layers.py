@@ -139,8 +139,8 @@ def _patches_of_two(images, kernel, padding):
 
 def _by_members(alone: Callable, together: Callable, over_images: bool = True) -> Callable:
     """A function of two arrays, the first of images: `alone`, or `together` where `vmap` gives each
-    member its second one. over_images: whether each image has its result, so that the images of all
-    members may be taken at once where the second array is the same."""
+    member its second one. over_images: whether outputs have the images' axis, so that the images of
+    all members may be taken at once where the second array is the same."""
 
     @jax.custom_batching.custom_vmap
     def function(images, second):

@@ -82,7 +82,7 @@ class Metrics(NamedTuple):
     population_accuracy: np.generic  # mean, NaN before the first selection
     population_parameters: np.generic  # mean
     num_failed: np.generic
-    stage_seconds: dict[str, float]  # of the candidate, in its own thread; no part of the result
+    stage_seconds: dict[str, float]  # of the candidate, in its thread; no part of the result
 
 
 class SearchResult(NamedTuple):

@@ -96,7 +96,7 @@ class Space:
                 raise ValueError(f"{name} must be <= {above} = {most}, got {value}")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError where no random network for such images need exist."""
+        """Raise ValueError where a random network for these images need not exist."""
         poolings = most_poolings(image_shape)
         least = num_features_after(image_shape, poolings) * self.max_filters
         if self.max_features < least:

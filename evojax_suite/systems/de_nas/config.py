@@ -117,7 +117,7 @@ class Config:
 
     @property
     def can_be_padded(self) -> bool:
-        """Whether one padded program computes such networks."""
+        """Whether one padded program can compute networks of these settings."""
         return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
 
     def generation_of(self, candidate: int) -> int:

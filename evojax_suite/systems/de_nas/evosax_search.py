@@ -73,7 +73,7 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
         return vectors, strategies.strip_weak_types(asked)
 
     def propose(key: Array, encoded: Encoded, fitness: np.ndarray) -> tuple[Genome, Encoded]:
-        """The next candidates; fitness: that of all before, infinite where one failed. The first
+        """The next candidates. fitness: that of all before, infinite where one failed. The first
         population is that of the other methods."""
         number, state = len(fitness), encoded.strategy
         if number == 0:

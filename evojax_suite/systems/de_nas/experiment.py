@@ -149,9 +149,8 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     at_once = algorithm.num_workers(config, num_devices) * jax.process_count()
     steps = max(3, 1 + at_once)  # workers end together: a step of each, after the first
     phase = Phase("candidates", evolution, key_search, params, data, number, dry_run_steps=steps)
-    images = f"{len(dataset.train):,} images"
-    note = f"small: {images}, {number} candidates; --scale paper for the paper's sizes"
-    notes = (note,) if small else ()
+    size = f"{len(dataset.train):,} images, {number} candidates"
+    notes = (f"small: {size}; --scale paper for the paper's sizes",) if small else ()
     return _Job(options, dataset, directory, phase, key_final, differences=differences, notes=notes)
 
 
