@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Literal
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,6 @@ from evojax_suite.configuration import configuration
 from evojax_suite.data.errors import first_line
 from evojax_suite.imports import import_object
 from evojax_suite.networks.convnet import ConvNet as ConvNet
-from evojax_suite.networks.layers import Convolution
 from evojax_suite.networks.zoo import (
     MLP as MLP,
     VGG10 as VGG10,
@@ -28,14 +27,18 @@ from evojax_suite.networks.zoo import (
 )
 
 NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "ResNet18"]
+_NETWORKS: dict[str, type] = {
+    kind.__name__: kind for kind in (ConvNet, MLP, LeNet, AlexNet, VGG10, VGG11, ResNet18)
+}
+_CONVNET_ONLY = "initialization", "dropout", "first_padding"
 
 
 @configuration
 class NetworkConfig:
-    """Which network a member trains."""
+    """The network that a member trains."""
 
     network: NetworkName | str = "ConvNet"
-    """Architecture: a name, or package.module:Class of your own flax module (`own_module`)."""
+    """Architecture: a name, or package.module:Class of a flax module of yours (`own_module`)."""
     width: PositiveInt = 128
     """Filters of each ConvNet block; units of each MLP layer; filters of VGG10's first pair."""
     depth: PositiveInt = 3
@@ -58,12 +61,12 @@ class NetworkConfig:
     """How convolutions are lowered; auto takes the fastest measured on the platform."""
 
     def __post_init__(self):
-        if self.network not in get_args(NetworkName) and ":" not in self.network:
+        if self.network not in _NETWORKS and ":" not in self.network:
+            names = ", ".join(_NETWORKS)
             raise ValueError(
-                f"network must be one of {', '.join(get_args(NetworkName))}, or "
-                f"package.module:Class, got {self.network!r}"
+                f"network must be one of {names}, or package.module:Class, got {self.network!r}"
             )
-        for name in ("initialization", "dropout", "first_padding"):
+        for name in _CONVNET_ONLY:
             value = getattr(self, name)
             if self.network != "ConvNet" and value != getattr(type(self), name):
                 raise ValueError(f"{name} belongs to the ConvNet, got {value} with {self.network}")
@@ -84,59 +87,31 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
         raise ValueError(
             f"classes and the sides of images must be >= 1, got {num_classes} and {image_shape}"
         )
-    dtype = jnp.dtype(config.compute_dtype)
-    lowering: Convolution | None = None if config.convolution == "auto" else config.convolution
-    normalization = config.normalization
-    match config.network:
-        case "ConvNet":
-            network = ConvNet(
-                num_classes,
-                config.width,
-                config.depth,
-                "instance" if normalization == "default" else normalization,
-                config.pooling,
-                config.activation,
-                lowering,
-                dtype,
-                config.initialization,
-                config.dropout,
-                first_padding=config.first_padding,
-            )
-        case "MLP":
-            network = MLP(num_classes, config.width, dtype)
-        case "LeNet" | "AlexNet":
-            network = {"LeNet": LeNet, "AlexNet": AlexNet}[config.network](
-                num_classes, lowering, dtype
-            )
-        case "VGG10":
-            network = VGG10(
-                num_classes,
-                config.width,
-                "batch" if normalization == "default" else normalization,
-                lowering,
-                dtype,
-            )
-        case "VGG11" | "ResNet18":
-            network = {"VGG11": VGG11, "ResNet18": ResNet18}[config.network](
-                num_classes,
-                "batch" if normalization == "default" else normalization,
-                lowering,
-                dtype,
-            )
-        case _:
-            network = own_module(config.network)(num_classes=num_classes)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    own = ":" in config.network
+    is_named = config.network in _NETWORKS
+    if is_named:
+        kind = _NETWORKS[config.network]
+        names = "width", "depth", "normalization", "pooling", "activation"
+        names += _CONVNET_ONLY if kind is ConvNet else ()
+        settings = {name: getattr(config, name) for name in names}
+        if config.normalization == "default":
+            settings["normalization"] = "instance" if kind is ConvNet else "batch"
+        settings["lowering"] = None if config.convolution == "auto" else config.convolution
+        settings["dtype"] = jnp.dtype(config.compute_dtype)
+        fields = {field.name for field in dataclasses.fields(kind)}
+        network = kind(num_classes, **{k: v for k, v in settings.items() if k in fields})
+    else:
+        network = own_module(config.network)(num_classes=num_classes)
 
     def outputs(key, images):
         logits, variables = network.init_with_output(key, images)
-        if own:
+        if not is_named:
             statistics = [name for name in variables if name != "params"]
             rngs = {"dropout": key} if getattr(network, "dropout", 0) else {}
             network.apply(variables, images, train=True, mutable=statistics, rngs=rngs)
         return logits
 
-    expected = (Exception,) if own else (ValueError, TypeError, FlaxError)
+    expected = (ValueError, TypeError, FlaxError) if is_named else (Exception,)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
     try:
         logits = jax.eval_shape(outputs, jax.random.key(0), images)
     except expected as error:
@@ -155,16 +130,16 @@ def own_module(path: str) -> type[nn.Module]:
     """The class of flax modules that `path` (package.module:Class) names.
 
     It is made with `num_classes` alone and called with images (N, H, W, C) float32, normalised, and
-    `train=True` while it trains; it gives logits (N, num_classes). Collections beside `params` are
-    kept as batch statistics are; one that draws random numbers while it trains has a field
+    `train=True` while it trains; it returns logits (N, num_classes). Collections beside `params`
+    are kept as batch statistics are; a module that draws random numbers while it trains has a field
     `dropout` above 0, and draws from the stream of that name. Raises ValueError where there is no
-    such class, or its `__call__` takes no `train`.
+    class of this path, or its `__call__` takes no `train`.
     """
-    found = import_object(path)
-    if not (isinstance(found, type) and issubclass(found, nn.Module)):
-        raise ValueError(f"{path!r} must be a class of flax.linen modules, got {found!r:.60}")
-    if "num_classes" not in {field.name for field in dataclasses.fields(found)}:
+    kind = import_object(path)
+    if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
+        raise ValueError(f"{path!r} must be a class of flax.linen modules, got {kind!r:.60}")
+    if "num_classes" not in {field.name for field in dataclasses.fields(kind)}:
         raise ValueError(f"{path!r} must have a field num_classes")
-    if "train" not in inspect.signature(found.__call__).parameters:
+    if "train" not in inspect.signature(kind.__call__).parameters:
         raise ValueError(f"{path!r} must take train as its second argument: whether it trains")
-    return found
+    return kind

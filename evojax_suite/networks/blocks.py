@@ -1,7 +1,7 @@
-"""A block of the ConvNet, written as one function with a gradient of its own: for accelerators.
+"""A block of the ConvNet as one function with a hand-written gradient: for accelerators.
 
 Convolution, instance normalisation, ReLU and 2x2 average pooling read and write maps of many
-megabytes again and again where each is a layer by itself. What follows from their being one:
+megabytes again and again where each is a layer by itself. As one function:
 
 - The mean and the variance of a convolution's output over the pixels follow from the first and
   second moments of the input's patches, which have 9 values a pixel where images are grey: the map
@@ -24,7 +24,8 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
-from evojax_suite.networks.layers import _corners, convolve
+from evojax_suite.networks.layers import convolve, corners, padded
+from evojax_suite.types import Array
 
 LAYERS = "instance", "relu", "average"
 """Normalisation, activation and pooling of a block."""
@@ -32,19 +33,16 @@ EPSILON = 1e-5
 _FEW = 4  # channels of an input from which the map is better computed again than kept
 
 
-def fits(images: jax.Array, padding: int) -> bool:
+def fits(images: Array, padding: int) -> bool:
     """Whether the maps of a block of images (N, H, W, C), its kernel 3x3, have even sides."""
     return all(side + 2 * padding >= 4 and side % 2 == 0 for side in images.shape[1:3])
 
 
-def block(
-    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
-) -> jax.Array:
+def block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
     """Convolution of images (N, H, W, C) with a kernel (K, K, C, F), instance normalisation with
     scale and bias (F,), ReLU, average pooling: (N, H'/2, W'/2, F) in the type of the images."""
-    if images.shape[-1] < _FEW:
-        return first_block(images, kernel, scale, bias, padding)
-    return _later_block(images, kernel, scale, bias, padding)
+    function = first_block if images.shape[-1] < _FEW else _later_block
+    return function(images, kernel, scale, bias, padding)
 
 
 def _later_block(images, kernel, scale, bias, padding):
@@ -52,20 +50,19 @@ def _later_block(images, kernel, scale, bias, padding):
     return normalized_pool(maps, scale, bias)
 
 
-def _channels_last(maps: jax.Array) -> jax.Array:
+def _channels_last(maps: Array) -> Array:
     """The maps, laid out in memory as their axes are: XLA would put pixels last, and transpose."""
     return with_layout_constraint(maps, Layout(tuple(range(maps.ndim))))
 
 
 @jax.custom_jvp
-def _sums(first: jax.Array, second: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _sums(first: Array, second: Array) -> tuple[Array, Array]:
     """Sums over the pixels of two maps (N, H, W, C), in one pass."""
 
     def add(one, other):
         return one[0] + other[0], one[1] + other[1]
 
-    zero = jnp.float32(0)
-    return lax.reduce((first, second), (zero, zero), add, (1, 2))
+    return lax.reduce((first, second), (jnp.float32(0), jnp.float32(0)), add, (1, 2))
 
 
 @_sums.defjvp
@@ -73,21 +70,18 @@ def _sums_jvp(maps, tangents):
     return _sums(*maps), tuple(tangent.sum((1, 2)) for tangent in tangents)
 
 
-def _upsampled(pooled: jax.Array) -> jax.Array:
+def _upsampled(pooled: Array) -> Array:
     """Each pixel of (N, H, W, C) as 2x2 pixels."""
     number, height, width, channels = pooled.shape
-    shape = number, height, 2, width, 2, channels
-    return jnp.broadcast_to(pooled[:, :, None, :, None], shape).reshape(
-        number, 2 * height, 2 * width, channels
-    )
+    pixels = pooled[:, :, None, :, None]
+    pixels = jnp.broadcast_to(pixels, (number, height, 2, width, 2, channels))
+    return pixels.reshape(number, 2 * height, 2 * width, channels)
 
 
 @jax.custom_vjp
-def normalized_pool(maps: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
-    """Instance normalisation, ReLU and 2x2 average pooling of maps (N, H, W, C), H and W even.
-
-    scale, bias: (C,). Returns (N, H/2, W/2, C) in the type of the maps; statistics are float32.
-    """
+def normalized_pool(maps: Array, scale: Array, bias: Array) -> Array:
+    """Instance normalisation with scale and bias (C,), ReLU and 2x2 average pooling of maps (N, H,
+    W, C), H and W even: (N, H/2, W/2, C) in the type of the maps; statistics are float32."""
     return _normalized_pool_forward(maps, scale, bias)[0]
 
 
@@ -96,11 +90,9 @@ def _normalized_pool_forward(maps, scale, bias):
     mean, square = (total / pixels for total in _sums(inputs, inputs * inputs))
     inverse = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
     slope = inverse * scale
-    offset = bias - mean * slope
-    rectified = [
-        jnp.maximum(part.astype(jnp.float32) * slope[:, None, None] + offset[:, None, None], 0)
-        for part in _corners(maps, 2)
-    ]
+    slope, offset = slope[:, None, None], (bias - mean * slope)[:, None, None]
+    parts = [part.astype(jnp.float32) for part in corners(maps, 2)]
+    rectified = [jnp.maximum(part * slope + offset, 0) for part in parts]
     pooled = sum(rectified[1:], rectified[0]) * 0.25
     return pooled.astype(maps.dtype), (maps, mean, inverse, scale, bias)
 
@@ -113,7 +105,7 @@ def _normalized_pool_backward(residuals, gradient):
         """What the activation lets through, and the normalised map before scale and bias."""
         standard = (maps.astype(jnp.float32) - mean[expand]) * inverse[expand]
         share = _upsampled(gradient).astype(jnp.float32) * 0.25
-        # A sign, since of a comparison XLA would make a kernel of its own.
+        # A sign, since XLA would make a separate kernel of a comparison.
         return share * jnp.sign(jnp.maximum(standard * scale + bias, 0.0)), standard
 
     through, standard = passed(maps, gradient)
@@ -130,15 +122,13 @@ def _normalized_pool_backward(residuals, gradient):
 normalized_pool.defvjp(_normalized_pool_forward, _normalized_pool_backward)
 
 
-def _views(images: jax.Array, size: int, padding: int) -> jax.Array:
-    """What the pooling windows of a map meet in the images (N, H, W, C): (N, H'/2, W'/2, V + 1),
-    each pixel of the square of K + 1 pixels that a window's four patches share, and 1.
-
-    Each is written once, though up to four patches have it.
-    """
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    number, height, width, channels = padded.shape
-    pairs = padded.reshape(number, height // 2, 2, width // 2, 2, channels)
+def _views(images: Array, size: int, padding: int) -> Array:
+    """The inputs of a map's pooling windows in the images (N, H, W, C): (N, H'/2, W'/2, V + 1), the
+    pixels of the square of K + 1 pixels that a window's four patches share, and 1. Each is written
+    once, though up to four patches have it."""
+    images = padded(images, padding)
+    number, height, width, channels = images.shape
+    pairs = images.reshape(number, height // 2, 2, width // 2, 2, channels)
     pairs = pairs.swapaxes(2, 3).reshape(number, height // 2, width // 2, 4 * channels)
     shifts = (size + 1) // 2
     height, width = height // 2 - shifts + 1, width // 2 - shifts + 1
@@ -147,7 +137,7 @@ def _views(images: jax.Array, size: int, padding: int) -> jax.Array:
 
 
 def _taps(size: int, channels: int) -> np.ndarray:
-    """Places in the views (`_views`) of what each weight of a filter meets, in the order of a
+    """Places in the views (`_views`) of the input of each weight of a filter, in the order of a
     kernel's rows, at each corner of the pooling windows: (4, T)."""
     row, column, corner_row, corner_column = np.ogrid[:size, :size, :2, :2]
     row, column = row + corner_row, column + corner_column
@@ -159,11 +149,11 @@ def _taps(size: int, channels: int) -> np.ndarray:
 _exact = partial(jnp.einsum, precision="highest", preferred_element_type=jnp.float32)
 
 
-def _moments(views: jax.Array, taps: np.ndarray) -> tuple[jax.Array, jax.Array]:
+def _moments(views: Array, taps: np.ndarray) -> tuple[Array, Array]:
     """Means (N, T) and covariances (N, T, T) of the taps over the pixels."""
     products = _exact("nhwu,nhwv->nuv", views, views) / (4 * views.shape[1] * views.shape[2])
-    second = reduce(jnp.add, [products[:, own[:, None], own] for own in taps])
-    mean = reduce(jnp.add, [products[:, -1, own] for own in taps])
+    second = reduce(jnp.add, [products[:, corner[:, None], corner] for corner in taps])
+    mean = reduce(jnp.add, [products[:, -1, corner] for corner in taps])
     return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
@@ -176,25 +166,18 @@ def _statistics(moments, weights):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
-def first_block(
-    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
-) -> jax.Array:
-    """Convolution of images (N, H, W, C) with a kernel (K, K, C, F), `normalized_pool` after it.
-
-    For few channels. Returns (N, H'/2, W'/2, F) in the images' type; products are float32.
-    """
+def first_block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
+    """`block` for images of few channels; products are float32."""
     return _first_block_forward(images, kernel, scale, bias, padding)[0]
 
 
-def _normalized(views, taps, weights, slope, offset) -> list[jax.Array]:
+def _normalized(views, taps, weights, slope, offset) -> list[Array]:
     """The map at each corner of the pooling windows (N, H'/2, W'/2, F), normalised. A sum that is
     written out fuses with what follows."""
 
     def of_corner(corner):
-        products = [
-            views[..., tap, None].astype(jnp.float32) * weight
-            for tap, weight in zip(corner, weights, strict=True)
-        ]
+        inputs = [views[..., tap, None].astype(jnp.float32) for tap in corner]
+        products = [tap * weight for tap, weight in zip(inputs, weights, strict=True)]
         total = sum(products[1:], products[0])
         return _channels_last(total * slope[:, None, None] + offset[:, None, None])
 
@@ -208,8 +191,8 @@ def _first_block_forward(images, kernel, scale, bias, padding):
     moments = _moments(views, taps)
     mean, inverse = _statistics(moments, weights)
     slope = inverse * scale
-    corners = _normalized(views, taps, weights, slope, bias - mean * slope)
-    pooled = reduce(jnp.add, (jnp.maximum(corner, 0) for corner in corners)) * 0.25
+    maps = _normalized(views, taps, weights, slope, bias - mean * slope)
+    pooled = reduce(jnp.add, (jnp.maximum(corner, 0) for corner in maps)) * 0.25
     return pooled.astype(images.dtype), (images, kernel, scale, bias, moments, mean, inverse)
 
 
@@ -220,12 +203,12 @@ def _first_block_backward(padding, residuals, gradient):
     taps = _taps(kernel.shape[0], images.shape[-1])
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
     slope, (tap_mean, covariance) = inverse * scale, moments
-    corners = _normalized(views, taps, weights, slope, bias - mean * slope)
+    maps = _normalized(views, taps, weights, slope, bias - mean * slope)
     share = gradient * 0.25
     # Sums over the pixels of each tap times what the activation lets through, and of that alone.
-    sums = [_exact("nhwv,nhwf->nvf", views, jnp.where(corner > 0, share, 0)) for corner in corners]
-    with_taps = reduce(jnp.add, [own[:, places] for own, places in zip(sums, taps, strict=True)])
-    total = reduce(jnp.add, [own[:, -1] for own in sums])
+    sums = [_exact("nhwv,nhwf->nvf", views, jnp.where(corner > 0, share, 0)) for corner in maps]
+    with_taps = reduce(jnp.add, [part[:, places] for part, places in zip(sums, taps, strict=True)])
+    total = reduce(jnp.add, [part[:, -1] for part in sums])
     # With the map Y = patches W: the sum of it times the normalised map,
     product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
     # and patches^T (through - (total + normalised product) / pixels).
@@ -233,8 +216,8 @@ def _first_block_backward(padding, residuals, gradient):
     slanted = _exact("ntu,uf->ntf", covariance, weights) * (inverse * product)[:, None]
     to_kernel = (slope[:, None] * (centred - slanted)).sum(0).reshape(kernel.shape)
     # Images are data mostly, and this is not computed where nothing asks for it.
-    _, of_images = jax.vjp(lambda own: _later_block(own, kernel, scale, bias, padding), images)
-    (to_images,) = of_images(gradient)
+    _, pull = jax.vjp(lambda images: _later_block(images, kernel, scale, bias, padding), images)
+    (to_images,) = pull(gradient)
     return to_images, to_kernel.astype(kernel.dtype), product.sum(0), total.sum(0)
 
 

@@ -1,7 +1,7 @@
 """ConvNet-D of Gidaris & Komodakis 2018 as the dataset distillation literature uses it.
 
 Blocks of 3x3 convolution, normalisation, activation and 2x2 pooling, then a dense layer. The first
-convolution is padded by 3 where the images are 28x28, so that the maps are 32x32 (paper 002,
+convolution is padded by 3 where the images are 28x28, so that the maps are 32x32 (Sato et al. 2026,
 section 3.1); 1 elsewhere, and where `first_padding` says so.
 """
 
@@ -11,24 +11,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from evojax_suite.networks import blocks
-from evojax_suite.networks.layers import (
-    Conv,
-    Convolution,
-    Dense,
-    GroupNorm,
-    activate,
-    default_convolution,
-    normalize_features,
-    pool,
-)
+from evojax_suite.networks import blocks, layers
+from evojax_suite.networks.layers import Conv, Dense
 
 
 class ConvNet(nn.Module):
     """images (N, H, W, C) -> logits (N, num_classes), or the flat maps of the last block.
 
     `bottleneck` > 0 adds a dense layer of that many units and ReLU before the last one, `dropout`
-    drops its inputs while training; paper 000 (section 4.2) uses both.
+    drops its inputs while training; Shvai et al. 2022 (section 4.2) use both.
     """
 
     num_classes: int
@@ -37,7 +28,7 @@ class ConvNet(nn.Module):
     normalization: str = "instance"
     pooling: str = "average"
     activation: str = "relu"
-    lowering: Convolution | None = None
+    lowering: layers.Convolution | None = None
     dtype: jnp.dtype = jnp.float32
     initialization: str = "pytorch"
     dropout: float = 0.0
@@ -52,26 +43,23 @@ class ConvNet(nn.Module):
         padding = self.first_padding
         if padding is None:
             padding = 3 if images.shape[1] == 28 else 1
+        lowering = self.lowering or layers.default_convolution(train, images.shape[-1])
+        kinds = self.normalization, self.activation, self.pooling
+        may_fuse = lowering == "adaptive" and kinds == blocks.LAYERS
         features = images
-        lowering = self.lowering or default_convolution(train, images.shape[-1])
-        layers = self.normalization, self.activation, self.pooling
         for _ in range(self.depth):
             convolution = Conv(self.width, padding=padding, lowering=self.lowering, **shared)
-            if (
-                lowering == "adaptive"
-                and layers == blocks.LAYERS
-                and blocks.fits(features, padding)
-            ):
+            if may_fuse and blocks.fits(features, padding):
                 kernel, _ = convolution.parameters(features)  # a bias cancels in the normalisation
-                scale, bias = GroupNorm().parameters(self.width)
+                scale, bias = layers.GroupNorm().parameters(self.width)
                 features = features.astype(self.dtype)
                 features = blocks.block(features, kernel, scale, bias, padding)
             else:
                 features = convolution(features, train)
-                features = normalize_features(self.normalization, features, train)
-                features = activate(self.activation, features)
+                features = layers.normalize_features(self.normalization, features, train)
+                features = layers.activate(self.activation, features)
                 if self.pooling != "none":
-                    features = pool(self.pooling, features)
+                    features = layers.pool(self.pooling, features)
             padding = 1
         flat = features.reshape(features.shape[0], -1)
         if features_only:

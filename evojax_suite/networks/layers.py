@@ -5,8 +5,8 @@ because the papers' networks are PyTorch modules, or Kaiming's (He et al. 2015),
 kernels and 0 for biases. Images are (N, H, W, C).
 
 The same convolution is lowered in one of four ways (`CONVOLUTIONS`); which one is fastest depends
-on the platform and on whether members run one after the other or batched. What is behind
-`default_convolution` is in experiments/benchmarks/README.md.
+on the platform and on whether members run one after the other or batched. The measurements behind
+`default_convolution` are in experiments/benchmarks/README.md.
 
 native          XLA's convolution and its automatic gradient.
 split_gradient  XLA's convolution; the kernel gradient is a matrix product a kernel position. On
@@ -15,7 +15,7 @@ split_gradient  XLA's convolution; the kernel gradient is a matrix product a ker
 patches         Patches and one matrix product: `vmap` over members turns it into a batched
                 matrix product, where it would turn a convolution into a grouped one.
 adaptive        For accelerators: native for a network by itself, patches where `vmap` gives each
-                member a kernel of its own. The ConvNet's blocks become those of `networks.blocks`.
+                member its kernel. The ConvNet's blocks become those of `networks.blocks`.
 """
 
 from __future__ import annotations
@@ -36,13 +36,10 @@ _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
 
 
 def default_convolution(train: bool, channels: int, platform: str | None = None) -> Convolution:
-    """The fastest lowering on `platform` (the default backend's if None) in a phase: measured on
-    the CPU, by the model of `make gpu-check` elsewhere.
-
-    On the CPU evaluation takes patches where the input has few channels, as grey images have.
-    """
-    platform = platform or jax.default_backend()
-    if platform != "cpu":
+    """The fastest lowering on `platform` (the default backend's if None) in training or evaluation:
+    measured on the CPU, by the model of `make gpu-check` elsewhere. On the CPU evaluation takes
+    patches where the input has few channels, as grey images have."""
+    if (platform or jax.default_backend()) != "cpu":
         return "adaptive"
     if train:
         return "split_gradient"
@@ -65,7 +62,7 @@ def convolve(
     if lowering == "split_gradient" and stride == 1:
         return _split_gradient(images, kernel, padding)
     if lowering == "adaptive":
-        return _adaptive(kernel.shape[0], padding, stride, images.shape[1:3])[0](images, kernel)
+        return _adaptive(len(kernel), padding, stride, images.shape[1:3])[0](images, kernel)
     return _native(images, kernel, padding, stride)
 
 
@@ -75,25 +72,24 @@ def _native(images, kernel, padding, stride=1):
     )
 
 
+def padded(images: jax.Array, padding: int) -> jax.Array:
+    """Images (N, H, W, C) with `padding` rows and columns of zeros on each side."""
+    return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
 def _shifted(images, size, padding, stride=1):
-    """The size*size shifted views that a kernel of that size sees, row by row."""
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-    height = (padded.shape[1] - size) // stride + 1
-    width = (padded.shape[2] - size) // stride + 1
-    return [
-        padded[
-            :, i : i + stride * (height - 1) + 1 : stride, j : j + stride * (width - 1) + 1 : stride
-        ]
-        for i in range(size)
-        for j in range(size)
-    ]
+    """The size*size shifted views that a kernel of that size is multiplied with, row by row."""
+    images = padded(images, padding)
+    height, width = (stride * ((side - size) // stride) + 1 for side in images.shape[1:3])
+    places = [(i, j) for i in range(size) for j in range(size)]
+    return [images[:, i : i + height : stride, j : j + width : stride] for i, j in places]
 
 
 def _concatenate(parts: Callable[[jax.Array], list[jax.Array]], array: jax.Array) -> jax.Array:
-    """The parts of an array (..., C), a function that moves channels as a whole, side by side.
+    """The `parts` of an array (..., C), a function that moves channels as a whole, side by side.
 
-    On a GPU XLA writes a concatenation element by element: of pairs of 16 bits, taken as one
-    element of 32, in a quarter of the time.
+    On a GPU XLA writes a concatenation element by element: pairs of 16 bits, taken as one element
+    of 32, take a quarter of the time.
     """
 
     def plain(array):
@@ -113,28 +109,24 @@ def _concatenate(parts: Callable[[jax.Array], list[jax.Array]], array: jax.Array
 
 
 def _patches(images, kernel, padding, stride):
-    size, filters = kernel.shape[0], kernel.shape[-1]
-    columns = _concatenate(lambda own: _shifted(own, size, padding, stride), images)
-    return columns @ kernel.reshape(-1, filters)
+    columns = _concatenate(lambda pixels: _shifted(pixels, len(kernel), padding, stride), images)
+    return columns @ kernel.reshape(-1, kernel.shape[-1])
 
 
 def _patches_of_two(images, kernel, padding):
-    """`_patches` of stride 1 that gives two neighbouring pixels at once: a kernel of one more
-    column, of stride 2, with two sets of filters. Of a 3x3 kernel it moves 6 values a pixel instead
-    of 9 for a third more products. Where kernels weigh more than the pixels, or the columns are
-    odd or those of the kernel even, `_patches` itself.
-    """
+    """`_patches` of stride 1 that computes two neighbouring pixels at once: a kernel of one more
+    column, of stride 2, with two sets of filters. With a 3x3 kernel it moves 6 values a pixel, not
+    9, for a third more products. Where kernels weigh more than the pixels, or the columns are odd
+    or those of the kernel even, it is `_patches` itself."""
     size, filters = kernel.shape[0], kernel.shape[-1]
     height, width = (side + 2 * padding - size + 1 for side in images.shape[1:3])
     if width % 2 or not size % 2 or len(images) * height * width < 8 * filters:
         return _patches(images, kernel, padding, 1)
 
-    def rows_of_pairs(images):  # what two pixels see of a row lies together in memory
-        padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
-        pairs = [
-            padded[:, :, j : j + width].reshape(*padded.shape[:2], width // 2, -1)
-            for j in range(0, size + 1, 2)
-        ]
+    def rows_of_pairs(images):  # the inputs of two pixels in a row lie together in memory
+        images = padded(images, padding)
+        shape = *images.shape[:2], width // 2, -1
+        pairs = [images[:, :, j : j + width].reshape(shape) for j in range(0, size + 1, 2)]
         return [pair[:, i : i + height] for i in range(size) for pair in pairs]
 
     def both(kernel):
@@ -147,8 +139,8 @@ def _patches_of_two(images, kernel, padding):
 
 def _by_members(alone: Callable, together: Callable, over_images: bool = True) -> Callable:
     """A function of two arrays, the first of images: `alone`, or `together` where `vmap` gives each
-    member a second one of its own. over_images: the results of more images are more results, so
-    that those of all members may be taken at once where the second array is the same."""
+    member its second one. over_images: whether outputs have the images' axis, so that the images of
+    all members may be taken at once where the second array is the same."""
 
     @jax.custom_batching.custom_vmap
     def function(images, second):
@@ -157,7 +149,7 @@ def _by_members(alone: Callable, together: Callable, over_images: bool = True) -
     @function.def_vmap
     def rule(axis_size, batched, images, second):
         if batched[1] or not over_images:
-            axes = tuple(0 if own else None for own in batched)
+            axes = tuple(0 if is_batched else None for is_batched in batched)
             return jax.vmap(together, axes)(images, second), True
         outputs = function(images.reshape(-1, *images.shape[2:]), second)
         return outputs.reshape(axis_size, -1, *outputs.shape[1:]), True
@@ -171,7 +163,7 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
     (output's gradient, kernel), and for the kernel (images, output's gradient).
 
     Each is linear in both of its arguments, and the derivatives of each are the other two, so that
-    they are differentiated as often as one likes.
+    they can be differentiated any number of times.
     """
 
     def native(images, kernel):
@@ -191,18 +183,14 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
 
     def to_kernel(convolution):
         def gradient(images, outputs):
-            shape = size, size, images.shape[-1], outputs.shape[-1]
-            kernel = jnp.zeros(shape, images.dtype)
+            kernel = jnp.zeros((size, size, images.shape[-1], outputs.shape[-1]), images.dtype)
             return jax.vjp(lambda kernel: convolution(images, kernel), kernel)[1](outputs)[0]
 
         return gradient
 
-    of_both = _by_members(native, patches)
-    of_images = _by_members(to_images(native), to_images(patches))
-    of_kernel = _by_members(to_kernel(native), to_kernel(patches), over_images=False)
-
     def differentiable(function, first, second):
-        """first, second: gradients (residuals, its output's gradient) for the two arguments."""
+        """The function with its gradients for the two arguments, `first` and `second`: functions
+        of both arguments and the output's gradient."""
         wrapped = jax.custom_vjp(function)
         wrapped.defvjp(
             lambda *both: (wrapped(*both), both),
@@ -210,20 +198,21 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
         )
         return wrapped
 
+    # x: images or their gradient; k: a kernel or its gradient; y: outputs or their gradient.
     convolution = differentiable(
-        of_both,
-        lambda images, kernel, gradient: for_images(gradient, kernel),
-        lambda images, kernel, gradient: for_kernel(images, gradient),
+        _by_members(native, patches),
+        lambda x, k, y: for_images(y, k),
+        lambda x, k, y: for_kernel(x, y),
     )
     for_images = differentiable(
-        of_images,
-        lambda outputs, kernel, gradient: convolution(gradient, kernel),
-        lambda outputs, kernel, gradient: for_kernel(gradient, outputs),
+        _by_members(to_images(native), to_images(patches)),
+        lambda y, k, x: convolution(x, k),
+        lambda y, k, x: for_kernel(x, y),
     )
     for_kernel = differentiable(
-        of_kernel,
-        lambda images, outputs, gradient: for_images(outputs, gradient),
-        lambda images, outputs, gradient: convolution(images, gradient),
+        _by_members(to_kernel(native), to_kernel(patches), over_images=False),
+        lambda x, y, k: for_images(y, k),
+        lambda x, y, k: convolution(x, k),
     )
     return convolution, for_images, for_kernel
 
@@ -239,7 +228,7 @@ def _split_gradient_forward(images, kernel, padding):
 
 def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], jax.Array]:
     """A function of a view (N, H, W, C) of images: its product (C, F) with the gradient (N, H, W,
-    F) over all pixels; channels: of the images."""
+    F) over all pixels. channels: those of the images."""
     num_images, height, width, filters = gradient.shape
     flat = gradient.reshape(-1, filters)
 
@@ -248,9 +237,9 @@ def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], 
 
     if not (64 <= filters < 96 and channels >= 32 and len(flat) > 5000):
         return plain
-    # Of so many columns XLA's CPU backend computes one long product on one core, at half of its
-    # speed; a sum of short ones of the transposed gradient takes half the time. The barrier keeps
-    # the transposition out of the products.
+    # With these numbers of columns XLA's CPU backend computes one long product on one core, at half
+    # of its speed; a sum of short ones of the transposed gradient takes half the time. The barrier
+    # keeps the transposition out of the products.
     most = max(1, 784 // (height * width))
     images_of_block = max(n for n in range(1, most + 1) if num_images % n == 0)
     blocks = gradient.reshape(-1, images_of_block * height * width, filters)
@@ -265,37 +254,35 @@ def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], 
 
 def _split_gradient_backward(padding, residuals, gradient):
     images, kernel = residuals
-    size, channels = kernel.shape[0], images.shape[-1]
+    size, channels = len(kernel), images.shape[-1]
     _, height, width, _ = gradient.shape
-    padded = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    wide = padded(images, padding)
     product = _products_with(gradient, channels)
 
     def row(first):
         """Gradient of a row of the kernel, as one product: thin ones waste the matrix unit."""
-        rows = lax.dynamic_slice_in_dim(padded, first, height, 1)
+        rows = lax.dynamic_slice_in_dim(wide, first, height, 1)
         columns = [rows[:, :, j : j + width] for j in range(size)]
         return product(jnp.concatenate(columns, axis=-1))
 
     def position(place):
-        return product(lax.dynamic_slice(padded, (0, *place, 0), (*gradient.shape[:3], channels)))
+        return product(lax.dynamic_slice(wide, (0, *place, 0), (*gradient.shape[:3], channels)))
 
     # A loop over a kernel's positions compiles in a fraction of the time of all written out, and is
     # faster where each is much work; experiments/benchmarks/README.md.
-    looped = size > 3 or gradient[..., 0].size > 12_000
     if channels < 4 and size > 3:
         kernel_gradient = lax.map(row, jnp.arange(size))
     elif channels < 4:
         kernel_gradient = product(jnp.concatenate(_shifted(images, size, padding), axis=-1))
-    elif looped:
+    elif size > 3 or gradient[..., 0].size > 12_000:
         first = jnp.arange(size)
         kernel_gradient = lax.map(position, (jnp.repeat(first, size), jnp.tile(first, size)))
     else:
         kernel_gradient = jnp.stack([product(view) for view in _shifted(images, size, padding)])
     # The input gradient is the full correlation with the flipped kernel, less the padding.
     rotated = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    excess = max(0, padding - (size - 1))
     image_gradient = _native(gradient, rotated, max(0, size - 1 - padding))
-    if excess:
+    if (excess := padding - (size - 1)) > 0:
         image_gradient = image_gradient[:, excess:-excess, excess:-excess]
     return image_gradient, kernel_gradient.reshape(kernel.shape)
 
@@ -332,11 +319,11 @@ class Conv(nn.Module):
     @nn.compact
     def parameters(self, images: jax.Array) -> tuple[jax.Array, jax.Array | None]:
         """Kernel (K, K, C, F) and bias (F,), if there is one, for images (N, H, W, C)."""
-        channels = images.shape[-1]
-        if min(images.shape[1:3]) + 2 * self.padding < self.size:
+        _, height, width, channels = images.shape
+        if min(height, width) + 2 * self.padding < self.size:
             raise ValueError(
                 f"a {self.size}x{self.size} convolution does not fit a feature map of "
-                f"{images.shape[1]}x{images.shape[2]} padded by {self.padding}"
+                f"{height}x{width} padded by {self.padding}"
             )
         for_kernel, for_bias = _initializers(self.initialization, self.size**2 * channels)
         kernel = self.param("kernel", for_kernel, (self.size, self.size, channels, self.filters))
@@ -346,13 +333,8 @@ class Conv(nn.Module):
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         kernel, bias = self.parameters(images)
         lowering = self.lowering or default_convolution(train, images.shape[-1])
-        outputs = convolve(
-            images.astype(self.dtype),
-            kernel.astype(self.dtype),
-            self.padding,
-            self.stride,
-            lowering,
-        )
+        arrays = images.astype(self.dtype), kernel.astype(self.dtype)
+        outputs = convolve(*arrays, self.padding, self.stride, lowering)
         return outputs if bias is None else outputs + bias.astype(self.dtype)
 
 
@@ -411,33 +393,27 @@ class GroupNorm(nn.Module):
 
 def normalize_features(name: str, images: jax.Array, train: bool) -> jax.Array:
     """Apply the normalisation layer `name` (call inside a compact module)."""
-    match name:
-        case "instance":
-            return GroupNorm()(images)
-        case "layer":
-            return GroupNorm(num_groups=1)(images)
-        case "group":
-            return GroupNorm(num_groups=4)(images)
-        case "batch":  # PyTorch's momentum 0.1 and epsilon; running variance here is the biased one
-            return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(images)
-        case "none":
-            return images
+    num_groups = {"instance": None, "layer": 1, "group": 4}
+    if name in num_groups:
+        return GroupNorm(num_groups[name])(images)
+    if name == "batch":  # PyTorch's momentum 0.1 and epsilon; the running variance is biased here
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5)(images)
+    if name == "none":
+        return images
     raise ValueError(f"normalization must be instance, layer, group, batch or none, got {name!r}")
 
 
 def pool(name: str, images: jax.Array, size: int = 2) -> jax.Array:
     """Pool size x size windows without overlap; odd rows and columns at the end are dropped."""
-    height, width = images.shape[1] // size * size, images.shape[2] // size * size
-    if min(height, width) == 0:
+    height, width = images.shape[1:3]
+    if min(height, width) < size:
         raise ValueError(
-            f"a {size}x{size} pooling does not fit a feature map of "
-            f"{images.shape[1]}x{images.shape[2]}: use a smaller depth or larger images"
+            f"a {size}x{size} pooling does not fit a feature map of {height}x{width}: use a "
+            "smaller depth or larger images"
         )
-    match name:
-        case "average":
-            return _average_pool(images, size)
-        case "max":
-            return _max_pool(images, size)
+    pools = {"average": _average_pool, "max": _max_pool}
+    if name in pools:
+        return pools[name](images, size)
     raise ValueError(f"pooling must be average or max, got {name!r}")
 
 
@@ -445,28 +421,24 @@ def pool(name: str, images: jax.Array, size: int = 2) -> jax.Array:
 # ten times as long on the CPU.
 
 
-def _corners(images, size):
-    """The size*size strided views that the windows consist of, row by row."""
+def corners(images: jax.Array, size: int) -> list[jax.Array]:
+    """The size*size strided views of which the windows consist, row by row."""
     height, width = images.shape[1] // size * size, images.shape[2] // size * size
     return [images[:, i:height:size, j:width:size] for i in range(size) for j in range(size)]
 
 
 def _interleaved(views, size, shape):
-    """The images of that shape whose `_corners` are `views`, 0 in rows and columns beyond."""
-    rows = [
-        jnp.stack(views[i * size : (i + 1) * size], 3).reshape(
-            *views[0].shape[:2], -1, views[0].shape[3]
-        )
-        for i in range(size)
-    ]
-    images = jnp.stack(rows, 2).reshape(shape[0], -1, *rows[0].shape[2:])
-    missing = shape[1] - images.shape[1], shape[2] - images.shape[2]
-    return jnp.pad(images, ((0, 0), (0, missing[0]), (0, missing[1]), (0, 0)))
+    """The images of that shape whose `corners` are `views`, 0 in rows and columns beyond."""
+    number, height, width, channels = views[0].shape
+    pairs = [jnp.stack(views[i * size : (i + 1) * size], 3) for i in range(size)]
+    rows = [pair.reshape(number, height, size * width, channels) for pair in pairs]
+    images = jnp.stack(rows, 2).reshape(number, size * height, size * width, channels)
+    return jnp.pad(images, [(0, all - part) for all, part in zip(shape, images.shape, strict=True)])
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _average_pool(images, size):
-    views = _corners(images, size)
+    views = corners(images, size)
     return sum(views[1:], views[0]) * (1 / size**2)
 
 
@@ -480,7 +452,7 @@ def _average_pool_backward(size, shape, gradient):
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _max_pool(images, size):
-    return reduce(jnp.maximum, _corners(images, size))
+    return reduce(jnp.maximum, corners(images, size))
 
 
 def _max_pool_forward(images, size):
@@ -492,7 +464,7 @@ def _max_pool_backward(size, residuals, gradient):
     """Gradient of the images: that of a window goes to the first of equal pixels, as in PyTorch."""
     images, pooled = residuals
     taken, gradients = jnp.zeros(pooled.shape, bool), []
-    for view in _corners(images, size):
+    for view in corners(images, size):
         largest = (view == pooled) & ~taken
         gradients.append(jnp.where(largest, gradient, 0))
         taken |= largest
@@ -503,17 +475,17 @@ _average_pool.defvjp(_average_pool_forward, _average_pool_backward)
 _max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
+_ACTIVATIONS = {
+    "relu": nn.relu,
+    "leaky_relu": nn.leaky_relu,  # slope 0.01
+    "sigmoid": nn.sigmoid,
+    "tanh": jnp.tanh,
+    "swish": nn.swish,
+}
+
+
 def activate(name: str, inputs: jax.Array) -> jax.Array:
     """Apply the activation `name`."""
-    match name:
-        case "relu":
-            return nn.relu(inputs)
-        case "leaky_relu":
-            return nn.leaky_relu(inputs, 0.01)
-        case "sigmoid":
-            return nn.sigmoid(inputs)
-        case "tanh":
-            return jnp.tanh(inputs)
-        case "swish":
-            return nn.swish(inputs)
+    if name in _ACTIVATIONS:
+        return _ACTIVATIONS[name](inputs)
     raise ValueError(f"activation must be relu, leaky_relu, sigmoid, tanh or swish, got {name!r}")

@@ -8,11 +8,17 @@ network whose poolings do not fit the images refuses them with one line.
 
 from __future__ import annotations
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from evojax_suite.networks.layers import Conv, Convolution, Dense, normalize_features, pool
+
+
+def _flat(features: jax.Array) -> jax.Array:
+    return features.reshape(features.shape[0], -1)
 
 
 class MLP(nn.Module):
@@ -24,10 +30,10 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        features = images.reshape(images.shape[0], -1)
+        features, dense = _flat(images), partial(Dense, dtype=self.dtype)
         for _ in range(2):
-            features = nn.relu(Dense(self.width, dtype=self.dtype)(features))
-        return Dense(self.num_classes, dtype=self.dtype)(features).astype(jnp.float32)
+            features = nn.relu(dense(self.width)(features))
+        return dense(self.num_classes)(features).astype(jnp.float32)
 
 
 class LeNet(nn.Module):
@@ -39,16 +45,16 @@ class LeNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        dense = partial(Dense, dtype=self.dtype)
         features, padding = images, 2 if images.shape[1] == 28 else 0
         for filters in (6, 16):
-            features = nn.relu(
-                Conv(filters, 5, padding, lowering=self.lowering, dtype=self.dtype)(features, train)
-            )
-            features, padding = pool("max", features), 0
-        features = features.reshape(features.shape[0], -1)
+            convolution = Conv(filters, 5, padding, lowering=self.lowering, dtype=self.dtype)
+            features = pool("max", nn.relu(convolution(features, train)))
+            padding = 0
+        features = _flat(features)
         for units in (120, 84):
-            features = nn.relu(Dense(units, dtype=self.dtype)(features))
-        return Dense(self.num_classes, dtype=self.dtype)(features).astype(jnp.float32)
+            features = nn.relu(dense(units)(features))
+        return dense(self.num_classes)(features).astype(jnp.float32)
 
 
 class AlexNet(nn.Module):
@@ -60,24 +66,14 @@ class AlexNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        features = images
-        first = 4 if images.shape[1] == 28 else 2
-        for filters, size, padding, pooled in (
-            (128, 5, first, True),
-            (192, 5, 2, True),
-            (256, 3, 1, False),
-            (192, 3, 1, False),
-            (192, 3, 1, True),
-        ):
-            features = nn.relu(
-                Conv(filters, size, padding, lowering=self.lowering, dtype=self.dtype)(
-                    features, train
-                )
-            )
-            if pooled:
+        features, first = images, 4 if images.shape[1] == 28 else 2
+        layers = (128, 5, first), (192, 5, 2), (256, 3, 1), (192, 3, 1), (192, 3, 1)
+        for index, layer in enumerate(layers):
+            convolution = Conv(*layer, lowering=self.lowering, dtype=self.dtype)
+            features = nn.relu(convolution(features, train))
+            if index in (0, 1, 4):
                 features = pool("max", features)
-        flat = features.reshape(features.shape[0], -1)
-        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype)(_flat(features)).astype(jnp.float32)
 
 
 class VGG11(nn.Module):
@@ -90,21 +86,19 @@ class VGG11(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        shared = {"lowering": self.lowering, "dtype": self.dtype}
         features, padding = images, 3 if images.shape[1] == 28 else 1
         for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for filters in stage:
-                features = Conv(filters, padding=padding, lowering=self.lowering, dtype=self.dtype)(
-                    features, train
-                )
+                features = Conv(filters, padding=padding, **shared)(features, train)
                 features = nn.relu(normalize_features(self.normalization, features, train))
                 padding = 1
             features = pool("max", features)
-        flat = features.reshape(features.shape[0], -1)
-        return Dense(self.num_classes, dtype=self.dtype)(flat).astype(jnp.float32)
+        return Dense(self.num_classes, dtype=self.dtype)(_flat(features)).astype(jnp.float32)
 
 
 class VGG10(nn.Module):
-    """Eight convolutions and two dense layers: the network that paper 001 cites [5].
+    """Eight convolutions and two dense layers: the network that Ryan et al. 2024 cite [5].
 
     Four pairs of 3x3 convolutions of `width`, then 2 * `width` filters (256 and 512 there), each
     with batch normalisation and ReLU; 2x2 max pooling and dropout after each pair, the pooling left
@@ -134,10 +128,9 @@ class VGG10(nn.Module):
             if min(features.shape[1:3]) >= 2:
                 features = pool("max", features)
             features = dropped(features)
-        features = features.reshape(features.shape[0], -1)
-        features = nn.relu(Dense(4 * self.width, dtype=self.dtype)(features))
-        own = "batch" if self.normalization == "batch" else "none"  # the others are for maps
-        features = normalize_features(own, dropped(features), train)
+        features = nn.relu(Dense(4 * self.width, dtype=self.dtype)(_flat(features)))
+        last = "batch" if self.normalization == "batch" else "none"  # the others are for maps
+        features = normalize_features(last, dropped(features), train)
         return Dense(self.num_classes, dtype=self.dtype)(features).astype(jnp.float32)
 
 
@@ -150,16 +143,10 @@ class _ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
+        conv = partial(Conv, use_bias=False, lowering=self.lowering, dtype=self.dtype)
+
         def convolution(features, size, stride):
-            features = Conv(
-                self.filters,
-                size,
-                size // 2,
-                stride,
-                use_bias=False,
-                lowering=self.lowering,
-                dtype=self.dtype,
-            )(features, train)
+            features = conv(self.filters, size, size // 2, stride)(features, train)
             return normalize_features(self.normalization, features, train)
 
         features = nn.relu(convolution(images, 3, self.stride))
@@ -180,12 +167,10 @@ class ResNet18(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        shared = self.normalization, self.lowering, self.dtype
         features = Conv(64, use_bias=False, lowering=self.lowering, dtype=self.dtype)(images, train)
         features = nn.relu(normalize_features(self.normalization, features, train))
         for stage, filters in enumerate((64, 128, 256, 512)):
-            for block in range(2):
-                stride = 2 if stage > 0 and block == 0 else 1
-                features = _ResidualBlock(
-                    filters, stride, self.normalization, self.lowering, self.dtype
-                )(features, train)
+            for stride in (2 if stage else 1, 1):
+                features = _ResidualBlock(filters, stride, *shared)(features, train)
         return Dense(self.num_classes, dtype=self.dtype)(features.mean((1, 2))).astype(jnp.float32)

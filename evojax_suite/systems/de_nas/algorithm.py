@@ -1,14 +1,14 @@
 """Pei, Chang & Tian 2022, "Neural Architecture Search Based on Differential Evolution for Image
 Classification Problems". Implements its sections 1 to 3 and the final training.
 
-A population of architectures (`operators.architectures`) is judged by short trainings. Each
-generation adds children of differential evolution on lists of units, and the best of parents and
-children by a weighted sum of error rate and size survive. The most accurate and the smallest of the
-last generation are trained at length (`build_final`).
+A population of architectures (`architectures`) is evaluated by short trainings. Each generation
+adds children of differential evolution on lists of units, and the best of parents and children by a
+weighted sum of error rate and size survive. The most accurate and the smallest of the last
+generation are trained at length (`build_final`).
 
-One step judges one candidate, so that a run is interrupted between any two. The candidates of a
-generation, with the key of each one's training, are drawn in its first step; those that come next
-compile and train in other threads meanwhile, which changes no result.
+One step evaluates one candidate, so that a run is interrupted between any two. The candidates of a
+generation, with the key of each one's training, are drawn in its first step; the next ones compile
+and train in other threads meanwhile, which changes no result.
 
 Where the paper is silent or contradicts itself its released program is followed:
 
@@ -23,7 +23,7 @@ Where the paper is silent or contradicts itself its released program is followed
 
 Where we differ, and why:
 
-- Selection sees a validation split of the training set. The program selects by the test set.
+- Selection uses a validation split of the training set. The program selects by the test set.
 - `Space.max_features` bounds the first dense layer, without which a network has up to 43 billion
   parameters.
 - A candidate whose training fails (a loss that is not finite, too little memory) comes last.
@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -45,14 +45,9 @@ from jaxtyping import Float, Int, Int32, Num, UInt32
 
 from evojax_suite.operators import selection
 from evojax_suite.runtime import devices
-from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas import architectures, candidates
 from evojax_suite.systems.de_nas.architectures import Genome, Space
-from evojax_suite.systems.de_nas.candidates import (
-    Data,
-    EvaluatedCandidate,
-    known_networks,
-    make_evaluator,
-)
+from evojax_suite.systems.de_nas.candidates import Data, EvaluatedCandidate
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
 from evojax_suite.training import Evaluation
@@ -61,42 +56,40 @@ from evojax_suite.types import Algorithm, Array
 
 @struct.dataclass
 class State:
-    """All candidates in the order in which they are made, and who lives."""
+    """All candidates in the order in which they are made, and the places of the population."""
 
     genomes: Genome  # leading axis that of candidates, END beyond those that were made
     keys: UInt32[Array, "candidates 2"]  # of each one's training
-    accuracy: Float[Array, "candidates"]  # on the validation split, NaN where not judged or failed
+    accuracy: Float[Array, "candidates"]  # on the validation split; NaN before that, or failed
     rungs: Float[Array, "candidates rungs_and_end"]  # the same at each, NaN where not reached
-    num_epochs: Int32[Array, "candidates"]  # that each was trained
+    num_epochs: Int32[Array, "candidates"]  # of each one's training
     population: Int32[Array, "population"]  # from the best to the worst; -1 before the first
-    num_judged: Int32[Array, ""]
+    num_judged: Int32[Array, ""]  # candidates that are evaluated
     encoded: Encoded | None  # method evosax only
 
 
 class Metrics(NamedTuple):
-    """What judging one candidate reports."""
+    """The metrics of one evaluated candidate, and of the population."""
 
     generation: np.generic  # the step: the candidate's number, from 1
-    search_generation: np.generic  # that it was made in, 0 for the first population
+    search_generation: np.generic  # in which it was made, 0 for the first population
     accuracy: np.generic  # on the validation split
     loss: np.generic  # there, in nats
     num_parameters: np.generic
     num_multiplications: np.generic  # of one image, forward
-    num_epochs: np.generic  # that it was trained
+    num_epochs: np.generic  # of its training
     accuracy_best: np.generic  # of all so far
     population_accuracy: np.generic  # mean, NaN before the first selection
     population_parameters: np.generic  # mean
     num_failed: np.generic
-    stage_seconds: dict[str, float]  # of the candidate, in its own thread; no part of the result
+    stage_seconds: dict[str, float]  # of the candidate, in its thread; no part of the result
 
 
 class SearchResult(NamedTuple):
-    """What a search ends with: the population, from the best score to the worst."""
+    """The last population of a search, from the best score to the worst."""
 
     genomes: Genome  # leading axis that of the population
-    accuracy: Float[
-        np.ndarray, "population"
-    ]  # on the validation split, NaN where a training failed
+    accuracy: Float[np.ndarray, "population"]  # on the validation split, NaN where training failed
     most_accurate: int  # its place
     smallest: int  # its place, of those whose training did not fail
 
@@ -109,22 +102,19 @@ def scores(
 ) -> Float[np.ndarray, "candidates"]:
     """The weighted sum of error rate and size, lower is better ("Natural selection").
 
-    Error and size go from 0 to 1 over the candidates, or over the first
-    `scale` of them, which makes the scores of several generations comparable. Infinite where the
-    accuracy is not finite.
+    Error and size go from 0 to 1 over the candidates, or over the first `scale` of them, which
+    makes the scores of several generations comparable. Infinite where the accuracy is not finite.
     """
     usable = np.isfinite(accuracy)
     setting = usable & (np.arange(len(usable)) < (scale or len(usable)))
 
     def scaled(values):
-        if not setting.any():
-            return np.zeros(len(values))
-        low, high = values[setting].min(), values[setting].max()
-        return (values - low) / (high - low) if high > low else np.zeros(len(values))
+        values = np.asarray(values, np.float64)
+        span = np.ptp(values[setting]) if setting.any() else 0
+        return (values - values[setting].min()) / span if span > 0 else np.zeros(len(values))
 
     errors = 1 - np.asarray(accuracy, np.float64)
-    total = params.error_weight * scaled(errors)
-    total = total + params.size_weight * scaled(np.asarray(sizes, np.float64))
+    total = params.error_weight * scaled(errors) + params.size_weight * scaled(sizes)
     return np.where(usable, total, np.inf)
 
 
@@ -134,7 +124,7 @@ def best_first(
     params: Params,
     survival: str = "score",
 ) -> Int[np.ndarray, "candidates"]:
-    """Places of candidates from the best to the worst."""
+    """The places of candidates from the best to the worst (`Config.survival`)."""
     if survival == "score":
         return np.argsort(scores(accuracy, sizes, params), kind="stable")
     objectives = jnp.stack([1 - jnp.asarray(accuracy), jnp.log(jnp.asarray(sizes, float))], axis=1)
@@ -144,40 +134,33 @@ def best_first(
 
 
 def num_workers(config: Config, num_devices: int) -> int:
-    """Candidates that a process compiles or trains at once: `config.workers`, or so many that every
-    device has something to do while others compile, which is what the cores of a CPU do."""
+    """The candidates that a process compiles or trains at once: `config.workers`, or enough for
+    every device to train one while others compile, which is what the cores of a CPU do."""
     on_cpu = jax.default_backend() == "cpu"
     return config.workers or (max(2, num_devices) if on_cpu else 2 * num_devices)
 
 
 class _Workers:
-    """Threads that train and judge candidates, on the devices of this process.
+    """Threads that evaluate candidates on the devices of this process. Each of several processes
+    evaluates its share of the candidates, and sends the others its evaluations."""
 
-    Of several processes each judges its own candidates, and they tell each other what they found.
-    """
-
-    def __init__(
-        self,
-        judge: Callable[..., EvaluatedCandidate],
-        num_workers: int,
-        num_rungs: int,
-        local: list,
-    ):
-        self._judge, self._num_workers, self._devices = judge, num_workers, local
+    def __init__(self, evaluate: Callable, num_workers: int, num_rungs: int, local: list):
+        self._evaluate, self._num_workers, self._devices = evaluate, num_workers, local
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candidate")
         self._ahead: dict[bytes, Future[EvaluatedCandidate]] = {}
         unknown = np.full(num_rungs + 1, np.nan, np.float32)
-        self._nothing = EvaluatedCandidate(
-            evaluation=Evaluation(*unknown[[0, 0]]),
+        self._failed = EvaluatedCandidate(
+            Evaluation(unknown[0], unknown[0]),
             rungs=unknown,
             num_epochs=np.int32(0),
             seconds={"compilation": 0.0, "training": 0.0},
         )
 
-    def judged(
+    def evaluated(
         self, state: State, data: Data, bars: np.ndarray, first: int, end: int
     ) -> EvaluatedCandidate:
-        """Candidate `first`; this process's own after it, before `end`, are begun meanwhile."""
+        """Candidate `first`; this process's share of those after it, before `end`, is begun
+        meanwhile."""
         num_processes, process = jax.process_count(), jax.process_index()
         genomes, keys = jax.device_get((state.genomes, state.keys))
 
@@ -186,37 +169,25 @@ class _Workers:
             with jax.default_device(self._devices[place]):
                 try:
                     key = jax.random.wrap_key_data(jnp.asarray(keys[index]))
-                    return self._judge(architectures.member(genomes, index), key, data, bars)
+                    return self._evaluate(architectures.member(genomes, index), key, data, bars)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    return self._nothing  # too large for the memory
+                    return self._failed  # too large for the memory
 
         names = {}
-        own = [index for index in range(first, end) if index % num_processes == process]
-        for index in own[: self._num_workers]:
-            about = (*architectures.member(genomes, index), keys[index], bars, np.int64(index))
-            name = b"".join(leaf.tobytes() for leaf in about)
-            names[index] = name
+        share = [index for index in range(first, end) if index % num_processes == process]
+        for index in share[: self._num_workers]:
+            arguments = (*architectures.member(genomes, index), keys[index], bars, np.int64(index))
+            names[index] = name = b"".join(array.tobytes() for array in arguments)
             if name not in self._ahead:
                 self._ahead[name] = self._pool.submit(work, index)
         for name in set(self._ahead) - set(names.values()):  # of another state
             self._ahead.pop(name).cancel()
-        found = self._ahead.pop(names[first]).result() if first in names else self._nothing
+        outcome = self._ahead.pop(names[first]).result() if first in names else self._failed
         if num_processes == 1:
-            return found
-        everyones = devices.gathered(found)
-        return jax.tree.map(lambda leaf: leaf[first % num_processes], everyones)
-
-
-class _Setup(NamedTuple):
-    """What does not change in a search."""
-
-    config: Config
-    num_classes: int
-    image_shape: tuple[int, int, int]
-    evosax: EvosaxSearch | None
-    workers: _Workers
+            return outcome
+        return jax.tree.map(lambda leaf: leaf[first % num_processes], devices.gathered(outcome))
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -225,171 +196,150 @@ def _random_genomes(space: Space, shape: tuple[int, int, int], keys: Array) -> G
     return jax.vmap(lambda key: architectures.random_genome(key, space, shape))(keys)
 
 
-def _sizes_of(setup: _Setup, genomes: Genome) -> np.ndarray:
-    return getattr(
-        architectures.costs(genomes, setup.image_shape, setup.num_classes), setup.config.size
-    )
+_offspring = jax.jit(architectures.offspring, static_argnums=(3, 4, 5, 6, 7))
 
 
-def _init(setup: _Setup, key: Array, params: Params, data: Data) -> State:
-    del params, data
-    total, num_rungs = setup.config.num_candidates, len(setup.config.rungs)
-    empty = jnp.zeros((total, setup.config.space.max_length), jnp.int32)
-    return State(
-        genomes=Genome(empty, empty, empty),
-        keys=jnp.zeros((total, 2), jnp.uint32),
-        accuracy=jnp.full(total, jnp.nan),
-        rungs=jnp.full((total, num_rungs + 1), jnp.nan),
-        num_epochs=jnp.zeros(total, jnp.int32),
-        population=jnp.full(setup.config.population_size, -1, jnp.int32),
-        num_judged=jnp.int32(0),
-        encoded=setup.evosax.start(key) if setup.evosax else None,
-    )
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """The functions of `Algorithm`."""
 
+    config: Config
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    evosax: EvosaxSearch | None
+    workers: _Workers
 
-@partial(jax.jit, static_argnums=(0, 1))
-def _offspring(
-    config: Config,
-    shape: tuple[int, int, int],
-    key: Array,
-    population: Genome,
-    weight: Array | float,
-) -> Genome:
-    return architectures.offspring(
-        key,
-        population,
-        jnp.arange(config.population_size),
-        config.num_children,
-        config.num_best,
-        config.space,
-        shape,
-        config.compare,
-        weight,
-    )
+    def costs(self, state: State, places: int | np.ndarray) -> architectures.Costs:
+        """The costs of the candidates at `places`."""
+        genomes = architectures.member(state.genomes, places)
+        return architectures.costs(genomes, self.image_shape, self.num_classes)
 
+    def sizes(self, state: State, places: np.ndarray) -> Int[np.ndarray, "places"]:
+        """The costs by which candidates are selected."""
+        return getattr(self.costs(state, places), self.config.size)
 
-def _draw(setup: _Setup, key: Array, state: State, params: Params) -> State:
-    """The candidates of the next generation, and the keys of their trainings."""
-    key_genomes, key_training = jax.random.split(key)
-    space, size = setup.config.space, setup.config.population_size
-    start = int(state.num_judged)
-    number = setup.config.num_children if start else size
-    if setup.evosax and state.encoded:
-        fitness = np.zeros(0)
-        if start:
-            judged = np.arange(start)
-            sizes = _sizes_of(setup, architectures.member(state.genomes, judged))
-            fitness = scores(np.asarray(state.accuracy)[judged], sizes, params, size)
-        made, encoded = setup.evosax.propose(key_genomes, state.encoded, fitness)
-        state = replace(state, encoded=encoded)
-    elif start and setup.config.method == "evolution":
-        population = architectures.member(state.genomes, state.population)
-        made = _offspring(
-            setup.config, setup.image_shape, key_genomes, population, params.differential_weight
+    def init(self, key: Array, params: Params, data: Data) -> State:
+        del params, data
+        total, num_rungs = self.config.num_candidates, len(self.config.rungs)
+        empty = jnp.zeros((total, self.config.space.max_length), jnp.int32)
+        return State(
+            genomes=Genome(empty, empty, empty),
+            keys=jnp.zeros((total, 2), jnp.uint32),
+            accuracy=jnp.full(total, jnp.nan),
+            rungs=jnp.full((total, num_rungs + 1), jnp.nan),
+            num_epochs=jnp.zeros(total, jnp.int32),
+            population=jnp.full(self.config.population_size, -1, jnp.int32),
+            num_judged=jnp.int32(0),
+            encoded=self.evosax.start(key) if self.evosax else None,
         )
-    else:
-        made = _random_genomes(space, setup.image_shape, jax.random.split(key_genomes, number))
-    if setup.config.num_known and not start:
-        known = known_networks(space, setup.image_shape, setup.config.num_known)
-        made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
-    features = np.asarray(architectures.num_features(made, setup.image_shape))
-    if features.max() > space.max_features:
-        raise ValueError(
-            f"no random network with at most max_features = {space.max_features} was found, "
-            f"the last one has {features.max()}"
+
+    def drawn(self, key: Array, state: State, params: Params) -> State:
+        """The state with the candidates of the next generation, and the keys of their trainings."""
+        key_genomes, key_training = jax.random.split(key)
+        config, space, shape = self.config, self.config.space, self.image_shape
+        start = int(state.num_judged)
+        number = config.num_children if start else config.population_size
+        if self.evosax and state.encoded:
+            fitness = np.zeros(0)
+            if start:
+                before = np.arange(start)
+                accuracy, sizes = np.asarray(state.accuracy)[before], self.sizes(state, before)
+                fitness = scores(accuracy, sizes, params, config.population_size)
+            made, encoded = self.evosax.propose(key_genomes, state.encoded, fitness)
+            state = replace(state, encoded=encoded)
+        elif start and config.method == "evolution":
+            population = architectures.member(state.genomes, state.population)
+            order = jnp.arange(config.population_size)
+            settings = config.num_children, config.num_best, space, shape, config.compare
+            weight = params.differential_weight
+            made = _offspring(key_genomes, population, order, *settings, weight)
+        else:
+            made = _random_genomes(space, shape, jax.random.split(key_genomes, number))
+        if config.num_known and not start:
+            known = candidates.known_networks(space, shape, config.num_known)
+            made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
+        features = np.asarray(architectures.num_features(made, shape))
+        if features.max() > space.max_features:
+            raise ValueError(
+                f"no random network with at most max_features = {space.max_features} was found, "
+                f"the last one has {features.max()}"
+            )
+        place = slice(start, start + number)
+        keys = jax.random.key_data(jax.random.split(key_training, number))
+        return replace(
+            state,
+            genomes=jax.tree.map(lambda all, new: all.at[place].set(new), state.genomes, made),
+            keys=state.keys.at[place].set(keys),
         )
-    place = slice(start, start + number)
-    keys = jax.random.key_data(jax.random.split(key_training, number))
-    return replace(
-        state,
-        genomes=jax.tree.map(lambda all, new: all.at[place].set(new), state.genomes, made),
-        keys=state.keys.at[place].set(keys),
-    )
 
+    def bars(self, state: State, params: Params) -> Float[np.ndarray, "rungs"]:
+        """The accuracy at each rung that a child must reach, of the survivors that did."""
+        alive, num_rungs = np.asarray(state.population), len(self.config.rungs)
+        if not num_rungs or alive[0] < 0:
+            return np.full(num_rungs, -np.inf, np.float32)
+        reached = np.asarray(state.rungs)[alive, :num_rungs]
+        reached = np.where(np.isfinite(reached).any(0), reached, -np.inf)
+        quantile = np.nanquantile(reached, params.stopping_quantile, axis=0, method="lower")
+        return quantile.astype(np.float32)
 
-def _bars_of(setup: _Setup, state: State, params: Params) -> Float[np.ndarray, "rungs"]:
-    """The accuracy at each rung that a child must reach, of the survivors that did."""
-    alive, num_rungs = np.asarray(state.population), len(setup.config.rungs)
-    if not num_rungs or alive[0] < 0:
-        return np.full(num_rungs, -np.inf, np.float32)
-    found = np.asarray(state.rungs)[alive, :num_rungs]
-    found = np.where(np.isfinite(found).any(0), found, -np.inf)
-    quantile = np.nanquantile(found, params.stopping_quantile, axis=0, method="lower")
-    return quantile.astype(np.float32)
-
-
-def _step(
-    setup: _Setup, key: Array, state: State, params: Params, data: Data
-) -> tuple[State, Metrics]:
-    index = int(state.num_judged)
-    generation = setup.config.generation_of(index)
-    start, end = setup.config.candidates_of(generation)
-    if index == start:
-        state = _draw(setup, key, state, params)
-    found = setup.workers.judged(state, data, _bars_of(setup, state, params), index, end)
-    accuracy = state.accuracy.at[index].set(found.evaluation.accuracy)
-    state = replace(
-        state,
-        accuracy=accuracy,
-        rungs=state.rungs.at[index].set(found.rungs),
-        num_epochs=state.num_epochs.at[index].set(found.num_epochs),
-        num_judged=state.num_judged + 1,
-    )
-    if index + 1 == end:
-        old = [] if generation == 0 else np.asarray(state.population)
-        merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
-        genomes = architectures.member(state.genomes, merged)
-        order = best_first(
-            np.asarray(accuracy)[merged], _sizes_of(setup, genomes), params, setup.config.survival
-        )
+    def step(self, key: Array, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
+        config, index = self.config, int(state.num_judged)
+        generation = config.generation_of(index)
+        start, end = config.candidates_of(generation)
+        if index == start:
+            state = self.drawn(key, state, params)
+        outcome = self.workers.evaluated(state, data, self.bars(state, params), index, end)
         state = replace(
-            state, population=jnp.asarray(merged[order[: setup.config.population_size]])
+            state,
+            accuracy=state.accuracy.at[index].set(outcome.evaluation.accuracy),
+            rungs=state.rungs.at[index].set(outcome.rungs),
+            num_epochs=state.num_epochs.at[index].set(outcome.num_epochs),
+            num_judged=state.num_judged + 1,
         )
-    known = np.asarray(accuracy)[: index + 1]
-    alive = np.asarray(state.population)
-    own, everyone = (
-        architectures.costs(
-            architectures.member(state.genomes, who), setup.image_shape, setup.num_classes
+        accuracy = np.asarray(state.accuracy)
+        if index + 1 == end:
+            old = [] if generation == 0 else np.asarray(state.population)
+            merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
+            sizes = self.sizes(state, merged)
+            order = best_first(accuracy[merged], sizes, params, config.survival)
+            population = jnp.asarray(merged[order[: config.population_size]])
+            state = replace(state, population=population)
+        known, alive = accuracy[: index + 1], np.asarray(state.population)
+        costs, nothing = self.costs(state, index), np.float32(np.nan)
+        mean_accuracy, mean_parameters = nothing, np.float64(np.nan)
+        if alive[0] >= 0:
+            mean_accuracy = np.nanmean(accuracy[alive])
+            mean_parameters = self.costs(state, alive).parameters.mean()
+        return state, Metrics(
+            generation=np.int32(index + 1),
+            search_generation=np.int32(generation),
+            accuracy=np.float32(outcome.evaluation.accuracy),
+            loss=np.float32(outcome.evaluation.cross_entropy),
+            num_parameters=np.int64(costs.parameters),
+            num_multiplications=np.int64(costs.multiplications),
+            num_epochs=np.int32(outcome.num_epochs),
+            accuracy_best=np.nanmax(known) if np.isfinite(known).any() else nothing,
+            population_accuracy=mean_accuracy,
+            population_parameters=mean_parameters,
+            num_failed=np.int32(not np.isfinite(outcome.evaluation.accuracy)),
+            stage_seconds=outcome.seconds,
         )
-        for who in (index, alive)
-    )
-    selected = alive[0] >= 0
-    return state, Metrics(
-        generation=np.int32(index + 1),
-        search_generation=np.int32(generation),
-        accuracy=np.float32(found.evaluation.accuracy),
-        loss=np.float32(found.evaluation.cross_entropy),
-        num_parameters=np.int64(own.parameters),
-        num_multiplications=np.int64(own.multiplications),
-        num_epochs=np.int32(found.num_epochs),
-        accuracy_best=np.nanmax(known) if np.isfinite(known).any() else np.float32(np.nan),
-        population_accuracy=np.nanmean(np.asarray(accuracy)[alive])
-        if selected
-        else np.float32(np.nan),
-        population_parameters=everyone.parameters.mean() if selected else np.float64(np.nan),
-        num_failed=np.int32(not np.isfinite(found.evaluation.accuracy)),
-        stage_seconds=found.seconds,
-    )
 
+    def result(self, state: State, params: Params, data: Data) -> SearchResult:
+        del params, data
+        alive = np.asarray(state.population)
+        alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
+        accuracy, sizes = np.asarray(state.accuracy)[alive], self.sizes(state, alive)
+        usable = np.isfinite(accuracy)
+        return SearchResult(
+            genomes=architectures.member(state.genomes, alive),
+            accuracy=accuracy,
+            most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
+            smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
+        )
 
-def _result(setup: _Setup, state: State, params: Params, data: Data) -> SearchResult:
-    del params, data
-    alive = np.asarray(state.population)
-    alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
-    genomes = architectures.member(state.genomes, alive)
-    accuracy = np.asarray(state.accuracy)[alive]
-    usable = np.isfinite(accuracy)
-    sizes = _sizes_of(setup, genomes).astype(float)
-    return SearchResult(
-        genomes=genomes,
-        accuracy=accuracy,
-        most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
-        smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
-    )
-
-
-def _finished(setup: _Setup, state: State) -> Array:
-    return state.num_judged >= setup.config.num_candidates
+    def finished(self, state: State) -> Array:
+        return state.num_judged >= self.config.num_candidates
 
 
 def build(
@@ -398,10 +348,10 @@ def build(
     image_shape: tuple[int, int, int],
     num_devices: int | None = None,
 ) -> Algorithm[State, Params, Data, Metrics, SearchResult]:
-    """One step judges one candidate. `data` is a Data; the result is a SearchResult.
+    """One step evaluates one candidate. `data` is a Data; the result is a SearchResult.
 
-    The candidates of a generation are divided over `num_devices` devices (None is all) of each of
-    the run's processes, which tell each other what they found.
+    num_devices: of each of the run's processes; the candidates of a generation are divided over
+    them, and the processes send each other their evaluations. None is all.
 
     Not scannable: candidates are different programs. Raises ValueError where images of
     `image_shape` (height, width, channels) or the space leave no networks.
@@ -411,21 +361,16 @@ def build(
     if architectures.most_poolings(image_shape) < 1:
         raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
     config.space.check(image_shape)
-    local_devices = jax.local_devices()[:num_devices]
-    workers = _Workers(
-        make_evaluator(config, num_classes, image_shape),
-        num_workers(config, len(local_devices)),
-        len(config.rungs),
-        local_devices,
-    )
+    local = jax.local_devices()[:num_devices]
+    evaluate = candidates.make_evaluator(config, num_classes, image_shape)
+    workers = _Workers(evaluate, num_workers(config, len(local)), len(config.rungs), local)
     evosax = evosax_search(config, image_shape) if config.method == "evosax" else None
-    in_all = len(local_devices) * jax.process_count()
-    setup = _Setup(config, num_classes, image_shape, evosax, workers)
+    search = _Search(config, num_classes, image_shape, evosax, workers)
     return Algorithm(
-        partial(_init, setup),
-        partial(_step, setup),
-        partial(_result, setup),
-        partial(_finished, setup),
+        search.init,
+        search.step,
+        search.result,
+        search.finished,
         scannable=False,
-        num_devices=in_all,
+        num_devices=len(local) * jax.process_count(),
     )

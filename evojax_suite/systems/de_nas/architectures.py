@@ -1,9 +1,9 @@
-"""Genomes of convolutional networks, and differential evolution on them; paper 004.
+"""Genomes of convolutional networks, and differential evolution on them (Pei et al. 2022).
 
 A genome is the list of units before the dense layers (the paper's part 1): convolutions with their
-kernel and filters, and 2x2 poolings. It lives in arrays of one fixed length, so that a population
-is a genome with a leading axis and every operator maps over it. Poolings are as many as leave maps
-of 2x2 pixels (`most_poolings`), the first unit is a convolution, and nothing follows the end.
+kernel and filters, and 2x2 poolings. It is held in arrays of one fixed length, so that a population
+is a genome with a leading axis and every operator maps over it. The poolings leave maps of at least
+2x2 pixels (`most_poolings`), the first unit is a convolution, and nothing follows the end.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ MOST_ATTEMPTS = 200
 
 
 class Genome(NamedTuple):
-    """Units by position, of one network or, with leading axes, of many."""
+    """Units by position, of one network or, with leading axes, of many. A kind is CONVOLUTION,
+    MAX_POOLING, AVERAGE_POOLING, or END after the last."""
 
-    # CONVOLUTION, MAX_POOLING, AVERAGE_POOLING, END after the last.
     kinds: Int32[Array, "*genomes length"]
     kernels: Int32[Array, "*genomes length"]  # 0 but for convolutions
     filters: Int32[Array, "*genomes length"]  # 0 but for convolutions
 
 
 def member(genomes: Genome, index) -> Genome:
-    """One network, or some, of a genome with a leading axis."""
+    """The network, or networks, at `index` of a genome with a leading axis."""
     return Genome(*(leaf[index] for leaf in genomes))
 
 
@@ -45,23 +45,20 @@ _Kind = Literal["convolution", "max", "average"]
 
 
 class Unit(NamedTuple):
-    """One unit, in a form that can be hashed and printed."""
+    """A unit in a form that can be hashed and printed."""
 
     kind: _Kind
     kernel: int = 0
     filters: int = 0
 
 
-_NAMES: dict[int, _Kind] = {
-    CONVOLUTION: "convolution",
-    MAX_POOLING: "max",
-    AVERAGE_POOLING: "average",
-}
+_NAMES: tuple[_Kind, ...] = "convolution", "max", "average"  # of the kinds from CONVOLUTION on
 
 
 @configuration
 class Space:
-    """The networks that a search considers; the paper's (Table 1), its program's for filters."""
+    """The networks that a search considers; defaults are the paper's (Table 1), and its program's
+    for filters."""
 
     min_length: PositiveInt = 7
     """Least units of a random network."""
@@ -92,61 +89,56 @@ class Space:
         for kernel in self.kernels:
             if kernel < 1 or kernel % 2 == 0:
                 raise ValueError(f"kernels must be odd and >= 1, got {kernel}")
-        for low, high in (
-            ("min_first_filters", "max_first_filters"),
-            ("max_first_filters", "max_filters"),
-        ):
-            if getattr(self, low) > getattr(self, high):
-                raise ValueError(
-                    f"{low} must be <= {high} = {getattr(self, high)}, got {getattr(self, low)}"
-                )
+        names = "min_first_filters", "max_first_filters", "max_filters"
+        for name, above in itertools.pairwise(names):
+            value, most = getattr(self, name), getattr(self, above)
+            if value > most:
+                raise ValueError(f"{name} must be <= {above} = {most}, got {value}")
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
-        """Raise ValueError where no random network for such images need exist."""
-        least = num_features_after(image_shape, most_poolings(image_shape)) * self.max_filters
+        """Raise ValueError where a random network for these images need not exist."""
+        poolings = most_poolings(image_shape)
+        least = num_features_after(image_shape, poolings) * self.max_filters
         if self.max_features < least:
             raise ValueError(
                 f"max_features must be >= {least} for images of {image_shape} and max_filters "
                 f"{self.max_filters}, got {self.max_features}"
             )
-        if self.max_length <= most_poolings(image_shape):
+        if self.max_length <= poolings:
             raise ValueError(
-                f"max_length must be > {most_poolings(image_shape)}, the poolings that images of "
-                f"{image_shape} take, got {self.max_length}"
+                f"max_length must be > {poolings}, the poolings that images of {image_shape} take, "
+                f"got {self.max_length}"
             )
 
 
 def most_poolings(image_shape: tuple[int, ...]) -> int:
-    """2x2 poolings that leave at least 2x2 pixels of images (H, W, C): four for 32x32."""
-    side, count = min(image_shape[:2]), 0
-    while side // 2 >= 2:
-        side, count = side // 2, count + 1
-    return count
+    """The number of 2x2 poolings that leave at least 2x2 pixels of images (H, W, C): four for
+    32x32."""
+    return max(0, min(image_shape[:2]).bit_length() - 2)
 
 
 def num_features_after(image_shape: tuple[int, ...], poolings):
-    """Pixels of a map after so many poolings (an integer, or an array of them)."""
+    """The pixels of a map after a number of poolings (an integer, or an array of them)."""
     return (image_shape[0] >> poolings) * (image_shape[1] >> poolings)
 
 
 def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Int32[Array, "*genomes"]:
-    """Inputs of the first dense layer."""
+    """The number of inputs of the first dense layer."""
     poolings = (genome.kinds > CONVOLUTION).sum(-1)
     return num_features_after(image_shape, poolings) * last_filters(genome)
 
 
 def last_filters(genome: Genome) -> Int32[Array, "*genomes"]:
-    """Filters of the last convolution."""
+    """The filters of the last convolution."""
     last = jnp.where(genome.kinds == CONVOLUTION, jnp.arange(genome.kinds.shape[-1]), 0).max(-1)
     return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
 
 
 def _until(key: PRNGKey, make, accept):
-    """`make(key, last)` with new keys until `accept` takes it; the last attempt's as it is."""
+    """The first result of `make(key, last)`, with new keys, that `accept` takes; else the last."""
 
     def again(carry):
-        attempt, made = carry
-        return (attempt < MOST_ATTEMPTS) & ~accept(made)
+        return (carry[0] < MOST_ATTEMPTS) & ~accept(carry[1])
 
     def attempt(carry):
         number = carry[0]
@@ -158,7 +150,7 @@ def _until(key: PRNGKey, make, accept):
 def decode(
     numbers: Float[Array, "{space.max_length}+1 4"], space: Space, image_shape: tuple[int, ...]
 ) -> Genome:
-    """The network that `numbers` in [0, 1] stand for: a continuous encoding of the space, in which
+    """The network that `numbers` in [0, 1] encode: a continuous encoding of the space, in which
     uniform numbers are a random network ("Initialization").
 
     A row is a unit (convolution or pooling, which pooling, kernel, filters), the first number of
@@ -175,12 +167,10 @@ def decode(
         place, (kind_number, pooling_number, kernel_number, filters_number) = inputs
         first, ended = place == 0, place >= length
         is_convolution = first | (left == 0) | (kind_number < space.convolution_rate)
-        least = before if space.growing else space.min_first_filters
-        filters = between(
-            filters_number,
-            jnp.where(first, space.min_first_filters, least),
-            jnp.where(first, space.max_first_filters, space.max_filters),
-        )
+        later = before if space.growing else space.min_first_filters
+        least = jnp.where(first, space.min_first_filters, later)
+        most = jnp.where(first, space.max_first_filters, space.max_filters)
+        filters = between(filters_number, least, most)
         kernels = jnp.array(space.kernels, jnp.int32)
         kernel = kernels[between(kernel_number, 0, len(kernels) - 1)]
         takes_maximum = pooling_number < space.max_pooling_rate
@@ -188,11 +178,8 @@ def decode(
         kind = jnp.where(ended, END, jnp.where(is_convolution, CONVOLUTION, pooling))
         is_convolution = kind == CONVOLUTION
         carry = jnp.where(is_convolution, filters, before), left - (kind > CONVOLUTION)
-        return carry, (
-            kind.astype(jnp.int32),
-            jnp.where(is_convolution, kernel, 0),
-            jnp.where(is_convolution, filters, 0),
-        )
+        kernel, filters = (jnp.where(is_convolution, value, 0) for value in (kernel, filters))
+        return carry, (kind.astype(jnp.int32), kernel, filters)
 
     start = jnp.int32(0), jnp.int32(most_poolings(image_shape))
     places = jnp.arange(space.max_length)
@@ -200,15 +187,15 @@ def decode(
 
 
 def random_genome(key: PRNGKey, space: Space, image_shape: tuple[int, ...]) -> Genome:
-    """A random network; drawn anew while it has too many features, which a caller checks where
-    they may be many (`num_features`): the attempts are limited."""
+    """A random network, drawn anew while it has too many features. The attempts are limited, so a
+    caller checks `num_features` where they may be many."""
     return _random(key, space, image_shape)[1]
 
 
 def random_numbers(
     key: PRNGKey, space: Space, image_shape: tuple[int, ...]
 ) -> Float[Array, "{space.max_length}+1 4"]:
-    """What `random_genome` decodes with the same key, uniform."""
+    """The uniform numbers that `random_genome` decodes with the same key."""
     return _random(key, space, image_shape)[0]
 
 
@@ -223,54 +210,47 @@ def _random(key, space, image_shape):
 
 
 def difference(first: Genome, second: Genome, compare: Literal["kind", "unit"] = "kind") -> Genome:
-    """`first` - `second` position by position ("Mutation", Fig. 3): KEEP where they are alike, the
-    first one's unit where not, the other's where one has ended. What is compared is the kind, or
-    the whole unit."""
+    """`first` - `second` position by position ("Mutation", Fig. 3): KEEP where they are alike in
+    kind, or in the whole unit; the unit of `first` where not, of the other where one has ended."""
     same = first.kinds == second.kinds
     if compare == "unit":
         same &= (first.kernels == second.kernels) & (first.filters == second.filters)
-    same &= first.kinds != END
-    taken = jax.tree.map(
-        lambda own, others: jnp.where(first.kinds == END, others, own), first, second
-    )
-    return Genome(
-        jnp.where(same, KEEP, taken.kinds),
-        jnp.where(same, 0, taken.kernels),
-        jnp.where(same, 0, taken.filters),
-    )
+    ended = first.kinds == END
+    taken = jax.tree.map(lambda one, other: jnp.where(ended, other, one), first, second)
+    return _kept(same & ~ended, taken)
+
+
+def _kept(where: Bool[Array, "*genomes length"], change: Genome) -> Genome:
+    """A difference with KEEP at some positions."""
+    pairs = zip((KEEP, 0, 0), change, strict=True)
+    return Genome(*(jnp.where(where, value, leaf) for value, leaf in pairs))
 
 
 def add(base: Genome, change: Genome, image_shape: tuple[int, ...]) -> Genome:
     """`base` + a difference (Fig. 4): the difference's unit where it has one, the base's where it
-    says KEEP or has ended. Poolings beyond `most_poolings` are dropped, and gaps closed."""
-    own = change.kinds <= END
-    kinds, kernels, filters = jax.tree.map(
-        lambda before, new: jnp.where(own, before, new), base, change
+    is KEEP or has ended. Poolings beyond `most_poolings` are dropped, and gaps closed."""
+    kept = change.kinds <= END
+    kinds, kernels, filters = (
+        jnp.where(kept, before, new) for before, new in zip(base, change, strict=True)
     )
     is_pooling = kinds > CONVOLUTION
     excess = is_pooling & (jnp.cumsum(is_pooling, -1) > most_poolings(image_shape))
-    order = jnp.argsort(excess | (kinds == END), axis=-1, stable=True)
-    kinds = jnp.where(excess, END, kinds)
-    return Genome(*(
-        jnp.take_along_axis(jnp.where(kinds == END, 0, array), order, -1)
-        for array in (kinds, kernels, filters)
-    ))  # fmt: skip
+    ended = excess | (kinds == END)
+    order = jnp.argsort(ended, axis=-1, stable=True)
+    arrays = (jnp.where(ended, 0, array) for array in (kinds, kernels, filters))
+    return Genome(*(jnp.take_along_axis(array, order, -1) for array in arrays))
 
 
 def weakened(key: PRNGKey, change: Genome, weight: float | Scalar) -> Genome:
-    """A difference of which each unit stays with probability `weight`, and is KEEP otherwise: what
-    the factor F of differential evolution can be on units (1 in the paper)."""
+    """A difference of which each unit stays with probability `weight`, and is KEEP otherwise: the
+    factor F of differential evolution, for units (1 in the paper)."""
     stays = (change.kinds <= END) | (jax.random.uniform(key, change.kinds.shape) < weight)
-    return Genome(
-        jnp.where(stays, change.kinds, KEEP),
-        jnp.where(stays, change.kernels, 0),
-        jnp.where(stays, change.filters, 0),
-    )
+    return _kept(~stays, change)
 
 
 def same_as_any(genome: Genome, others: Genome) -> Bool[Array, ""]:
     """Whether a genome is one of `others`, in all units."""
-    equal = [jnp.all(own == all, -1) for own, all in zip(genome, others, strict=True)]
+    equal = [jnp.all(one == all, -1) for one, all in zip(genome, others, strict=True)]
     return (equal[0] & equal[1] & equal[2]).any()
 
 
@@ -285,19 +265,18 @@ def offspring(
     compare: Literal["kind", "unit"] = "kind",
     weight: float | Scalar = 1.0,
 ) -> Genome:
-    """New genomes, `num_children` of them: one of the best + (one - another), "Mutation", Fig. 2.
+    """Returns `num_children` new genomes: one of the best + (one - another), "Mutation", Fig. 2.
 
-    population: of at least 3. order: its indices from the best to the worst; the base is one
-    of the first `num_best`, the others are any two more. A child that was already made in this
-    call, or has too many features, is made anew from other parents; after many attempts it is its
-    base.
+    population: at least 3 genomes. order: its indices from the best to the worst; the base of a
+    child is one of the first `num_best`, the others are any two more. compare: see `difference`.
+    weight: see `weakened`. A child that was already made in this call, or has too many features, is
+    made anew from other parents; after many attempts it is its base.
     """
-    size = len(order)
 
     def child(key, last):
         key_base, key_others, key_weight = jax.random.split(key, 3)
         base = order[jax.random.randint(key_base, (), 0, num_best)]
-        lots = jax.random.uniform(key_others, (size,)).at[base].set(-1.0)
+        lots = jax.random.uniform(key_others, order.shape).at[base].set(-1.0)
         others = jax.lax.top_k(lots, 2)[1]
         first, second = (member(population, index) for index in others)
         change = difference(first, second, compare)
@@ -314,23 +293,22 @@ def offspring(
         genome = _until(key, child, accept)
         return jax.tree.map(lambda all, new: all.at[place].set(new), made, genome), None
 
-    nothing = jax.tree.map(
-        lambda leaf: jnp.full((num_children, leaf.shape[1]), -1, leaf.dtype), population
-    )
+    shape = num_children, population.kinds.shape[1]
+    nothing = jax.tree.map(lambda leaf: jnp.full(shape, -1, leaf.dtype), population)
     keys = jax.random.split(key, num_children)
     return jax.lax.scan(one, nothing, (jnp.arange(num_children), keys))[0]
 
 
 class Costs(NamedTuple):
-    """What networks take, on the host."""
+    """The sizes of networks, on the host."""
 
     parameters: Int64[np.ndarray, "*genomes"]
     multiplications: Int64[np.ndarray, "*genomes"]  # of one image, forward
 
 
 def dense_units(features, num_classes: int) -> list:
-    """Inputs of the dense layers and outputs of the last (part 2): half, then a quarter of the
-    features, at least 10, in whole numbers. features: an integer or an array of them."""
+    """The inputs of the dense layers and the outputs of the last (part 2): half, then a quarter of
+    the features, at least 10, in whole numbers. features: an integer or an array of them."""
     if isinstance(features, int):
         return [features, max(10, features // 2), max(10, features // 4), num_classes]
     numbers = jnp if isinstance(features, jax.Array) else np
@@ -341,27 +319,23 @@ def dense_units(features, num_classes: int) -> list:
 def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -> Costs:
     """Parameters and multiplications of genomes, without building the networks.
 
-    The smaller network of paper 004 (Fig. 10):
+    The smaller network of Pei et al. 2022 (Fig. 10):
 
     >>> units = [Unit("convolution", 3, 7), Unit("convolution", 5, 195), Unit("max"), Unit("max")]
     >>> units += [Unit("convolution", 5, 219), Unit("convolution", 5, 188), Unit("average")]
     >>> int(costs(from_units(tuple(units), 15), (32, 32, 3), 10).parameters)
     7796674
     """
-    kinds, kernels, filters = (np.asarray(array, np.int64) for array in genome)
-    height, width, channels = image_shape
-    parameters = np.zeros(kinds.shape[:-1], np.int64)
-    multiplications = parameters.copy()
-    inputs, poolings = parameters + channels, parameters.copy()
-    for place in range(kinds.shape[-1]):
-        is_convolution = kinds[..., place] == CONVOLUTION
-        kernel, outputs = kernels[..., place] ** 2, filters[..., place]
-        weights = np.where(is_convolution, kernel * inputs * outputs, 0)
-        parameters += weights + np.where(is_convolution, outputs, 0)
-        multiplications += weights * num_features_after((height, width), poolings)
-        inputs = np.where(is_convolution, outputs, inputs)
-        poolings = poolings + (kinds[..., place] > CONVOLUTION)
-    units = dense_units(num_features_after((height, width), poolings) * inputs, num_classes)
+    arrays = [np.moveaxis(np.asarray(array, np.int64), -1, 0) for array in genome]
+    parameters, multiplications, poolings = (np.zeros_like(arrays[0][0]) for _ in range(3))
+    inputs = parameters + image_shape[2]
+    for kind, kernel, filters in zip(*arrays, strict=True):
+        weights = kernel**2 * inputs * filters
+        parameters += weights + filters
+        multiplications += weights * num_features_after(image_shape, poolings)
+        inputs = np.where(kind == CONVOLUTION, filters, inputs)
+        poolings += kind > CONVOLUTION
+    units = dense_units(num_features_after(image_shape, poolings) * inputs, num_classes)
     for before, after in itertools.pairwise(units):
         parameters += (before + 1) * after
         multiplications += before * after
@@ -371,17 +345,16 @@ def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -
 def to_units(genome: Genome) -> tuple[Unit, ...]:
     """The units of one genome."""
     return tuple(
-        Unit(_NAMES[int(kind)], int(kernel), int(filters))
+        Unit(_NAMES[kind - CONVOLUTION], int(kernel), int(filters))
         for kind, kernel, filters in zip(*map(np.asarray, genome), strict=True)
         if kind > END
     )
 
 
 def from_units(units: tuple[Unit, ...], length: int) -> Genome:
-    """The genome of a list of units, of this length."""
+    """The genome of a list of units, in arrays of this length."""
     if len(units) > length:
         raise ValueError(f"a genome has at most {length} units, got {len(units)}")
-    numbers = {name: kind for kind, name in _NAMES.items()}
-    rows = [(numbers[unit.kind], unit.kernel, unit.filters) for unit in units]
+    rows = [(CONVOLUTION + _NAMES.index(unit.kind), unit.kernel, unit.filters) for unit in units]
     rows += [(END, 0, 0)] * (length - len(rows))
     return Genome(*(jnp.array(column, jnp.int32) for column in zip(*rows, strict=True)))

@@ -1,4 +1,4 @@
-"""A network that architecture search found: its units, its weights, functions that compute it."""
+"""The trained network of an architecture search: its units, its weights, its outputs."""
 
 from __future__ import annotations
 
@@ -16,12 +16,7 @@ from jaxtyping import Float, UInt8
 
 from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
-from evojax_suite.runtime.results import (
-    load_variables,
-    save_variables,
-    write_atomically,
-    write_json,
-)
+from evojax_suite.runtime import results
 from evojax_suite.stablehlo import export
 from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 from evojax_suite.types import Array, Images, Probabilities, PyTree
@@ -45,19 +40,19 @@ class SearchedNetwork:
     network: SequenceNetwork
     variables: PyTree
     image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]  # of each channel, taken out of pixels in [0, 1]
+    mean: tuple[float, ...]  # of each channel, subtracted from pixels in [0, 1]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     dataset: str
 
     @property
     def num_parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases."""
         return sum(leaf.size for leaf in jax.tree.leaves(self.variables["params"]))
 
-    @property
-    def _constants(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.array(self.mean, np.float32), np.array(self.std, np.float32)
+    def _forward(self, images: Array | np.ndarray) -> Array:
+        constants = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return _logits(self.network, self.variables, images, *constants)
 
     def logits(
         self,
@@ -69,51 +64,32 @@ class SearchedNetwork:
     ) -> Float[np.ndarray, "images classes"]:
         """Logits of images, uint8 or float in [0, 1]."""
         scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-        parts = [
-            _logits(
-                self.network, self.variables, batch.astype(np.float32) / scale, *self._constants
-            )
-            for batch in np.split(images, range(batch_size, len(images), batch_size))
-        ]
-        return np.concatenate(parts)
+        parts = np.split(images, range(batch_size, len(images), batch_size))
+        return np.concatenate([self._forward(part.astype(np.float32) / scale) for part in parts])
 
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
         float32, on CPU, GPU and TPU; `jax.export.deserialize` reads it."""
-        return export(
-            lambda images: _logits(
-                self.network, self.variables, jnp.asarray(images), *self._constants
-            ),
-            self.image_shape,
-        )
+        return export(lambda images: self._forward(images), self.image_shape)
 
     def save(self, directory: Path) -> None:
         """Write architecture.json, network.safetensors and network.stablehlo into `directory`."""
         directory.mkdir(parents=True, exist_ok=True)
-        save_variables(directory / "network.safetensors", self.variables)
-        network = self.network
-        write_json(
-            directory / "architecture.json",
-            {
-                "units": [unit._asdict() for unit in network.units],
-                "dropout": network.dropout,
-                "normalization": network.normalization,
-                "skip": network.skip,
-                "compute_dtype": jnp.dtype(network.dtype).name,
-                "num_parameters": self.num_parameters,
-                "layers": [
-                    layer._asdict()
-                    for layer in layers(network.units, self.image_shape, network.num_classes)
-                ],
-                "image_shape": self.image_shape,
-                "inputs": "((pixels / 255) - mean) / std",
-                "mean": self.mean,
-                "std": self.std,
-                "class_names": self.class_names,
-                "dataset": self.dataset,
-            },
-        )
-        write_atomically(directory / "network.stablehlo", self.export())
+        results.save_variables(directory / "network.safetensors", self.variables)
+        network, shape = self.network, self.image_shape
+        rows = layers(network.units, shape, network.num_classes)
+        about = {
+            "units": [unit._asdict() for unit in network.units],
+            **{name: getattr(network, name) for name in ("dropout", "normalization", "skip")},
+            "compute_dtype": jnp.dtype(network.dtype).name,
+            "num_parameters": self.num_parameters,
+            "layers": [layer._asdict() for layer in rows],
+            "image_shape": shape,
+            "inputs": "((pixels / 255) - mean) / std",
+            **{name: getattr(self, name) for name in ("mean", "std", "class_names", "dataset")},
+        }
+        results.write_json(directory / "architecture.json", about)
+        results.write_atomically(directory / "network.stablehlo", self.export())
 
 
 def load(directory: Path | str) -> SearchedNetwork:
@@ -125,11 +101,10 @@ def load(directory: Path | str) -> SearchedNetwork:
         values = from_json(SearchedNetwork, about, names)
         check_constants(values["mean"], values["std"], values["image_shape"][2])
         settings = from_json(SequenceNetwork, about, ("units", "dropout", "normalization", "skip"))
-        if about["compute_dtype"] not in ("float32", "bfloat16"):
-            raise ValueError(f"compute_dtype is {about['compute_dtype']!r}")
-        network = SequenceNetwork(
-            len(values["class_names"]), **settings, dtype=jnp.dtype(about["compute_dtype"])
-        )
+        if (dtype := about["compute_dtype"]) not in ("float32", "bfloat16"):
+            raise ValueError(f"compute_dtype is {dtype!r}")
+        num_classes = len(values["class_names"])
+        network = SequenceNetwork(num_classes, **settings, dtype=jnp.dtype(dtype))
         images = jax.ShapeDtypeStruct((1, *values["image_shape"]), jnp.float32)
         fresh = jax.eval_shape(network.init, jax.random.key(0), images)
         shapes: dict[str, Any] = dict(flatten_dict(fresh, sep="/"))
@@ -141,17 +116,17 @@ def load(directory: Path | str) -> SearchedNetwork:
         raise ValueError(f"{path} does not describe a searched network: {reason}") from error
     file = path.with_name("network.safetensors")
     try:
-        variables = load_variables(file)
+        variables = results.load_variables(file)
     except OSError:
         raise
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{file}: {' '.join(str(error).splitlines())}") from error
-    found: dict[str, Any] = dict(flatten_dict(variables, sep="/"))
-    for name in sorted({*shapes, *found}):
-        own, needed = (
+    arrays: dict[str, Any] = dict(flatten_dict(variables, sep="/"))
+    for name in sorted({*shapes, *arrays}):
+        actual, needed = (
             f"{place[name].dtype} {place[name].shape}" if name in place else "none"
-            for place in (found, shapes)
+            for place in (arrays, shapes)
         )
-        if own != needed:
-            raise ValueError(f"{file}: {name!r} is {own}, needed: {needed}")
+        if actual != needed:
+            raise ValueError(f"{file}: {name!r} is {actual}, needed: {needed}")
     return SearchedNetwork(network=network, variables=variables, **values)

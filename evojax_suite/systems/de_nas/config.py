@@ -24,12 +24,12 @@ TRAINING = TrainingConfig(
     crop_padding=4,
     flip=True,
 )
-"""Table 2."""
+"""The training of a candidate (Table 2)."""
 
 
 @configuration
 class Config:
-    """Sizes and choices; the paper's (Tables 1 and 2)."""
+    """Sizes and choices; defaults are the paper's (Tables 1 and 2)."""
 
     population_size: Annotated[int, Ge(3)] = 20
     """Architectures that survive a generation."""
@@ -38,7 +38,7 @@ class Config:
     num_generations: NonNegativeInt = 9
     """Generations after the first population."""
     num_best: PositiveInt = 5
-    """Architectures that a child may be based on, from the best."""
+    """Number of best architectures that a child may be based on."""
     compare: Literal["kind", "unit"] = "kind"
     """What makes two units alike in a difference: their kind, or kernel and filters too."""
     method: Literal["evolution", "random", "evosax"] = "evolution"
@@ -50,14 +50,14 @@ class Config:
     it starts from the best `num_children` of the first population and minimises the score, on the
     scale of the first population."""
     survival: Literal["score", "nsga2"] = "score"
-    """Who survives: the weighted sum (the paper's), or the fronts of error and size, the more
-    spread out first (NSGA-II)."""
+    """What selects survivors: the weighted sum (the paper's), or the fronts of error and size, the
+    more spread out first (NSGA-II)."""
     size: Literal["parameters", "multiplications"] = "parameters"
     """What counts as size; multiplications are those of one image, forward."""
     num_known: NonNegativeInt = 0
     """Networks like VGG of rising width in the first population, in place of random ones."""
     rungs: tuple[int, ...] = ()
-    """Epochs after which a child is judged too, and trains on only where it keeps up with the
+    """Epochs after which a child is evaluated too, and trains on only if it keeps up with the
     survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
     (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
     final_epochs: NonNegativeInt = 200
@@ -85,27 +85,25 @@ class Config:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):
+        size, num_epochs = self.population_size, self.training.num_epochs
         for name in ("num_best", "num_known"):
-            if getattr(self, name) > self.population_size:
-                raise ValueError(
-                    f"{name} must be <= population_size = {self.population_size}, "
-                    f"got {getattr(self, name)}"
-                )
-        if self.training.num_epochs < 1:
-            raise ValueError(f"num_epochs must be >= 1, got {self.training.num_epochs}")
+            if (value := getattr(self, name)) > size:
+                raise ValueError(f"{name} must be <= population_size = {size}, got {value}")
+        if num_epochs < 1:
+            raise ValueError(f"num_epochs must be >= 1, got {num_epochs}")
         if self.method == "evosax":
             if self.num_known:
                 raise ValueError(f"method evosax takes no known networks, got {self.num_known}")
-            if self.num_children > self.population_size:
+            if self.num_children > size:
                 raise ValueError(
-                    f"num_children must be <= population_size = {self.population_size} with the "
-                    f"method evosax, got {self.num_children}"
+                    f"num_children must be <= population_size = {size} with the method evosax, got "
+                    f"{self.num_children}"
                 )
-        ends = (0, *self.rungs, self.training.num_epochs)
+        ends = (0, *self.rungs, num_epochs)
         if any(before >= after for before, after in itertools.pairwise(ends)):
             raise ValueError(
-                f"rungs must rise within 1..{self.training.num_epochs - 1}, below the "
-                f"{self.training.num_epochs} epochs, got {self.rungs}"
+                f"rungs must rise within 1..{num_epochs - 1}, below the {num_epochs} epochs, got "
+                f"{self.rungs}"
             )
         if self.programs == "padded" and not self.can_be_padded:
             raise ValueError(
@@ -119,7 +117,7 @@ class Config:
 
     @property
     def can_be_padded(self) -> bool:
-        """Whether one padded program computes such networks."""
+        """Whether one padded program can compute networks of these settings."""
         return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
 
     def generation_of(self, candidate: int) -> int:
@@ -143,5 +141,5 @@ class Params(Scalars):
     differential_weight: Share = 1.0
     """Probability that a unit of a difference takes part, in [0, 1]."""
     stopping_quantile: Share = 0.5
-    """Share of the survivors' accuracies at a rung that a child must reach, in [0, 1]: half of
-    them, as in halving."""
+    """Quantile of the survivors' accuracies at a rung that a child must reach, in [0, 1]; 0.5 as
+    in halving."""

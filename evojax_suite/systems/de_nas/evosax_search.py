@@ -20,25 +20,25 @@ from evojax_suite.types import Array, PyTree
 
 @struct.dataclass
 class Encoded:
-    """The candidates as an evosax algorithm sees them."""
+    """The candidates as vectors, and the state of the evosax algorithm that moves them."""
 
-    vectors: Float[Array, "candidates dims"]  # that the genomes are decoded from
-    strategy: PyTree  # the algorithm's own state
+    vectors: Float[Array, "candidates dims"]  # from which the genomes are decoded
+    strategy: PyTree  # the state of the algorithm
 
 
 class EvosaxSearch(NamedTuple):
-    """How an evosax algorithm starts, and how it proposes candidates."""
+    """The functions that start an evosax algorithm, and that propose candidates."""
 
     start: Callable[[Array], Encoded]
     propose: Callable[[Array, Encoded, np.ndarray], tuple[Genome, Encoded]]
 
 
 def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSearch:
-    """Candidates that an evosax algorithm asks for (`Config.strategy`)."""
+    """The search by an evosax algorithm, `Config.strategy`."""
     space, size, children = config.space, config.population_size, config.num_children
     num_numbers = 4 * (space.max_length + 1)
     strategy = strategies.create(config.strategy, children, num_numbers)
-    own = strategy.default_params
+    params = strategy.default_params
 
     @jax.jit
     @jax.vmap
@@ -55,26 +55,25 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
     def started(key: Array, vectors: Array, fitness: Array) -> PyTree:
         population_based = strategies.is_population_based(strategy)
         start = (vectors, fitness) if population_based else (vectors.mean(0),)
-        return strategies.strip_weak_types(strategy.init(key, *start, own))
+        return strategies.strip_weak_types(strategy.init(key, *start, params))
 
     def start(key: Array) -> Encoded:
         vectors = jnp.zeros((config.num_candidates, num_numbers))
-        nothing = vectors[:children], jnp.full(children, jnp.inf)
-        return Encoded(vectors=vectors, strategy=started(key, *nothing))
+        return Encoded(vectors, started(key, vectors[:children], jnp.full(children, jnp.inf)))
 
     def ask(key: Array, state: PyTree) -> tuple[Array, PyTree]:
         key_first, key_again = jax.random.split(key)
-        vectors, asked = strategy.ask(key_first, state, own)
+        vectors, asked = strategy.ask(key_first, state, params)
         for attempt in range(architectures.MOST_ATTEMPTS):
             large = architectures.num_features(decoded(vectors), image_shape) > space.max_features
             if not large.any():
                 break
-            others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), state, own)
+            others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), state, params)
             vectors = jnp.where(large[:, None], others, vectors)
         return vectors, strategies.strip_weak_types(asked)
 
     def propose(key: Array, encoded: Encoded, fitness: np.ndarray) -> tuple[Genome, Encoded]:
-        """The next candidates; fitness: of all before, infinite where one failed. The first
+        """The next candidates. fitness: that of all before, infinite where one failed. The first
         population is that of the other methods."""
         number, state = len(fitness), encoded.strategy
         if number == 0:
@@ -85,12 +84,13 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
             best = np.argsort(fitness, kind="stable")[:children]
             told = best if first else np.arange(number)[-children:]
             known = jnp.asarray(np.where(np.isfinite(fitness), fitness, np.nan)[told])
+            evaluated = encoded.vectors[told], known
             if first:
-                state = started(key_tell, encoded.vectors[told], known)
+                state = started(key_tell, *evaluated)
             else:
-                state, _ = strategy.tell(key_tell, encoded.vectors[told], known, state, own)
+                state, _ = strategy.tell(key_tell, *evaluated, state, params)
             vectors, state = ask(key_ask, state)
         everyone = encoded.vectors.at[number : number + len(vectors)].set(vectors)
-        return decoded(vectors), Encoded(vectors=everyone, strategy=state)
+        return decoded(vectors), Encoded(everyone, state)
 
     return EvosaxSearch(start, propose)

@@ -21,14 +21,7 @@ from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
-from evojax_suite.systems.de_nas import architectures
-from evojax_suite.systems.de_nas.algorithm import (
-    SearchResult,
-    State,
-    best_first,
-    build,
-    num_workers,
-)
+from evojax_suite.systems.de_nas import algorithm, architectures
 from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
 from evojax_suite.systems.de_nas.candidates import make_data, network_of
@@ -48,8 +41,8 @@ _SMALL_IMAGES = 1000
 class Options(RunOptions):
     """Search a network that is accurate for its size (Pei, Chang & Tian 2022).
 
-    Candidates are judged on a validation split after a short training; the most accurate and the
-    smallest of the last generation are trained at length and judged on the test split.
+    Candidates are evaluated on a validation split after a short training; the most accurate and the
+    smallest of the last generation are trained at length and evaluated on the test split.
     """
 
     num_images: int | None = None
@@ -62,35 +55,30 @@ class Options(RunOptions):
 
 
 def reduced(options: Options, num_images: int) -> Options:
-    """What the user left at the paper's size, made small; num_images: that there are."""
+    """The options with everything that the user left at the paper's size made small. num_images:
+    those that there are."""
 
     def left(value, default, smaller):
         kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
         return replace(value, **kept)
 
-    default = Config()
-    config = options.config
-    training = config.training
+    config, default = options.config, Config()
+    training, space = config.training, left(config.space, default.space, _SMALL_SPACE)
     if training.optimizer == "sgd" and training.learning_rate == default.training.learning_rate:
         training = replace(training, **_SMALL_TRAINING)
-    config = replace(
-        left(config, default, _SMALL),
-        space=left(config.space, default.space, _SMALL_SPACE),
-        training=training,
-    )
-    number = options.num_images
-    if number is None:
-        number = min(_SMALL_IMAGES, num_images)
-    return replace(options, config=config, num_images=number)
+    config = replace(left(config, default, _SMALL), space=space, training=training)
+    if options.num_images is None:
+        options = replace(options, num_images=min(_SMALL_IMAGES, num_images))
+    return replace(options, config=config)
 
 
-def history(config: Config, state: State, dataset: Dataset) -> list[dict]:
-    """Every candidate, in the order in which they were made."""
+def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[dict]:
+    """The rows of history.json: every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
     costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes)
-    accuracy = np.asarray(state.accuracy)
-    survivors = set(np.asarray(state.population).tolist())
+    units = [architectures.to_units(architectures.member(genomes, i)) for i in range(number)]
+    accuracy, population = np.asarray(state.accuracy), np.asarray(state.population)
     return [
         {
             "candidate": index + 1,
@@ -99,31 +87,24 @@ def history(config: Config, state: State, dataset: Dataset) -> list[dict]:
             "num_epochs": int(state.num_epochs[index]),
             "num_parameters": int(costs.parameters[index]),
             "num_multiplications": int(costs.multiplications[index]),
-            "survived": index in survivors,
-            "units": [
-                unit._asdict()
-                for unit in architectures.to_units(architectures.member(genomes, index))
-            ],
+            "survived": index in population,
+            "units": [unit._asdict() for unit in units[index]],
         }
         for index in range(number)
     ]
 
 
 def populations(config: Config, rows: list[dict], params: Params) -> list[list[dict]]:
-    """The survivors of each generation, from the first population on, told from the history."""
-    alive, found = [], []
+    """The survivors of each generation, from the first population on, from the history."""
+    survivors: list[list[dict]] = [[]]
     for generation in range(config.num_generations + 1):
         start, end = config.candidates_of(generation)
-        alive = alive + rows[start:end]
-        order = best_first(
-            np.array([row["accuracy"] for row in alive]),
-            np.array([row[f"num_{config.size}"] for row in alive]),
-            params,
-            config.survival,
-        )
-        alive = [alive[place] for place in order[: config.population_size]]
-        found.append(alive)
-    return found
+        merged = survivors[-1] + rows[start:end]
+        names = "accuracy", f"num_{config.size}"
+        accuracy, sizes = (np.array([row[name] for row in merged]) for name in names)
+        order = algorithm.best_first(accuracy, sizes, params, config.survival)
+        survivors.append([merged[place] for place in order[: config.population_size]])
+    return survivors[1:]
 
 
 @dataclass(frozen=True)
@@ -134,9 +115,9 @@ class _Job(Job[Options]):
 
 @dataclass(frozen=True)
 class _Searched:
-    found: SearchResult
+    result: algorithm.SearchResult
     rows: list[dict]  # `history`
-    units: dict[str, tuple[Unit, ...]]  # of each role
+    units: dict[str, tuple[Unit, ...]]  # by role
     loop: LoopResult
     trainings: dict[str, LoopResult]  # the final ones
     trained: dict[str, SearchedNetwork]
@@ -146,7 +127,7 @@ class _Searched:
 class _Summary:
     numbers: dict[str, Any]
     searched: _Searched
-    models: dict[str, dict]
+    models: dict[str, dict]  # by role
     num_test_images: int
 
 
@@ -160,24 +141,16 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     training = fitted_to(options.config.training, dataset)
     options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
-    num_devices = devices.take(options.devices)
+    num_devices, number = devices.take(options.devices), config.num_candidates
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
     differences = config_difference(config, Config()) | config_difference(params, Params())
-    at_once = num_workers(config, num_devices) * jax.process_count()
-    phase = Phase(
-        "candidates",
-        build(config, dataset.num_classes, dataset.image_shape, num_devices),
-        key_search,
-        params,
-        make_data(config, dataset),
-        config.num_candidates,
-        dry_run_steps=max(3, 1 + at_once),  # workers end together: a step of each, after the first
-    )
-    reduced_to = (
-        f"small: {len(dataset.train):,} images, {config.num_candidates} candidates; --scale paper "
-        "for the paper's sizes"
-    )
-    notes = (reduced_to,) if small else ()
+    evolution = algorithm.build(config, dataset.num_classes, dataset.image_shape, num_devices)
+    data = make_data(config, dataset)
+    at_once = algorithm.num_workers(config, num_devices) * jax.process_count()
+    steps = max(3, 1 + at_once)  # workers end together: a step of each, after the first
+    phase = Phase("candidates", evolution, key_search, params, data, number, dry_run_steps=steps)
+    size = f"{len(dataset.train):,} images, {number} candidates"
+    notes = (f"small: {size}; --scale paper for the paper's sizes",) if small else ()
     return _Job(options, dataset, directory, phase, key_final, differences=differences, notes=notes)
 
 
@@ -185,44 +158,38 @@ def search(job: _Job) -> Search:
     """Search, then train the most accurate and the smallest architecture at length."""
     config, dataset, phase = job.options.config, job.dataset, job.phase
     shape, num_classes = dataset.image_shape, dataset.num_classes
-    searched = yield phase
-    found = phase.algorithm.result(searched.state, phase.params, phase.data)
-    rows = history(config, searched.state, dataset)
+    loop = yield phase
+    result = phase.algorithm.result(loop.state, phase.params, phase.data)
+    rows = history(config, loop.state, dataset)
     write_json(job.directory / "history.json", rows)
     units = {
-        role: architectures.to_units(architectures.member(found.genomes, place))
-        for role, place in _places(found).items()
+        role: architectures.to_units(architectures.member(result.genomes, place))
+        for role, place in _places(result).items()
     }
     trainings: dict[str, LoopResult] = {}
     trained: dict[str, SearchedNetwork] = {}
-    for number, (role, own) in enumerate(units.items() if config.final_epochs else ()):
-        if role == "smallest" and own == units["most accurate"]:
+    for number, (role, architecture) in enumerate(units.items() if config.final_epochs else ()):
+        if role == "smallest" and architecture == units["most accurate"]:
             trained[role] = trained["most accurate"]
             continue
-        final = build_final(config, own, num_classes, shape)
-        trainings[role] = yield Phase(
-            role,
-            final,
-            jax.random.fold_in(job.key_final, number),
-            None,
-            phase.data,
-            config.final_epochs,
-            _training_folder(role),
-        )
+        final = build_final(config, architecture, num_classes, shape)
+        key, folder = jax.random.fold_in(job.key_final, number), _training_folder(role)
+        done = yield Phase(role, final, key, None, phase.data, config.final_epochs, folder)
+        trainings[role] = done
         trained[role] = SearchedNetwork(
-            network=network_of(config, own, num_classes),
-            variables=jax.device_get(final.result(trainings[role].state, None, phase.data)),
-            image_shape=shape,
+            network_of(config, architecture, num_classes),
+            jax.device_get(final.result(done.state, None, phase.data)),
+            shape,
             mean=dataset.mean,
             std=dataset.std,
             class_names=dataset.class_names,
             dataset=dataset.name,
         )
-    return _Searched(found, rows, units, searched, trainings, trained)
+    return _Searched(result, rows, units, loop, trainings, trained)
 
 
-def _places(found: SearchResult) -> dict[str, int]:
-    return {"most accurate": found.most_accurate, "smallest": found.smallest}
+def _places(result: algorithm.SearchResult) -> dict[str, int]:
+    return {"most accurate": result.most_accurate, "smallest": result.smallest}
 
 
 def _training_folder(role: str) -> str:
@@ -231,66 +198,48 @@ def _training_folder(role: str) -> str:
 
 def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
     """Write the networks and evaluate them on the test split."""
-    dataset, found, rows = job.dataset, searched.found, searched.rows
+    dataset, result, rows, loop = job.dataset, searched.result, searched.rows, searched.loop
     test = batches_of(dataset, test_split, job.options.config.engine)
     evaluated = jax.jit(evaluate, static_argnums=0)
-    accuracies = {
-        role: float(evaluated(own.network, own.variables, test).accuracy)
-        for role, own in searched.trained.items()
-    }
-    for role, own in searched.trained.items():
-        own.save(job.directory if role == "most accurate" else job.directory / "smallest")
+    accuracies = {}
+    for role, model in searched.trained.items():
+        accuracies[role] = float(evaluated(model.network, model.variables, test).accuracy)
+        model.save(job.directory if role == "most accurate" else job.directory / "smallest")
     models = {}
-    for role, place in _places(found).items():
-        genome = architectures.member(found.genomes, place)
+    for role, place in _places(result).items():
+        genome = architectures.member(result.genomes, place)
         costs = architectures.costs(genome, dataset.image_shape, dataset.num_classes)
         models[role] = {
             "test_accuracy": accuracies.get(role),
-            "search_accuracy": float(found.accuracy[place]),
+            "search_accuracy": float(result.accuracy[place]),
             "num_parameters": int(costs.parameters),
             "num_multiplications": int(costs.multiplications),
         }
     trainings = searched.trainings.values()
+    compile_seconds = sum(training.compile_seconds for training in trainings)
     numbers = {
         **models["most accurate"],
         "smallest": models["smallest"],
         "num_evaluated": len(rows),
-        "num_failed": searched.loop.num_failed,
+        "num_failed": loop.num_failed,
         "num_epochs": sum(row["num_epochs"] for row in rows),
         "num_parameters_largest": max(row["num_parameters"] for row in rows),
-        "seconds": searched.loop.seconds + sum(training.seconds for training in trainings),
-        "search_seconds": searched.loop.seconds,
-        "candidates_per_hour": 3600 * len(rows) / searched.loop.seconds,
-        "compile_seconds": searched.loop.stage_seconds.get("compilation", 0.0)
-        + sum(training.compile_seconds for training in trainings),
+        "seconds": loop.seconds + sum(training.seconds for training in trainings),
+        "search_seconds": loop.seconds,
+        "candidates_per_hour": 3600 * len(rows) / loop.seconds,
+        "compile_seconds": loop.stage_seconds.get("compilation", 0.0) + compile_seconds,
     }
     return _Summary(numbers, searched, models, len(test_split))
 
 
-def _layer_rows(units: tuple[Unit, ...], dataset: Dataset) -> list[list[str]]:
-    rows = layers(units, dataset.image_shape, dataset.num_classes)
-    return [
-        [layer.name, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}"] for layer in rows
-    ]
-
-
 def present(job: _Job, summary: _Summary) -> Report:
-    """The two networks, and how the population moved."""
-    config, dataset = job.options.config, job.dataset
-    rows, units, trainings = (
-        summary.searched.rows,
-        summary.searched.units,
-        summary.searched.trainings,
-    )
-    models = summary.models
+    """The page: the two networks, and how the population moved."""
+    config, dataset, models = job.options.config, job.dataset, summary.models
+    rows, trainings = summary.searched.rows, summary.searched.trainings
     alive = populations(config, rows, job.options.params)
-    figures = [
-        Figure(
-            "search",
-            "Error and size of the population, by generation; a point is a network",
-            plotting.population_movement(alive, f"num_{config.size}", config.size),
-        )
-    ]
+    moved = plotting.population_movement(alive, f"num_{config.size}", config.size)
+    caption = "Error and size of the population, by generation; a point is a network"
+    figures = [Figure("search", caption, moved)]
     if trainings:
         curves = {
             role: read_lines(job.directory / _training_folder(role) / "metrics.jsonl")
@@ -302,16 +251,6 @@ def present(job: _Job, summary: _Summary) -> Report:
     def percent(value):
         return "not trained" if value is None else f"{100 * value:.2f}"
 
-    results = [
-        [
-            role,
-            percent(model["search_accuracy"]),
-            percent(model["test_accuracy"]),
-            f"{model['num_parameters']:,}",
-            f"{model['num_multiplications']:,}",
-        ]
-        for role, model in models.items()
-    ]
     header = [
         "",
         f"validation after {config.training.num_epochs} epochs (%)",
@@ -319,40 +258,37 @@ def present(job: _Job, summary: _Summary) -> Report:
         "parameters",
         "multiplications",
     ]
-    best, smallest = models["most accurate"], models["smallest"]
-    hourly = summary.numbers["candidates_per_hour"]
-    lead = (
-        f"Of {len(rows)} candidates the most accurate has {best['num_parameters']:,} parameters, "
-        f"the smallest {smallest['num_parameters']:,}; {hourly:,.0f} candidates an hour"
-    )
-    headline = []
+    results, headline, accuracies, parameters = [], [], [], []
     for role, model in models.items():
-        headline += [
-            (f"{percent(model['test_accuracy'])} %", f"test accuracy, {role}"),
-            (f"{model['num_parameters']:,}", "parameters"),
-        ]
+        accuracies.append(percent(model["test_accuracy"]))
+        parameters.append(f"{model['num_parameters']:,}")
+        multiplications = f"{model['num_multiplications']:,}"
+        validation = percent(model["search_accuracy"])
+        results.append([role, validation, accuracies[-1], parameters[-1], multiplications])
+        headline.append((f"{accuracies[-1]} %", f"test accuracy, {role}"))
+        headline.append((parameters[-1], "parameters"))
     headline.append((str(len(rows)), "candidates"))
+    lead = (
+        f"Of {len(rows)} candidates the most accurate has {parameters[0]} parameters, the smallest "
+        f"{parameters[1]}; {summary.numbers['candidates_per_hour']:,.0f} candidates an hour"
+    )
     if trainings:
         lead += (
-            f". They classify {percent(best['test_accuracy'])}% and "
-            f"{percent(smallest['test_accuracy'])}% of the {summary.num_test_images:,} test "
-            f"images of {dataset.name}"
+            f". They classify {accuracies[0]}% and {accuracies[1]}% of the "
+            f"{summary.num_test_images:,} test images of {dataset.name}"
         )
     tables = [Table("Result", header, results)]
-    for role, own in units.items():
-        if role == "smallest" and own == units["most accurate"]:
+    units = summary.searched.units
+    for role, architecture in units.items():
+        if role == "smallest" and architecture == units["most accurate"]:
             continue
-        heading = f"Layers of the {role}"
-        tables.append(Table(heading, ["", "outputs", "parameters"], _layer_rows(own, dataset)))
-    return Report(
-        f"{dataset.name}, networks found by differential evolution",
-        lead + ".",
-        headline,
-        tables,
-        figures,
-        [],
-        [lead],
-    )
+        cells = [
+            [layer.name, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}"]
+            for layer in layers(architecture, dataset.image_shape, dataset.num_classes)
+        ]
+        tables.append(Table(f"Layers of the {role}", ["", "outputs", "parameters"], cells))
+    title = f"{dataset.name}, networks found by differential evolution"
+    return Report(title, lead + ".", headline, tables, figures, closing=[lead])
 
 
 SYSTEM = System(

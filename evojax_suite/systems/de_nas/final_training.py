@@ -24,14 +24,14 @@ class FinalState:
     """A network in its final training."""
 
     fit: FitState
-    epoch: Int32[Array, ""]  # done
+    epoch: Int32[Array, ""]  # epochs done
 
 
 class FinalMetrics(NamedTuple):
-    """What one epoch of the final training reports."""
+    """The metrics of one epoch of the final training."""
 
     generation: IntScalar  # the epoch, from 1
-    loss: Scalar  # of the augmented training images, as training saw them
+    loss: Scalar  # of the augmented training images, before the step that learned from them
     accuracy: Scalar
     validation_loss: Scalar
     validation_accuracy: Scalar
@@ -53,24 +53,13 @@ def build_final(
         variables = fresh(key, network, image_shape, config.initialization)
         return FinalState(start_fit_from(variables, training), jnp.int32(0))
 
-    def step(
-        key: Array, state: FinalState, params: None, data: Data
-    ) -> tuple[FinalState, FinalMetrics]:
+    def step(key: Array, state: FinalState, params: None, data: Data):
         del params
         num_images = len(data.labels)
+        num_steps = training.num_epochs * training.num_batches(num_images)
         images = normalize(data.images, data.mean, data.std)
-        labels = jax.nn.one_hot(data.labels, num_classes)
-        fit, seen = fit_epochs(
-            key,
-            network,
-            training,
-            training.num_epochs * training.num_batches(num_images),
-            state.fit,
-            images,
-            labels,
-            num_images,
-            1,
-        )
+        examples = images, jax.nn.one_hot(data.labels, num_classes), num_images
+        fit, seen = fit_epochs(key, network, training, num_steps, state.fit, *examples, 1)
         validation = evaluate(network, fit.variables, data.validation)
         failed = ~jnp.isfinite(seen.losses)
         metrics = FinalMetrics(

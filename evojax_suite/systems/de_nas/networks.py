@@ -1,9 +1,9 @@
-"""Networks of architecture search: a list of units, then three dense layers; paper 004.
+"""Networks of architecture search: a list of units, then three dense layers (Pei et al. 2022).
 
 `SequenceNetwork` is one architecture and one program. `PaddedNetwork` is all architectures of a
 space in one program: filters are masked, the kernel and the resolution of a convolution choose a
-branch, and the genome is data (the collection `genome` of its variables). It computes what the
-network of that genome computes, and compiles once for all of them.
+branch, and the genome is data (the collection `genome` of its variables). It has the same outputs
+as the network of that genome, and compiles once for all of them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from annotated_types import Ge, Lt
 
-from evojax_suite.networks.layers import (
-    Conv,
-    Convolution,
-    Dense,
-    convolve,
-    default_convolution,
-    normalize_features,
-    pool,
-)
+from evojax_suite.networks import layers as primitives
+from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import (
     AVERAGE_POOLING,
     CONVOLUTION,
@@ -34,13 +27,11 @@ from evojax_suite.systems.de_nas.architectures import (
     Space,
     Unit,
     dense_units,
-    last_filters,
-    most_poolings,
     num_features,
-    num_features_after,
-    to_units,
 )
 from evojax_suite.types import Array, PRNGKey, PyTree
+
+Initialization = Literal["pytorch", "kaiming"]
 
 
 class SequenceNetwork(nn.Module):
@@ -53,7 +44,7 @@ class SequenceNetwork(nn.Module):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.5
     normalization: str = "none"
     skip: bool = False
-    lowering: Convolution | None = None
+    lowering: primitives.Convolution | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -61,37 +52,26 @@ class SequenceNetwork(nn.Module):
         features = images
         for unit in self.units:
             if unit.kind != "convolution":
-                features = pool(unit.kind, features)
+                features = primitives.pool(unit.kind, features)
                 continue
-            inputs = features
-            features = Conv(
-                unit.filters,
-                unit.kernel,
-                unit.kernel // 2,
-                lowering=self.lowering,
-                dtype=self.dtype,
-            )(features, train)
-            features = normalize_features(self.normalization, features, train)
-            if self.skip and inputs.shape == features.shape:
-                features += inputs
-            features = nn.relu(features)
+            shape = unit.filters, unit.kernel, unit.kernel // 2
+            convolution = primitives.Conv(*shape, lowering=self.lowering, dtype=self.dtype)
+            maps = convolution(features, train)
+            maps = primitives.normalize_features(self.normalization, maps, train)
+            if self.skip and maps.shape == features.shape:
+                maps += features
+            features = nn.relu(maps)
         features = features.reshape(features.shape[0], -1)
-        units = dense_units(features.shape[-1], self.num_classes)
-        for index, size in enumerate(units[1:]):
-            if index < 2:
-                features = nn.Dropout(self.dropout, deterministic=not train)(features)
-            features = Dense(size, dtype=self.dtype)(features)
-            if index < 2:
-                features = nn.relu(features)
-        return features.astype(jnp.float32)
-
-
-Initialization = Literal["pytorch", "kaiming"]
+        *hidden, last = dense_units(features.shape[-1], self.num_classes)[1:]
+        for size in hidden:
+            features = nn.Dropout(self.dropout, deterministic=not train)(features)
+            features = nn.relu(primitives.Dense(size, dtype=self.dtype)(features))
+        return primitives.Dense(last, dtype=self.dtype)(features).astype(jnp.float32)
 
 
 def _scales(initialization: Initialization) -> tuple[float, float]:
-    """Scales of weights and biases in U(-scale, scale) / sqrt(fan_in): PyTorch's default, or He et
-    al. 2015, which keeps the variance through ReLUs."""
+    """The scales of weights and biases in U(-scale, scale) / sqrt(fan_in): PyTorch's default, or
+    those of He et al. 2015, which keep the variance through ReLUs."""
     return {"pytorch": (1.0, 1.0), "kaiming": (6**0.5, 0.0)}[initialization]
 
 
@@ -104,38 +84,30 @@ def fresh(
     """Variables as `network.init` draws them, or Kaiming's, from one draw for all: one a layer
     takes longer to compile than the training."""
     variables = jax.eval_shape(network.init, key, jnp.zeros((1, *image_shape)))
-    layers = variables["params"]
-    drawn = {name for name, layer in layers.items() if "kernel" in layer}
-    shapes = jax.tree.leaves([layers[name] for name in sorted(drawn)])
-    numbers = iter(
-        jnp.split(
-            jax.random.uniform(key, (sum(leaf.size for leaf in shapes),), minval=-1, maxval=1),
-            np.cumsum([leaf.size for leaf in shapes])[:-1],
-        )
-    )
-    parameters = {}
+    shapes = sorted(variables["params"].items())
+    drawn = {name: layer for name, layer in shapes if "kernel" in layer}
+    sizes = [leaf.size for leaf in jax.tree.leaves(drawn)]
+    numbers = jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1)
+    parts = iter(jnp.split(numbers, np.cumsum(sizes)[:-1]))
     scales = dict(zip(("kernel", "bias"), _scales(initialization), strict=True))
-    for name in sorted(layers):
-        if name in drawn:
-            bound = np.prod(layers[name]["kernel"].shape[:-1]) ** -0.5
-            parameters[name] = {
-                kind: next(numbers).reshape(leaf.shape) * (bound * scales[kind])
-                for kind, leaf in sorted(layers[name].items())
-            }
-        else:  # of a normalisation
-            parameters[name] = {
-                kind: jnp.full(leaf.shape, float(kind == "scale"))
-                for kind, leaf in layers[name].items()
-            }
-    statistics = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")),
-        {name: value for name, value in variables.items() if name != "params"},
-    )
-    return {"params": parameters, **statistics}
+    parameters = {}
+    for name, layer in drawn.items():
+        bound = np.prod(layer["kernel"].shape[:-1]) ** -0.5
+        parameters[name] = {
+            kind: next(parts).reshape(leaf.shape) * (bound * scales[kind])
+            for kind, leaf in sorted(layer.items())
+        }
+
+    def of_normalization(path, leaf):
+        return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")))
+
+    rest = {**variables, "params": {name: layer for name, layer in shapes if name not in drawn}}
+    rest = jax.tree_util.tree_map_with_path(of_normalization, rest)
+    return rest | {"params": rest["params"] | parameters}
 
 
 class Layer(NamedTuple):
-    """A row of the tables of Figs. 8 and 10."""
+    """A layer of a network: a row of the tables of Figs. 8 and 10."""
 
     name: str
     shape: tuple[int, ...]
@@ -145,76 +117,69 @@ class Layer(NamedTuple):
 def layers(
     units: tuple[Unit, ...], image_shape: tuple[int, int, int], num_classes: int
 ) -> list[Layer]:
-    """What a network (without normalisation) is made of, its outputs and parameters."""
+    """The layers of a network without normalisation, with their outputs and parameters."""
     height, width, channels = image_shape
     rows = []
     for unit in units:
         if unit.kind == "convolution":
             size = (unit.kernel**2 * channels + 1) * unit.filters
             channels = unit.filters
-            name = f"convolution {unit.kernel}x{unit.kernel}"
-            rows.append(Layer(name, (height, width, channels), size))
-            rows.append(Layer("ReLU", (height, width, channels), 0))
+            shape = height, width, channels
+            rows.append(Layer(f"convolution {unit.kernel}x{unit.kernel}", shape, size))
+            rows.append(Layer("ReLU", shape, 0))
         else:
             height, width = height // 2, width // 2
-            name = {"max": "max pooling", "average": "average pooling"}[unit.kind]
-            rows.append(Layer(name, (height, width, channels), 0))
+            rows.append(Layer(f"{unit.kind} pooling", (height, width, channels), 0))
     sizes = dense_units(height * width * channels, num_classes)
     rows.append(Layer("flatten", (sizes[0],), 0))
-    for index, (before, after) in enumerate(itertools.pairwise(sizes)):
-        if index < 2:
-            rows.append(Layer("dropout", (before,), 0))
+    for before, after in itertools.pairwise(sizes):
+        rows.append(Layer("dropout", (before,), 0))
         rows.append(Layer("dense", (after,), (before + 1) * after))
-        if index < 2:
-            rows.append(Layer("ReLU", (after,), 0))
-    return rows
+        rows.append(Layer("ReLU", (after,), 0))
+    return [*rows[:-3], rows[-2]]  # the last has no dropout before it and no ReLU after it
 
 
 class PaddedNetwork(nn.Module):
-    """Any network of `space` for images of `image_shape`, as its variables' genome says.
+    """Any network of `space` for images of `image_shape`: that of the genome in its variables.
 
-    Parameters have the space's largest sizes; what is beyond the genome's own has no effect and no
-    gradient. Fresh ones are scaled for a genome by `for_genome`.
+    Parameters have the space's largest sizes; those beyond the genome's sizes have no effect and no
+    gradient. `for_genome` scales fresh ones for a genome.
     """
 
     num_classes: int
     space: Space
     image_shape: tuple[int, int, int]
     dropout: float = 0.5
-    lowering: Convolution | None = None
+    lowering: primitives.Convolution | None = None
 
     @property
     def most_features(self) -> int:
+        """The inputs of the first dense layer."""
         height, width, _ = self.image_shape
         return min(self.space.max_features, height * width * self.space.max_filters)
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         space, sizes = self.space, sorted(set(self.space.kernels))
-        most, levels = space.max_filters, most_poolings(self.image_shape) + 1
-        first_inputs = self.image_shape[2]
-        empty = Genome(*(jnp.zeros(space.max_length, jnp.int32) for _ in range(3)))
-        genome = Genome(
-            *(
-                self.variable("genome", name, lambda value=value: value).value
-                for name, value in empty._asdict().items()
-            )
-        )
-        uniform = _unit_uniform
+        most, levels = space.max_filters, architectures.most_poolings(self.image_shape) + 1
+        height, width, first_inputs = self.image_shape
+        empty = jnp.zeros(space.max_length, jnp.int32)
+        genome = Genome(*(
+            self.variable("genome", name, lambda: empty).value for name in Genome._fields
+        ))  # fmt: skip
         largest = sizes[-1]
-        kernels = self.param(
-            "kernels", uniform, (space.max_length - 1, largest, largest, most, most)
-        )
-        first = self.param("first", uniform, (largest, largest, first_inputs, most))
-        biases = self.param("biases", uniform, (space.max_length, most))
-        lowering = self.lowering or default_convolution(train, most)
+        kernel_shape = space.max_length - 1, largest, largest, most, most
+        kernels = self.param("kernels", _unit_uniform, kernel_shape)
+        first = self.param("first", _unit_uniform, (largest, largest, first_inputs, most))
+        biases = self.param("biases", _unit_uniform, (space.max_length, most))
+        lowering = self.lowering or primitives.default_convolution(train, most)
+        lowering_first = self.lowering or primitives.default_convolution(train, first_inputs)
 
         which = jnp.searchsorted(jnp.array(sizes), genome.kernels)
-        before = jnp.cumsum(genome.kinds > CONVOLUTION) - (genome.kinds > CONVOLUTION)
-        own = jnp.arange(most) < genome.filters[:, None]
-
-        height, width, _ = self.image_shape
-        lowering_first = self.lowering or default_convolution(train, first_inputs)
+        is_pooling = genome.kinds > CONVOLUTION
+        after = jnp.cumsum(is_pooling)  # poolings up to and with a unit
+        before = after - is_pooling
+        in_use = jnp.arange(most) < genome.filters[:, None]
 
         def convolution(size, lowering):
             """Convolution with the middle of the kernel, `size` wide."""
@@ -222,43 +187,37 @@ class PaddedNetwork(nn.Module):
 
             def apply(maps, kernel):
                 middle = kernel[edge : edge + size, edge : edge + size]
-                return convolve(maps, middle, size // 2, 1, lowering)
+                return primitives.convolve(maps, middle, size // 2, 1, lowering)
 
             return apply
 
-        features = jax.lax.switch(
-            which[0], [convolution(size, lowering_first) for size in sizes], images, first
-        )
-        features = nn.relu(jnp.where(own[0], features + biases[0], 0))
+        firsts = [convolution(size, lowering_first) for size in sizes]
+        features = jax.lax.switch(which[0], firsts, images, first)
+        features = nn.relu(jnp.where(in_use[0], features + biases[0], 0))
+
+        def pooling(kind):
+            return lambda maps, kernel: primitives.pool(kind, maps)
 
         def at_level(level, function):
             """`function` on the corner of the buffer that maps take up after `level` poolings."""
             rows, columns = height >> level, width >> level
 
             def apply(features, kernel):
-                found = function(features[:, :rows, :columns], kernel)
-                missing = height - found.shape[1], width - found.shape[2]
-                return jnp.pad(found, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
+                maps = function(features[:, :rows, :columns], kernel)
+                missing = height - maps.shape[1], width - maps.shape[2]
+                return jnp.pad(maps, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
 
             return apply
 
+        by_size = [convolution(size, lowering) for size in sizes]
+        by_kind = [pooling("max"), pooling("average")]
         branches = [lambda features, kernel: features]
-        branches += [
-            at_level(level, convolution(size, lowering))
-            for level in range(levels)
-            for size in sizes
-        ]
-        branches += [
-            at_level(level, lambda maps, kernel, kind=kind: pool(kind, maps))
-            for level in range(levels - 1)
-            for kind in ("max", "average")
-        ]
+        branches += [at_level(level, apply) for level in range(levels) for apply in by_size]
+        branches += [at_level(level, apply) for level in range(levels - 1) for apply in by_kind]
         convolutions = 1 + before * len(sizes) + which
         poolings = 1 + levels * len(sizes) + before * 2 + (genome.kinds == AVERAGE_POOLING)
         branch = jnp.where(genome.kinds == CONVOLUTION, convolutions, poolings)
         branch = jnp.where(genome.kinds == END, 0, branch)
-        places = before + (genome.kinds > CONVOLUTION)  # poolings up to and with a unit
-
         row, column = jnp.arange(height)[:, None], jnp.arange(width)
 
         @jax.custom_vjp
@@ -269,50 +228,46 @@ class PaddedNetwork(nn.Module):
             return chosen(number, features, kernel), (number, features, kernel)
 
         def backward(residuals, gradient):
-            """Gradient with the inputs alone kept: automatic differentiation keeps what each branch
-            needs for every unit, zeros for all but one."""
-            number, features, kernel = residuals
+            """Gradient for which the inputs alone are kept: automatic differentiation keeps what
+            each branch needs for every unit, zeros for all but one."""
 
             def gradients_of(branch):
-                return lambda features, kernel: jax.vjp(branch, features, kernel)[1](gradient)
+                return lambda *inputs: jax.vjp(branch, *inputs)[1](gradient)
 
-            own = [gradients_of(branch) for branch in branches]
-            return None, *jax.lax.switch(number, own, features, kernel)
+            number, *inputs = residuals
+            return None, *jax.lax.switch(number, [*map(gradients_of, branches)], *inputs)
 
         chosen.defvjp(forward, backward)
 
         def unit(features, inputs):
-            number, kind, kernel, bias, own, level = inputs
+            number, kind, kernel, bias, in_use, level = inputs
             features = chosen(number, features, kernel)
             inside = (row < height >> level) & (column < width >> level)
-            changed = nn.relu(features + bias)
-            changed = jnp.where(inside[:, :, None] & own, changed, 0)
+            changed = jnp.where(inside[:, :, None] & in_use, nn.relu(features + bias), 0)
             return jnp.where(kind == CONVOLUTION, changed, features), None
 
-        rest = (branch[1:], genome.kinds[1:], kernels, biases[1:], own[1:], places[1:])
+        rest = (branch[1:], genome.kinds[1:], kernels, biases[1:], in_use[1:], after[1:])
         features, _ = jax.lax.scan(unit, features, rest)
 
-        channels, poolings = last_filters(genome), places[-1]
-        pixels = num_features_after((height, width), poolings)
-        size = pixels * channels
+        channels, poolings = architectures.last_filters(genome), after[-1]
+        size = architectures.num_features_after((height, width), poolings) * channels
         position = jnp.arange(self.most_features)
         pixel, channel = position // channels, position % channels
         columns = jnp.maximum(width >> poolings, 1)
         flat = features[:, (pixel // columns) % height, pixel % columns, channel]
-        flat = jnp.where(position < size, flat, 0)
+        features = jnp.where(position < size, flat, 0)
         most_units = dense_units(self.most_features, self.num_classes)
-        own_units = dense_units(size, self.num_classes)
-        features = flat
-        # The units beyond the network's own are zero, as inputs and as outputs.
-        for index, (before, after) in enumerate(itertools.pairwise(most_units)):
-            weights = self.param(f"dense_{index}", uniform, (before, after))
-            bias = self.param(f"dense_bias_{index}", uniform, (after,))
+        num_units = dense_units(size, self.num_classes)
+        # The units beyond the network's are zero, as inputs and as outputs.
+        for index, (inputs, outputs) in enumerate(itertools.pairwise(most_units)):
+            weights = self.param(f"dense_{index}", _unit_uniform, (inputs, outputs))
+            bias = self.param(f"dense_bias_{index}", _unit_uniform, (outputs,))
             if index < 2:
                 features = nn.Dropout(self.dropout, deterministic=not train)(features)
             features = features @ weights + bias
             if index < 2:
-                features = nn.relu(features)
-                features = jnp.where(jnp.arange(after) < own_units[index + 1], features, 0)
+                is_unit = jnp.arange(outputs) < num_units[index + 1]
+                features = jnp.where(is_unit, nn.relu(features), 0)
         return features
 
 
@@ -326,8 +281,8 @@ def for_genome(
     genome: Genome,
     initialization: Initialization = "pytorch",
 ) -> PyTree:
-    """Freshly initialised parameters as those of a fresh network of this genome, with the fan-in of
-    its own layers."""
+    """Freshly initialised parameters, scaled as those of a fresh network of this genome, with the
+    fan-in of its layers."""
     is_convolution = genome.kinds == CONVOLUTION
     last = jax.lax.cummax(jnp.where(is_convolution, jnp.arange(len(genome.kinds)), 0))
     inputs = jnp.roll(genome.filters[last], 1).at[0].set(network.image_shape[2])
@@ -345,10 +300,10 @@ def for_genome(
 
 
 def unpadded(network: PaddedNetwork, parameters: PyTree, genome: Genome) -> PyTree:
-    """The parameters of the SequenceNetwork that a padded one is."""
+    """The parameters of the SequenceNetwork of a genome, taken from those of a padded one."""
     taken, inputs = {}, network.image_shape[2]
     largest, number = max(network.space.kernels), 0
-    for place, unit in enumerate(to_units(genome)):
+    for place, unit in enumerate(architectures.to_units(genome)):
         if unit.kind != "convolution":
             continue
         kernel = parameters["first"] if place == 0 else parameters["kernels"][place - 1]
