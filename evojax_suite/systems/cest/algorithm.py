@@ -62,7 +62,7 @@ class State:
 
     fit: training.FitState
     difficulty: Float[Array, "examples"]  # NaN where it was never measured
-    wrong_in_a_row: Int32[Array, "examples"]  # the last measurements that were all wrong
+    wrong_in_a_row: Int32[Array, "examples"]  # latest measurements, all of them wrong
     prey: Int32[Array, "population places"]
     chosen: Int32[Array, "examples"]  # the examples to train on come first
     num_chosen: Int32[Array, ""]
@@ -303,7 +303,7 @@ class _Trainer:
         return replace(state, measured_examples=state.measured_examples + count)
 
     def _remember(self, state: State, seen: training.ExampleStatistics) -> State:
-        """The state with the losses that training saw in the last epoch."""
+        """The state with the losses of the last epoch of training as difficulties."""
         return self._with_difficulties(state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
 
     def _with_difficulties(
@@ -394,9 +394,8 @@ def build(
     computes is the same."""
     network = networks.create(config.network, num_classes, image_shape)
     trainer = _Trainer(config, num_classes, image_shape, network, _Stages(timed))
-    return types.Algorithm(
-        trainer.init, trainer.step, trainer.result, trainer.finished, scannable=not timed
-    )
+    functions = trainer.init, trainer.step, trainer.result, trainer.finished
+    return types.Algorithm(*functions, scannable=not timed)
 
 
 def cost_seconds(stage_seconds: dict[str, float]) -> float:

@@ -67,7 +67,7 @@ class DistilledSet(NamedTuple):
 
 @struct.dataclass
 class State:
-    """The feature network and the current set, as weights of the originals."""
+    """The feature network; the current set and those reached, as weights of the originals."""
 
     fit: FitState  # the feature network in training
     epoch: Int32[Array, ""]  # epochs that it has done on the current set
@@ -157,10 +157,10 @@ class _DEvS:
     def init(self, key: PRNGKey, params: None, data: TrainingData) -> State:
         del params
         num_images = len(data.labels)
-        size_sequence(self.config, num_images)  # raises ValueError where there is none
+        size_sequence(self.config, num_images)  # raises ValueError where the sizes do not fit
         nothing = jnp.zeros((len(self.config.target_sizes), num_images))
         return State(
-            fit=self.new_network(key),
+            fit=self._new_network(key),
             epoch=jnp.int32(0),
             reduction=jnp.int32(0),
             step=jnp.int32(0),
@@ -190,7 +190,7 @@ class _DEvS:
         reduction = int(state.reduction)
         num_samples, next_size = sizes[reduction], sizes[reduction + 1]
         num_epochs, most = _plan(config, num_samples, num_images)
-        images, labels = lap("averaging", self.current_set(state, data))
+        images, labels = lap("averaging", self._current_set(state, data))
         epochs = min(most, num_epochs - int(state.epoch))
         recipe = config.feature_training
         total = num_epochs * recipe.num_batches(num_samples)
@@ -233,7 +233,7 @@ class _DEvS:
             targets = targets.at[place].set(assignments)
             target_weights = target_weights.at[place].set(weights)
         state = State(
-            fit=self.new_network(key_network) if config.feature_network == "retrained" else fit,
+            fit=self._new_network(key_network) if config.feature_network == "retrained" else fit,
             epoch=jnp.int32(0),
             reduction=state.reduction + 1,
             step=state.step,
@@ -253,7 +253,7 @@ class _DEvS:
 
     def result(self, state: State, params: None, data: TrainingData) -> tuple[DistilledSet, ...]:
         del params
-        images, labels = self.originals(data)
+        images, labels = self._originals(data)
         sizes, targets = self.config.target_sizes, (state.target_assignments, state.target_weights)
         return tuple(
             DistilledSet(
@@ -269,19 +269,19 @@ class _DEvS:
         return state.reduction >= len(size_sequence(self.config, len(state.assignments)))
 
     @partial(jax.jit, static_argnums=0)
-    def new_network(self, key: PRNGKey) -> FitState:
+    def _new_network(self, key: PRNGKey) -> FitState:
         return start_fit(key, self.network, self.config.feature_training, self.image_shape)
 
     @partial(jax.jit, static_argnums=0)
-    def current_set(self, state: State, data: TrainingData) -> tuple[Array, ...]:
+    def _current_set(self, state: State, data: TrainingData) -> tuple[Array, ...]:
         """Images and labels, in buffers of the size of the whole training set."""
         num_images = len(data.labels)
         return tuple(
             average(state.assignments, state.weights, values, num_images)
-            for values in self.originals(data)
+            for values in self._originals(data)
         )
 
-    def originals(self, data: TrainingData) -> tuple[Array, Array]:
+    def _originals(self, data: TrainingData) -> tuple[Array, Array]:
         """The images, normalised, and the one-hot labels of the training set."""
         images = normalize(data.images, data.mean, data.std)
         return images, jax.nn.one_hot(data.labels, self.num_classes)
