@@ -30,7 +30,7 @@ _JAX_PAYS_FROM = {"cpu": 5e9, "accelerator": 1e8}
 class Clustering(NamedTuple):
     """A partition of points into clusters, on the host."""
 
-    assignments: Int32[np.ndarray, "points"]  # the cluster of each point; every cluster has one
+    assignments: Int32[np.ndarray, "points"]  # the cluster of each point; no cluster is empty
     num_empty: int  # clusters that were empty before they were refilled
     inertia: float  # sum of squared distances to the nearest centre, before the refilling
     num_steps: int  # mini-batch steps done
