@@ -1,14 +1,13 @@
-"""A network trained on the whole training set: what coreset methods ask about its examples.
+"""A network trained on the whole training set, from which other methods learn about examples.
 
-One training serves herding and k-center (features of its last block), forgetting (events over its
-epochs) and soft labels (Qin, Deng & Alvarez-Melis 2024, "A Label is Worth a Thousand Images in
-Dataset Distillation": what it says of any image). An epoch is a step, so that it is interrupted and
-resumed like generations. EComp's parent trains the same way, and only its weights are taken.
+One training serves herding and k-center (features of the last block), forgetting (events over the
+epochs) and soft labels (the network's predictions for any image; Qin, Deng & Alvarez-Melis 2024, "A
+Label is Worth a Thousand Images in Dataset Distillation"). A step is an epoch, so that a training
+is interrupted and resumed like generations. EComp's parent is trained in the same way.
 """
 
 from __future__ import annotations
 
-from dataclasses import field
 from functools import partial
 from typing import NamedTuple
 
@@ -19,41 +18,23 @@ import numpy as np
 from flax import struct
 from jaxtyping import Bool, Float, Float32, Int32
 
-from evojax_suite import networks
+from evojax_suite import networks, training, types
 from evojax_suite.configuration import configuration
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.training import (
-    EngineConfig,
-    FitState,
-    TrainingConfig,
-    extract_features,
-    fit_epochs,
-    start_fit,
-)
-from evojax_suite.types import (
-    Algorithm,
-    Array,
-    Images,
-    IntScalar,
-    Probabilities,
-    PyTree,
-    Scalar,
-    TrainingData,
-)
+from evojax_suite.training import EngineConfig, TrainingConfig
+from evojax_suite.types import Array, Images, IntScalar, PRNGKey, Probabilities, PyTree, Scalar
 
 
 @configuration
 class Config:
-    """The network that is asked and how it trains."""
+    """The network and its training."""
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            num_epochs=20, batch_size=256, optimizer="sgd", learning_rate=0.01, l2_penalty=5e-4
-        )
+    network: NetworkConfig = NetworkConfig()
+    training: TrainingConfig = TrainingConfig(
+        num_epochs=20, batch_size=256, optimizer="sgd", learning_rate=0.01, l2_penalty=5e-4
     )
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    engine: EngineConfig = EngineConfig()
 
     def __post_init__(self):
         if self.training.num_epochs < 1:
@@ -63,13 +44,13 @@ class Config:
 class ForgettingHistory(NamedTuple):
     """The forgetting events of each example so far (Toneva et al. 2019, Algorithm 1).
 
-    An example is forgotten when it was classified right when training last showed it and is
-    classified wrong now.
+    An example is forgotten when training shows it and it is misclassified, but was classified
+    correctly when it was shown before.
     """
 
     was_correct: Bool[Array, "examples"]  # the last time it was shown
-    was_learned: Bool[Array, "examples"]  # right at least once
-    num_forgotten: Int32[Array, "examples"]  # changes from right to wrong
+    was_learned: Bool[Array, "examples"]  # correct at least once
+    num_forgotten: Int32[Array, "examples"]  # changes from correct to wrong
 
 
 def no_forgetting(num_examples: int) -> ForgettingHistory:
@@ -80,31 +61,29 @@ def no_forgetting(num_examples: int) -> ForgettingHistory:
 
 def with_epoch(history: ForgettingHistory, correct: Bool[Array, "examples"]) -> ForgettingHistory:
     """The history after each example was shown once more."""
-    return ForgettingHistory(
-        was_correct=correct,
-        was_learned=history.was_learned | correct,
-        num_forgotten=history.num_forgotten + (history.was_correct & ~correct),
-    )
+    forgotten = history.was_correct & ~correct
+    learned = history.was_learned | correct
+    return ForgettingHistory(correct, learned, history.num_forgotten + forgotten)
 
 
 def forgetting_scores(history: ForgettingHistory) -> Int32[Array, "examples"]:
-    """How often each example was forgotten; one that was never classified right has one more than
-    the most forgotten."""
+    """The number of times that each example was forgotten; an example that was never classified
+    correctly has one more than the most forgotten."""
     most = history.num_forgotten.max()
     return jnp.where(history.was_learned, history.num_forgotten, most + 1)
 
 
 @struct.dataclass
 class State:
-    """The network, and what was seen of each example."""
+    """The network in training, and the history of each example."""
 
-    fit: FitState
+    fit: training.FitState
     history: ForgettingHistory
     epoch: Int32[Array, ""]  # done
 
 
 class Metrics(NamedTuple):
-    """What one epoch reports, of the augmented images as training saw them."""
+    """What one epoch reports, of the augmented images on which it trained."""
 
     generation: IntScalar  # the epoch, from 1
     loss: Scalar
@@ -114,7 +93,7 @@ class Metrics(NamedTuple):
 
 
 class Evidence(NamedTuple):
-    """What selection goes by."""
+    """The values of each example by which examples are selected."""
 
     features: Float[Array, "examples features"]
     forgetting_scores: Int32[Array, "examples"]
@@ -122,32 +101,25 @@ class Evidence(NamedTuple):
 
 def build(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm[State, None, TrainingData, Metrics, Evidence]:
+) -> types.Algorithm[State, None, types.TrainingData, Metrics, Evidence]:
     """One step is one epoch over all images."""
     network = networks.create(config.network, num_classes, image_shape)
+    recipe = config.training
 
-    def init(key: Array, params: None, data: TrainingData) -> State:
+    def init(key: PRNGKey, params: None, data: types.TrainingData) -> State:
         del params
-        return State(
-            fit=start_fit(key, network, config.training, image_shape),
-            history=no_forgetting(len(data.labels)),
-            epoch=jnp.int32(0),
-        )
+        fit = training.start_fit(key, network, recipe, image_shape)
+        return State(fit, no_forgetting(len(data.labels)), jnp.int32(0))
 
-    def step(key: Array, state: State, params: None, data: TrainingData) -> tuple[State, Metrics]:
+    def step(
+        key: PRNGKey, state: State, params: None, data: types.TrainingData
+    ) -> tuple[State, Metrics]:
         del params
         num_images = len(data.labels)
-        fit, seen = fit_epochs(
-            key,
-            network,
-            config.training,
-            config.training.num_epochs * config.training.num_batches(num_images),
-            state.fit,
-            normalize(data.images, data.mean, data.std),
-            jax.nn.one_hot(data.labels, num_classes),
-            num_images,
-            1,
-        )
+        num_steps = recipe.num_epochs * recipe.num_batches(num_images)
+        images = normalize(data.images, data.mean, data.std)
+        shown = images, jax.nn.one_hot(data.labels, num_classes), num_images, 1
+        fit, seen = training.fit_epochs(key, network, recipe, num_steps, state.fit, *shown)
         history = with_epoch(state.history, seen.correct)
         failed = ~jnp.isfinite(seen.losses)
         metrics = Metrics(
@@ -157,19 +129,19 @@ def build(
             forgotten=(history.num_forgotten - state.history.num_forgotten).sum(),
             num_failed=failed.sum(),
         )
-        return State(fit=fit, history=history, epoch=state.epoch + 1), metrics
+        return State(fit, history, state.epoch + 1), metrics
 
-    def result(state: State, params: None, data: TrainingData) -> Evidence:
+    def result(state: State, params: None, data: types.TrainingData) -> Evidence:
         del params
         images = normalize(data.images, data.mean, data.std)
-        batch_size = config.engine.resolved_evaluation_batch_size(image_shape)
-        features = extract_features(network, state.fit.variables, images, None, batch_size)
+        size = config.engine.resolved_evaluation_batch_size(image_shape)
+        features = training.extract_features(network, state.fit.variables, images, None, size)
         return Evidence(features, forgetting_scores(state.history))
 
     def finished(state: State) -> Array:
-        return state.epoch >= config.training.num_epochs
+        return state.epoch >= recipe.num_epochs
 
-    return Algorithm(init, step, result, finished)
+    return types.Algorithm(init, step, result, finished)
 
 
 def probabilities(
@@ -179,10 +151,10 @@ def probabilities(
     num_classes: int,
     temperature: float = 1.0,
 ) -> Float32[np.ndarray, "images {num_classes}"]:
-    """What the trained network says of images, normalised, of the training set or not:
-    softmax(logits / temperature).
+    """The probabilities that the trained network gives any images: softmax(logits / temperature).
 
-    variables: of its flax module. Raises ValueError where the logits are not finite.
+    variables: the variables of its flax module. images: normalised. Raises ValueError where the
+    logits are not finite.
     """
     network = networks.create(config.network, num_classes, images.shape[1:])
     size = config.engine.resolved_evaluation_batch_size(images.shape[1:])
@@ -194,9 +166,8 @@ def probabilities(
             f"{config.training.learning_rate}"
         )
     logits = logits.astype(np.float64)
-    with np.errstate(
-        over="ignore"
-    ):  # the largest is 0 whatever the temperature, others may be -inf
+    # Whatever the temperature the largest exponent is 0; others may be -inf.
+    with np.errstate(over="ignore"):
         powers = np.exp((logits - logits.max(1, keepdims=True)) / temperature)
     return (powers / powers.sum(1, keepdims=True)).astype(np.float32)
 

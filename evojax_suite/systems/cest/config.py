@@ -1,4 +1,4 @@
-"""The settings of a training."""
+"""The settings of a training by CEST."""
 
 from __future__ import annotations
 
@@ -22,48 +22,44 @@ class Config:
     """Sizes and choices."""
 
     selection: Selection = "cest"
-    """What picks the examples: evolved prey (the paper's), the hardest, a sample in proportion to
-    the loss, a random subset, or no rule: all."""
+    """How examples are selected: evolved prey (the paper's), the hardest, a sample in proportion to
+    the loss, a random subset, or all."""
     fraction: Annotated[float, Gt(0), Le(1)] = 0.25
-    """Part of the training set that a subset has."""
+    """Size of a subset as a part of the training set."""
     initial_epochs: NonNegativeInt = 1
     """Epochs on the whole set at the start."""
     epochs_per_selection: PositiveInt = 5
     """Epochs on a subset before the next one is selected."""
 
     prey_population: Annotated[int, Ge(2), MultipleOf(2)] = 50
-    """Subsets that evolve, an even number."""
+    """Number of subsets that evolve, even."""
     prey_generations: NonNegativeInt = 20
-    """Their generations in a selection."""
+    """Generations of the subsets in a selection."""
     tournament_size: PositiveInt = 3
-    """Subsets that compete to be a parent."""
+    """Number of subsets in a tournament for a parent."""
     repair: bool = False
-    """Replace examples that a subset of prey holds twice."""
+    """Replace examples that a subset of the prey holds twice."""
     difficulty: Literal["loss", "error"] = "loss"
     """What makes an example hard: its loss, or a wrong prediction."""
 
     balanced: bool = False
-    """Each class has its equal share of every subset."""
+    """Give each class an equal share of every subset."""
     random_share: Annotated[float, Ge(0), Lt(1)] = 0.0
     """Part of a subset that is random instead of selected, in [0, 1)."""
     difficulty_decay: Annotated[float, Ge(0), Lt(1)] = 0.0
-    """Weight of what was known of an example when its difficulty is measured anew, in [0, 1)."""
+    """Weight of an example's previous difficulty when it is measured anew, in [0, 1)."""
     give_up_after: NonNegativeInt = 0
-    """Measurements in a row that find an example wrong before it counts as mislabelled and as not
-    hard at all; 0 is never."""
+    """Misclassifications in a row after which an example counts as mislabelled and as not hard at
+    all; 0 is never."""
     pass_fraction: Share = 1.0
     """Part of the training set that is measured anew at a selection, one part after the other; 0
     needs reuse_training_losses."""
     reuse_training_losses: bool = False
-    """Keep the losses that training saw in its last epoch before a selection; the first selection
-    then needs no pass."""
+    """Keep the losses of the last training epoch before a selection; the first selection then needs
+    no pass."""
 
-    network: NetworkConfig = field(
-        default_factory=lambda: NetworkConfig(network="VGG10", width=256)
-    )
-    training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(num_epochs=60, batch_size=64)
-    )
+    network: NetworkConfig = NetworkConfig(network="VGG10", width=256)
+    training: TrainingConfig = TrainingConfig(num_epochs=60, batch_size=64)
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self):

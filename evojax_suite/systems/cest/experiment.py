@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,7 @@ from evojax_suite.running.options import RunOptions, Scale, config_difference, i
 from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import load_variables, read_lines, save_variables
-from evojax_suite.systems.cest.algorithm import (
-    build,
-    cost_seconds,
-    epochs_of_equal_gradients,
-    make_data,
-)
+from evojax_suite.systems.cest import algorithm
 from evojax_suite.systems.cest.config import Config, Params
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset, PyTree, Split
@@ -38,18 +33,19 @@ _NARROW = 16
 class Options(RunOptions):
     """Train on subsets of hard examples that coevolve with the network (Ryan et al. 2024).
 
-    Beside it the same network trains on the whole set, for equally many epochs and, in passing, for
-    equally many gradient examples.
+    For comparison the same network trains on the whole set, for equally many epochs and, on the
+    way, for equally many gradient examples.
     """
 
     num_images: int | None = None
-    """Training images, equally many of each class; all by default."""
+    """Number of training images, equally many of each class; all by default."""
     baseline: bool = True
     """Train on the whole set as well."""
     scale: Scale = "auto"
-    """small makes a width that is left at the paper's 256 16; auto is small without accelerator."""
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
-    params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
+    """small reduces the network to width 16, unless another network than the paper's (width 256) is
+    given; auto is small without accelerator."""
+    config: tyro.conf.OmitArgPrefixes[Config] = Config()
+    params: tyro.conf.OmitArgPrefixes[Params] = Params()
 
 
 @dataclass(frozen=True)
@@ -66,12 +62,7 @@ class _Training:
     num_epochs: int
     times: dict[str, float] | None = None
     """Seconds of the whole training, where this is its end."""
-
-
-@dataclass(frozen=True)
-class _Trainings:
-    of: dict[str, _Training]
-    num_failed: int
+    num_failed: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,8 +81,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         network = replace(options.config.network, width=_NARROW)
         options = replace(options, config=replace(options.config, network=network))
     config = options.config
-    num_epochs = config.training.num_epochs
-    phase = _phase(config.selection, config, options, dataset, num_epochs, ".")
+    phase = _phase(config.selection, config, options, dataset, config.training.num_epochs, ".")
     differences = config_difference(config, Config()) | config_difference(options.params, Params())
     notes = ()
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
@@ -102,16 +92,10 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
 def _phase(
     title: str, config: Config, options: Options, dataset: Dataset, num_epochs: int, folder: str
 ) -> Phase:
-    return Phase(
-        title,
-        build(config, dataset.num_classes, dataset.image_shape, timed=True),
-        jax.random.key(options.seed),
-        options.params,
-        make_data(config, dataset),
-        num_epochs,
-        folder,
-        records_resources=True,  # Figs. 8 and 9
-    )
+    trainer = algorithm.build(config, dataset.num_classes, dataset.image_shape, timed=True)
+    inputs = jax.random.key(options.seed), options.params, algorithm.make_data(config, dataset)
+    # Figs. 8 and 9 need the resources.
+    return Phase(title, trainer, *inputs, num_epochs, folder, records_resources=True)
 
 
 def search(job: _Job) -> Search:
@@ -119,199 +103,173 @@ def search(job: _Job) -> Search:
     options, config, directory = job.options, job.options.config, job.directory
     num_epochs = config.training.num_epochs
 
-    def trained(phase: Phase, found: LoopResult) -> PyTree:
-        return phase.algorithm.result(found.state, options.params, phase.data)
+    def variables(phase: Phase, result: LoopResult) -> PyTree:
+        return phase.algorithm.result(result.state, options.params, phase.data)
 
-    found = yield job.phase
-    variables = trained(job.phase, found)
-    ends = {config.selection: _Training(variables, directory, num_epochs, times(found))}
+    def finished(phase: Phase, result: LoopResult, folder: Path) -> _Training:
+        times = _times(result)
+        return _Training(variables(phase, result), folder, num_epochs, times, result.num_failed)
+
+    trainings = {config.selection: finished(job.phase, (yield job.phase), directory)}
     if options.baseline and config.selection != "full":
         below = directory / "full"
         whole = replace(config, selection="full")
-        few = min(epochs_of_equal_gradients(config, len(job.dataset.train)), num_epochs)
+        few = min(algorithm.epochs_of_equal_gradients(config, len(job.dataset.train)), num_epochs)
         file = below / f"network-{few}.safetensors"
         if not file.exists() and not options.dry_run:
             passing = _phase(f"full, {few} epochs", whole, options, job.dataset, few, "full")
-            save_variables(file, trained(passing, (yield passing)))
+            save_variables(file, variables(passing, (yield passing)))
         full = _phase("full", whole, options, job.dataset, num_epochs, "full")
-        found_full = yield full
+        result = yield full
         if not options.dry_run:
-            after_few = _Training(load_variables(file), below, few)
-            after_all = _Training(trained(full, found_full), below, num_epochs, times(found_full))
-            ends |= {"full, equal gradients": after_few, "full": after_all}
-    return _Trainings(ends, found.num_failed)
+            trainings["full, equal gradients"] = _Training(load_variables(file), below, few)
+            trainings["full"] = finished(full, result, below)
+    return trainings
 
 
-def times(found: LoopResult) -> dict[str, float]:
+def _times(result: LoopResult) -> dict[str, float]:
     """Seconds of a run: the cost of the rule, without compilation and validation, and those of
     compilation and of each stage."""
-    stages = found.stage_seconds
+    stages = result.stage_seconds
+    named = ("training", "pass", "evolution", "validation")
     return {
-        "seconds": cost_seconds(stages),
-        "compile_seconds": found.compile_seconds + stages.get("compilation", 0.0),
-        "training_seconds": stages.get("training", 0.0),
-        "pass_seconds": stages.get("pass", 0.0),
-        "evolution_seconds": stages.get("evolution", 0.0),
-        "validation_seconds": stages.get("validation", 0.0),
+        "seconds": algorithm.cost_seconds(stages),
+        "compile_seconds": result.compile_seconds + stages.get("compilation", 0.0),
+        **{f"{name}_seconds": stages.get(name, 0.0) for name in named},
     }
 
 
-def _of_epoch(directory: Path, epoch: int) -> dict[str, float]:
-    """What the metrics say of an epoch, and what it cost to come so far."""
+def _at_epoch(directory: Path, epoch: int) -> dict[str, float]:
+    """The metrics of an epoch, and the cost of all epochs up to it."""
     line = next(x for x in read_lines(directory / "metrics.jsonl") if x["generation"] == epoch)
     timings = [x for x in read_lines(directory / "timing.jsonl") if x["generation"] <= epoch]
-    seconds = sum(cost_seconds(x["stages"]) for x in timings)
+    kept = ("validation_loss", "validation_accuracy", "gradient_examples", "measured_examples")
     return {
         "epochs": epoch,
         "train_loss": line["loss"],
         "train_accuracy": line["accuracy"],
-        "validation_loss": line["validation_loss"],
-        "validation_accuracy": line["validation_accuracy"],
-        "gradient_examples": line["gradient_examples"],
-        "measured_examples": line["measured_examples"],
-        "seconds": seconds,
+        **{name: line[name] for name in kept},
+        "seconds": sum(algorithm.cost_seconds(x["stages"]) for x in timings),
     }
 
 
-def finish(job: _Job, found: _Trainings, test_split: Split) -> _Summary:
+def finish(job: _Job, trainings: dict[str, _Training], test_split: Split) -> _Summary:
     """Write the networks and evaluate each on the test split."""
     config, dataset = job.options.config, job.dataset
-    save_variables(job.directory / "network.safetensors", found.of[config.selection].variables)
-    if "full" in found.of:
-        file = found.of["full"].folder / "network.safetensors"
-        save_variables(file, found.of["full"].variables)
     network = networks.create(config.network, dataset.num_classes, dataset.image_shape)
     test = batches_of(dataset, test_split, config.engine)
     evaluated = jax.jit(lambda variables: evaluate(network, variables, test))
     rows = {}
-    for name, one in found.of.items():
-        on_test = evaluated(one.variables)
-        rows[name] = _of_epoch(one.folder, one.num_epochs) | {
+    for name, training in trainings.items():
+        if training.times:
+            save_variables(training.folder / "network.safetensors", training.variables)
+        on_test = evaluated(training.variables)
+        rows[name] = _at_epoch(training.folder, training.num_epochs) | {
             "test_accuracy": float(on_test.accuracy),
             "test_loss": float(on_test.cross_entropy),
         }
+    selected = trainings[config.selection]
     numbers = {
         "selection": config.selection,
         **rows[config.selection],
-        **(found.of[config.selection].times or {}),
-        "num_failed": found.num_failed,
+        **(selected.times or {}),
+        "num_failed": selected.num_failed,
         "width": config.network.width,
     }
     if len(rows) > 1:
-        numbers["baseline"] = rows["full"] | (found.of["full"].times or {})
+        numbers["baseline"] = rows["full"] | (trainings["full"].times or {})
         numbers["baseline_equal_gradients"] = rows["full, equal gradients"]
-    return _Summary(numbers, rows, found.of, len(test_split))
+    return _Summary(numbers, rows, trainings, len(test_split))
 
 
 def present(job: _Job, summary: _Summary) -> Report:
     """The accuracies and costs of each training."""
-    selection, dataset, rows = job.options.config.selection, job.dataset, summary.rows
-    whole = {name: one for name, one in summary.trainings.items() if one.times is not None}
-    lines = {name: read_lines(one.folder / "metrics.jsonl") for name, one in whole.items()}
-    used = {name: read_lines(one.folder / "resources.jsonl") for name, one in whole.items()}
+    selection, name, rows = job.options.config.selection, job.dataset.name, summary.rows
+    whole = {title: training for title, training in summary.trainings.items() if training.times}
 
-    def percent(value):
-        return f"{100 * value:.2f}"
+    def lines_of(file: str) -> dict[str, list[dict]]:
+        return {title: read_lines(training.folder / file) for title, training in whole.items()}
+
+    def percent(row: dict[str, float], part: str = "test") -> str:
+        return f"{100 * row[f'{part}_accuracy']:.2f}"
+
+    def gradients(row: dict[str, float]) -> str:
+        return f"{row['gradient_examples']:,.0f}"
 
     accuracies = [
-        [
-            name,
-            str(row["epochs"]),
-            f"{row['gradient_examples']:,.0f}",
-            f"{row['seconds']:.1f}",
-            percent(row["train_accuracy"]),
-            percent(row["validation_accuracy"]),
-            percent(row["test_accuracy"]),
-        ]
-        for name, row in rows.items()
+        [title, str(row["epochs"]), gradients(row), f"{row['seconds']:.1f}"]
+        + [percent(row, part) for part in ("train", "validation", "test")]
+        for title, row in rows.items()
     ]
-    kinds = ("seconds", "training_seconds", "pass_seconds", "evolution_seconds")
-    kinds += ("validation_seconds", "compile_seconds")
+    stages = ("training", "pass", "evolution", "validation")
+    kinds = ("seconds", *(f"{stage}_seconds" for stage in stages), "compile_seconds")
     costs = [
-        [name, *(f"{one.times[kind]:.1f}" for kind in kinds)]
-        for name, one in whole.items()
-        if one.times
+        [title, *(f"{training.times[kind]:.1f}" for kind in kinds)]
+        for title, training in whole.items()
+        if training.times
     ]
-    mine = rows[selection]
+    row = rows[selection]
     lead = (
-        f"Trained on {mine['gradient_examples']:,.0f} gradient examples in {mine['seconds']:.1f} s "
-        f"({selection}), the network classifies {percent(mine['test_accuracy'])}% of the "
-        f"{summary.num_test_images:,} test images of {dataset.name}"
+        f"Trained on {gradients(row)} gradient examples in {row['seconds']:.1f} s ({selection}), "
+        f"the network classifies {percent(row)}% of the {summary.num_test_images:,} test images "
+        f"of {name}"
     )
-    headline = [(f"{percent(mine['test_accuracy'])} %", f"test accuracy, {selection}")]
+    headline = [(f"{percent(row)} %", f"test accuracy, {selection}")]
     if len(rows) > 1:
         few, full = rows["full, equal gradients"], rows["full"]
         headline += [
-            (f"{percent(few['test_accuracy'])} %", "whole set, equally many gradients"),
-            (f"{percent(full['test_accuracy'])} %", "whole set, equally many epochs"),
+            (f"{percent(few)} %", "whole set, equally many gradients"),
+            (f"{percent(full)} %", "whole set, equally many epochs"),
         ]
         lead += (
-            f"; on the whole set {percent(few['test_accuracy'])}% after as many "
-            f"({few['seconds']:.1f} s) and {percent(full['test_accuracy'])}% after as many epochs "
-            f"({full['seconds']:.1f} s)"
+            f"; on the whole set {percent(few)}% after as many ({few['seconds']:.1f} s) and "
+            f"{percent(full)}% after as many epochs ({full['seconds']:.1f} s)"
         )
     headline += [
-        (f"{mine['gradient_examples']:,.0f}", "gradient examples"),
-        (duration(mine["seconds"]), "of training and selection"),
+        (gradients(row), "gradient examples"),
+        (duration(row["seconds"]), "of training and selection"),
     ]
     header = ["", "epochs", "gradient examples", "seconds"]
     header += ["train (%)", "validation (%)", "test (%)"]
-    stages = ["", "seconds", "training", "pass", "evolution", "validation", "compilation apart"]
+    trained = "Accuracy; train: of the examples trained on, in the last epoch"
+    curves = plotting.training_curves(lines_of("metrics.jsonl"))
+    resources = plotting.resource_curves(lines_of("resources.jsonl"))
+    about_curves = "Loss and accuracy by epoch, and accuracy by gradient examples"
+    about_resources = "Processor (100 % is one core) and memory over time"
     took = summary.numbers
+    time = (
+        f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} "
+        f"s, evolution {took['evolution_seconds']:.2f} s, validation "
+        f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s apart"
+    )
     return Report(
-        f"{dataset.name}, trained on selected examples",
+        f"{name}, trained on selected examples",
         lead + ".",
         headline,
         [
-            Table(
-                "Accuracy; train: of the examples trained on, in the last epoch", header, accuracies
-            ),
-            Table("Time", stages, costs),
+            Table(trained, header, accuracies),
+            Table("Time", ["", "seconds", *stages, "compilation apart"], costs),
         ],
-        [
-            Figure(
-                "curves",
-                "Loss and accuracy by epoch, and accuracy by gradient examples",
-                plotting.training_curves(lines),
-            ),
-            Figure(
-                "resources",
-                "Processor (100 % is one core) and memory over time",
-                plotting.resource_curves(used),
-            ),
-        ],
+        [Figure("curves", about_curves, curves), Figure("resources", about_resources, resources)],
         [],
-        [
-            lead,
-            f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} "
-            f"s, evolution {took['evolution_seconds']:.2f} s, validation "
-            f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s "
-            "apart",
-        ],
+        [lead, time],
     )
 
 
-SYSTEM = System(
-    "cest",
-    Options,
-    prepare,
-    search,
-    finish,
-    present,
-    columns=Columns(
-        quantities=(
-            accuracy("test_accuracy", "test accuracy"),
-            accuracy("baseline_equal_gradients.test_accuracy", "whole set, equally many gradients"),
-            accuracy("baseline.test_accuracy", "whole set, equally many epochs"),
-            Quantity("gradient_examples", "gradient examples", digits=0),
-            SECONDS,
-            Quantity("baseline.seconds", "seconds, whole set"),
-        ),
-        curves=(
-            ("generation", "validation_loss"),
-            ("generation", "validation_accuracy"),
-            ("gradient_examples", "validation_accuracy"),
-        ),
-        step="epoch",
+COLUMNS = Columns(
+    quantities=(
+        accuracy("test_accuracy", "test accuracy"),
+        accuracy("baseline_equal_gradients.test_accuracy", "whole set, equally many gradients"),
+        accuracy("baseline.test_accuracy", "whole set, equally many epochs"),
+        Quantity("gradient_examples", "gradient examples", digits=0),
+        SECONDS,
+        Quantity("baseline.seconds", "seconds, whole set"),
     ),
+    curves=(
+        ("generation", "validation_loss"),
+        ("generation", "validation_accuracy"),
+        ("gradient_examples", "validation_accuracy"),
+    ),
+    step="epoch",
 )
+SYSTEM = System("cest", Options, prepare, search, finish, present, columns=COLUMNS)

@@ -1,8 +1,8 @@
 """Subsets of a training set as arrays of indices: drawn, ranked, and evolved as prey.
 
-A subset is an array of indices of examples. Each of its places belongs to a group of examples that
-it may hold one of: all of them, or a class, so that subsets of balanced classes stay so whatever is
-drawn or exchanged. `Groups` tells which.
+A subset is an array of indices of examples. Each of its places belongs to a group of examples, all
+or those of a class, and holds one of them, so that subsets of balanced classes stay balanced
+whatever is drawn or exchanged (`Groups`).
 
 Sources: Ryan et al. 2024, CEST, section III-A; the operators are those that DEAP defines
 (`cxTwoPoint`, `mutUniformInt`), as the paper names DEAP and no operators.
@@ -22,7 +22,7 @@ from evojax_suite.types import Array, PRNGKey, Scalar
 
 @struct.dataclass
 class Groups:
-    """Which examples the places of a subset may hold."""
+    """The examples that each place of a subset may hold."""
 
     members: Int32[Array, "groups most"]  # examples of each group, padded
     counts: Int32[Array, "groups"]
@@ -33,9 +33,9 @@ class Groups:
 def make_groups(
     labels: Int[np.ndarray, "examples"], num_samples: int, num_classes: int, balanced: bool
 ) -> Groups:
-    """`balanced` gives each class its equal share of the `num_samples` places; otherwise one group
-    holds all. Raises ValueError where there are more places than examples, or none, or a class has
-    fewer examples than its share."""
+    """Groups of subsets of `num_samples` places: a group for each class, whose share of the places
+    is equal, where `balanced`, else one group of all examples. Raises ValueError where there are
+    more places than examples, or none, or a class has fewer examples than its share."""
     if not 1 <= num_samples <= len(labels):
         raise ValueError(f"a subset must have 1..{len(labels)} examples, got {num_samples}")
     group_of = labels if balanced else np.zeros(len(labels), np.int32)
@@ -43,9 +43,8 @@ def make_groups(
     counts = np.bincount(group_of, minlength=len(shares))
     for group, (share, count) in enumerate(zip(shares, counts, strict=True)):
         if share > count:
-            raise ValueError(
-                f"class {group} has {count} examples, its share of a subset is {share}"
-            )
+            message = f"class {group} has {count} examples, its share of a subset is {share}"
+            raise ValueError(message)
     members = np.zeros((len(shares), counts.max()), np.int32)
     for group, count in enumerate(counts):
         members[group, :count] = np.flatnonzero(group_of == group)
@@ -58,14 +57,14 @@ def make_groups(
 
 
 def drawn(key: PRNGKey, groups: Groups, num_subsets: int) -> Int[Array, "{num_subsets} places"]:
-    """Subsets of independent uniform draws: an example may come twice."""
+    """Subsets of independent uniform draws; an example may occur twice."""
     places = groups.places
     draw = jax.random.randint(key, (num_subsets, len(places)), 0, groups.counts[places])
     return groups.members[places, draw]
 
 
 def ranked(scores: Float[Array, "examples"], groups: Groups) -> Int[Array, "places"]:
-    """The subset of the highest scores of each group; equal ones by index."""
+    """The subset of the highest scores of each group; ties go to the lower index."""
     order = jnp.lexsort((-scores, groups.group_of))  # by group, highest first
     starts = jnp.cumsum(groups.counts) - groups.counts
     places = groups.places
@@ -77,14 +76,14 @@ def sampled(
     key: PRNGKey, weights: Float[Array, "examples"], groups: Groups
 ) -> Int[Array, "places"]:
     """A subset drawn without replacement, each example with probability proportional to its weight
-    >= 0 among those of its group that are left; weight 0 comes last."""
+    (>= 0) among those of its group that are left; examples of weight 0 come last."""
     noise = jax.random.gumbel(key, weights.shape)
     logits = jnp.where(weights > 0, jnp.log(jnp.where(weights > 0, weights, 1.0)), -1e9)
     return ranked(logits + noise, groups)
 
 
 def random_subset(key: PRNGKey, groups: Groups) -> Int[Array, "places"]:
-    """A subset without repetition, uniform."""
+    """A uniformly drawn subset without repetition."""
     return ranked(jax.random.uniform(key, groups.group_of.shape), groups)
 
 
@@ -94,8 +93,8 @@ def two_point_crossover(
     second: Int[Array, "pairs places"],
     rate: float | Scalar,
 ) -> tuple[Int[Array, "pairs places"], Int[Array, "pairs places"]]:
-    """Children of pairs of subsets: with probability `rate` a pair exchanges what lies
-    between two cut points, uniform as DEAP draws them."""
+    """Children of pairs of subsets: with probability `rate` a pair exchanges the places between two
+    cut points, which are drawn uniformly as in DEAP."""
     pairs, size = first.shape
     key_rate, key_low, key_high = jax.random.split(key, 3)
     a = jax.random.randint(key_low, (pairs, 1), 1, size + 1)
@@ -114,8 +113,8 @@ def uniform_mutation(
     rate: float | Scalar,
     gene_rate: float | Scalar,
 ) -> Int[Array, "population places"]:
-    """With probability `rate` a subset mutates: each of its places is drawn anew with
-    probability `gene_rate`."""
+    """Mutated subsets: with probability `rate` a subset mutates, and each of its places is then
+    drawn anew with probability `gene_rate`."""
     key_who, key_where, key_what = jax.random.split(key, 3)
     who = jax.random.uniform(key_who, (len(subsets), 1)) < rate
     where = jax.random.uniform(key_where, subsets.shape) < gene_rate
@@ -123,15 +122,15 @@ def uniform_mutation(
 
 
 def repaired(key: PRNGKey, subset: Int[Array, "places"], groups: Groups) -> Int[Array, "places"]:
-    """The subset with each repetition replaced by an example of its group that is not in it,
-    uniform among these."""
+    """The subset with each repetition replaced by a uniformly drawn example of the same group that
+    the subset does not hold."""
     size = subset.shape[0]
     first = jnp.full(groups.group_of.shape, size, jnp.int32)
     first = first.at[subset].min(jnp.arange(size, dtype=jnp.int32))
     repeated = first[subset] != jnp.arange(size)
     unused = jnp.where(first == size, jax.random.uniform(key, first.shape), -1.0)
-    fresh = ranked(unused, groups)  # as many of each group as there are places, unused ones first
+    fresh = ranked(unused, groups)  # of each group as many as it has places, unused first
     starts = jnp.searchsorted(groups.places, groups.places)
     before = jnp.cumsum(repeated) - repeated
-    rank = before - before[starts]  # the how many-th repetition of its group
+    rank = before - before[starts]  # the number of repetitions of its group before it
     return jnp.where(repeated, fresh[starts + rank], subset)

@@ -1,5 +1,4 @@
-"""What the papers compare small sets with: examples that are selected, or images that are made by
-gradients."""
+"""The methods that the papers compare with: selected examples, or images made by gradients."""
 
 from evojax_suite.systems.coresets import (
     forgetting as forgetting,

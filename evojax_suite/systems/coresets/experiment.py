@@ -1,9 +1,9 @@
-"""Choose or make a small set by the methods that the papers compare with."""
+"""Choose or make small sets by the methods that the papers compare with."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,18 +24,11 @@ from evojax_suite.running import small_sets
 from evojax_suite.running.options import JudgedRunOptions
 from evojax_suite.running.small_sets import EvaluatedSets, SmallSet, Teacher
 from evojax_suite.running.system import Job, Phase, Search, System
-from evojax_suite.runtime.loop import LoopResult
-from evojax_suite.systems import ga_distillation
-from evojax_suite.systems.coresets import (
-    forgetting,
-    gradient_matching,
-    herding,
-    k_center,
-    kernel_inducing_points,
-)
+from evojax_suite.systems import coresets, ga_distillation
+from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
 from evojax_suite.systems.devs import NETWORK, RECIPE
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Algorithm, Array, Dataset, Split, training_data
+from evojax_suite.types import Algorithm, Dataset, Split, training_data
 
 Method = Literal[
     "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
@@ -45,6 +38,13 @@ CONDENSING = {
     "kernel_inducing_points": kernel_inducing_points,
 }
 """Methods that make images, equally many of each class, by gradients; the others choose some."""
+INFORMED = {
+    "herding": (coresets.herding, "features"),
+    "k_center": (coresets.k_center, "features"),
+    "forgetting": (coresets.forgetting, "forgetting_scores"),
+}
+"""Methods that need a network trained on the whole training set, each with the field of
+`proxy_network.Evidence` by which it chooses."""
 METRICS = {"matching_loss": "matching loss"}
 
 
@@ -53,9 +53,9 @@ class Options(JudgedRunOptions):
     """Choose a small set by random, herding, k-center or forgetting, or make one by gradients.
 
     One network, trained on the whole training set, serves herding, k-center (its features),
-    forgetting (its history) and, with `--labels teacher`, the labels of all sets. They are judged
-    as those of `devs` are, with flips off where the classes are digits and shifts of at most 5/32
-    of an image.
+    forgetting (its history) and, with `--labels teacher`, the labels of all sets. The sets are
+    evaluated like those of `devs`, without flips where the classes are digits and with shifts of at
+    most 5/32 of an image.
     """
 
     method: Annotated[tuple[Method, ...], MinLen(1)] = (
@@ -68,31 +68,31 @@ class Options(JudgedRunOptions):
     num_samples: Annotated[tuple[int, ...], MinLen(1)] = (500, 100, 10)
     """Sizes of the sets; forgetting, herding and k-center share one training for all."""
     balanced: bool = True
-    """Choose equally many images of each class; images that are made always are."""
+    """Choose equally many images of each class; images that are made are always balanced."""
     num_images: int | None = None
-    """Use a fixed, stratified part of the training set; None is the whole."""
+    """Number of training images, a fixed, stratified part of the whole; None is all."""
     labels: Literal["hard", "teacher"] = "hard"
-    """teacher: what the network on the whole training set gives an image, the probability of each
-    class (Qin et al. 2024), in place of its class."""
+    """teacher: the probabilities that the network on the whole training set gives an image (Qin et
+    al. 2024), in place of its class."""
     label_temperature: PositiveFloat = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
     probe_epochs: PositiveInt = 20
     """Epochs of the network on the whole training set."""
     probe_augmentation: bool = False
-    """Train it with the augmentation of the evaluation; off as in the published comparisons."""
+    """Train this network with the augmentation of the evaluation; off in published comparisons."""
     condensation_iterations: PositiveInt = 1000
     """Iterations of gradient matching."""
-    condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = field(
-        default_factory=gradient_matching.Config
+    condensation: Annotated[gradient_matching.Config, tyro.conf.arg(name="dc")] = (
+        gradient_matching.Config()
     )
     kernel_iterations: PositiveInt = 1000
     """Iterations of kernel inducing points."""
-    kernel_points: Annotated[kernel_inducing_points.Config, tyro.conf.arg(name="kip")] = field(
-        default_factory=kernel_inducing_points.Config
+    kernel_points: Annotated[kernel_inducing_points.Config, tyro.conf.arg(name="kip")] = (
+        kernel_inducing_points.Config()
     )
     network: tyro.conf.OmitArgPrefixes[NetworkConfig] = NETWORK
     training: tyro.conf.OmitArgPrefixes[TrainingConfig] = RECIPE
-    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = field(default_factory=EngineConfig)
+    engine: tyro.conf.OmitArgPrefixes[EngineConfig] = EngineConfig()
 
     def __post_init__(self):
         super().__post_init__()
@@ -102,19 +102,34 @@ class Options(JudgedRunOptions):
 
 
 def _check(options: Options, dataset: Dataset) -> None:
+    """Raise ValueError where a method cannot give a set of a requested size."""
+    num_classes = dataset.num_classes
     for size in options.num_samples:
-        check_shares(dataset.train.labels, size, dataset.num_classes, options.balanced)
-    for method in (one for one in CONDENSING if one in options.method):
+        check_shares(dataset.train.labels, size, num_classes, options.balanced)
+    for method in (each for each in CONDENSING if each in options.method):
         for size in options.num_samples:
-            if size % dataset.num_classes:
+            if size % num_classes:
                 raise ValueError(
-                    f"{method} makes equally many images of each of the {dataset.num_classes} "
-                    f"classes, got num_samples {size}"
+                    f"{method} makes equally many images of each of the {num_classes} classes, "
+                    f"got num_samples {size}"
                 )
             _condensing(options, dataset, method, size)  # fails early where it does not fit
             if method == "kernel_inducing_points":
-                least = replace(options.kernel_points, images_per_class=size // dataset.num_classes)
+                least = replace(options.kernel_points, images_per_class=size // num_classes)
                 ga_distillation.check(least.search(), dataset)
+
+
+def _condensing(
+    options: Options, dataset: Dataset, method: str, size: int
+) -> tuple[Algorithm, int]:
+    """The algorithm that makes `size` images by `method`, and its iterations."""
+    config, iterations = {
+        "gradient_matching": (options.condensation, options.condensation_iterations),
+        "kernel_inducing_points": (options.kernel_points, options.kernel_iterations),
+    }[method]
+    config = replace(config, images_per_class=size // dataset.num_classes)
+    module = CONDENSING[method]
+    return module.build(config, dataset.num_classes, dataset.image_shape), iterations
 
 
 @dataclass(frozen=True)
@@ -126,7 +141,7 @@ class _Job(Job[Options]):
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Made:
     sets: list[SmallSet]
     probe_seconds: float | None  # of the network on all images, None where it was not needed
     teacher: Teacher | None
@@ -135,7 +150,7 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Summary:
-    found: _Found
+    made: _Made
     evaluated: EvaluatedSets
 
     @property
@@ -153,23 +168,11 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
 
 
 def search(job: _Job) -> Search:
-    """Train the network that the methods ask, make images by gradients, choose real ones."""
+    """Train the network that methods need, make images by gradients, choose real ones."""
     options, dataset, data = job.options, job.dataset, training_data(job.dataset)
-    num_failed = 0
-
-    def phase(title: str, algorithm: Algorithm, key: Array, data: Any, steps: int, folder: str):
-        return Phase(title, algorithm, key, None, data, steps, folder, same_for_seeds=True)
-
-    def seconds_of(result: LoopResult) -> float:
-        return result.seconds + result.compile_seconds
-
-    config = small_sets.probe_config(
-        options.network,
-        options.training,
-        options.engine,
-        options.probe_epochs,
-        options.probe_augmentation,
-    )
+    num_failed, num_classes = 0, dataset.num_classes
+    probe = options.probe_epochs, options.probe_augmentation
+    config = small_sets.probe_config(options.network, options.training, options.engine, *probe)
     augmentation = augmentation_of(config.training)
     probed = f"network of {options.probe_epochs} epochs, augmentation {augmentation}"
     features = {
@@ -182,13 +185,12 @@ def search(job: _Job) -> Search:
     }
     sets: list[SmallSet] = []
     evidence, probe_seconds, teacher = None, None, None
-    informed = set(options.method) & {"herding", "k_center", "forgetting"}
+    informed = set(options.method) & INFORMED.keys()
     if informed or options.labels == "teacher":
-        algorithm = proxy_network.build(config, dataset.num_classes, dataset.image_shape)
-        trained = yield phase(
-            "training on all", algorithm, job.key_probe, data, options.probe_epochs, "probe"
-        )
-        probe_seconds = seconds_of(trained)
+        algorithm = proxy_network.build(config, num_classes, dataset.image_shape)
+        inputs = job.key_probe, None, data, options.probe_epochs, "probe"
+        trained = yield Phase("training on all", algorithm, *inputs, same_for_seeds=True)
+        probe_seconds = trained.seconds + trained.compile_seconds
         num_failed += trained.num_failed
         if options.labels == "teacher":
             variables = trained.state.fit.variables
@@ -202,17 +204,13 @@ def search(job: _Job) -> Search:
         data_of_method = module.make_data(dataset)
         for size in options.num_samples:
             algorithm, iterations = _condensing(options, dataset, method, size)
-            condensed = yield phase(
-                f"{method.replace('_', ' ')}, {size} images",
-                algorithm,
-                jax.random.fold_in(job.key_condense, size),
-                data_of_method,
-                iterations,
-                f"{method}-{size}",
-            )
+            title = f"{method.replace('_', ' ')}, {size} images"
+            key = jax.random.fold_in(job.key_condense, size)
+            inputs = key, None, data_of_method, iterations, f"{method}-{size}"
+            condensed = yield Phase(title, algorithm, *inputs, same_for_seeds=True)
             num_failed += condensed.num_failed
             made = jax.device_get(algorithm.result(condensed.state, None, data_of_method))
-            seconds = seconds_of(condensed)
+            seconds = condensed.seconds + condensed.compile_seconds
             sets.append(SmallSet(method, made.images, made.labels, seconds, features[method]))
 
     for method in options.method if not options.dry_run else ():
@@ -220,75 +218,47 @@ def search(job: _Job) -> Search:
             continue
         for size in options.num_samples:
             start = time.perf_counter()
-            shared = (data.labels, size, dataset.num_classes, options.balanced)
+            shared = data.labels, size, num_classes, options.balanced
             key = jax.random.fold_in(jax.random.fold_in(job.key_select, size), number_of(method))
-            match method:
-                case "random":
-                    indices = random_examples(key, *shared)
-                case "herding" if evidence:
-                    indices = herding.select(key, evidence.features, *shared)
-                case "k_center" if evidence:
-                    indices = k_center.select(key, evidence.features, *shared)
-                case "forgetting" if evidence:
-                    indices = forgetting.select(key, evidence.forgetting_scores, *shared)
-                case _:
-                    raise AssertionError(method)
+            if method in INFORMED:
+                module, field = INFORMED[method]
+                indices = module.select(key, getattr(evidence, field), *shared)
+            else:
+                indices = random_examples(key, *shared)
             indices = np.asarray(indices)
             seconds = time.perf_counter() - start
-            if method in informed and not teacher:  # else it is the teacher, and counted with it
+            if method in informed and not teacher:  # else its training counts as the teacher's
                 seconds += probe_seconds or 0.0
             sets.append(small_sets.chosen(method, dataset, indices, seconds, features[method]))
     if teacher:
         sets = small_sets.taught(sets, teacher)
-    return _Found(sets, probe_seconds, teacher, num_failed)
+    return _Made(sets, probe_seconds, teacher, num_failed)
 
 
-def finish(job: _Job, found: _Found, test_split: Split) -> _Summary:
+def finish(job: _Job, made: _Made, test_split: Split) -> _Summary:
     """Write the sets and evaluate them on the test split."""
     options = job.options
     numbers = {
         "num_training_images": len(job.dataset.train),
         "balanced": options.balanced,
-        "probe_seconds": found.probe_seconds or 0.0,
-        "num_failed": found.num_failed,
+        "probe_seconds": made.probe_seconds or 0.0,
+        "num_failed": made.num_failed,
     }
-    evaluated = small_sets.evaluate_sets(
-        job,
-        found.sets,
-        job.key_test,
-        options.network,
-        options.training,
-        options.engine,
-        test_split,
-        numbers,
-    )
-    return _Summary(found, evaluated)
+    recipe = options.network, options.training, options.engine
+    sets = small_sets.evaluate_sets(job, made.sets, job.key_test, *recipe, test_split, numbers)
+    return _Summary(made, sets)
 
 
 def present(job: _Job, summary: _Summary) -> Report | None:
     """The accuracy of each set."""
-    seconds, teacher = summary.found.probe_seconds, summary.found.teacher
-    numbers = [
+    seconds, teacher = summary.made.probe_seconds, summary.made.teacher
+    rows = [
         ["balanced", str(job.options.balanced)],
         ["network on all images", "not needed" if seconds is None else f"{seconds:.1f} s"],
         ["labels", teacher.in_words() if teacher else "hard"],
-        ["failed losses", str(summary.found.num_failed)],
+        ["failed losses", str(summary.made.num_failed)],
     ]
-    title = f"{job.dataset.name}, small sets"
-    return small_sets.report_of(job, summary.evaluated, title, numbers)
-
-
-def _condensing(
-    options: Options, dataset: Dataset, method: str, size: int
-) -> tuple[Algorithm, int]:
-    """The algorithm that makes `size` images by `method`, and its iterations."""
-    images_per_class = size // dataset.num_classes
-    shape = dataset.num_classes, dataset.image_shape
-    if method == "gradient_matching":
-        config = replace(options.condensation, images_per_class=images_per_class)
-        return gradient_matching.build(config, *shape), options.condensation_iterations
-    config = replace(options.kernel_points, images_per_class=images_per_class)
-    return kernel_inducing_points.build(config, *shape), options.kernel_iterations
+    return small_sets.report_of(job, summary.evaluated, f"{job.dataset.name}, small sets", rows)
 
 
 def number_of(method: Method) -> int:

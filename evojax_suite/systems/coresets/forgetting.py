@@ -1,6 +1,6 @@
-"""Forgetting events (Toneva et al. 2019, Algorithm 1): keep what a network learns and loses again.
+"""Forgetting events (Toneva et al. 2019, Algorithm 1): keep the examples that a network forgets.
 
-`proxy_network` counts the events, and gives their scores.
+`proxy_network` counts the events and computes the scores.
 """
 
 from __future__ import annotations
@@ -21,10 +21,8 @@ def select(
     num_classes: int,
     balanced: bool = True,
 ) -> Int[Array, "{num_samples}"]:
-    """Indices of the examples forgotten most often; ties are broken at random.
-
-    scores: of `proxy_network.forgetting_scores`. Balanced, each class gives its share.
-    """
+    """Indices of the examples with the highest scores (`proxy_network.forgetting_scores`); ties are
+    broken at random. Balanced, each class gives its share."""
     order = jnp.lexsort((jax.random.uniform(key, scores.shape), scores))
     ranks = jnp.zeros(scores.shape).at[order].set(jnp.arange(len(scores), dtype=jnp.float32))
     return highest_scores(ranks, labels, num_samples, num_classes, balanced)

@@ -1,19 +1,19 @@
 """Zhao, Mopuri & Bilen, ICLR 2021, "Dataset Condensation with Gradient Matching" (DC), Algorithm 1.
 
-Synthetic images are learned so that a network's gradient on them points where its gradient on real
-images of the same class does. One step here is one iteration, a freshly initialised network;
-afterwards the images have taken `outer_loops` steps and the network has been trained on them in
-between. `siamese` makes it DSA (Zhao & Bilen, ICML 2021).
+Synthetic images are learned so that a network's gradient on them has the direction of its gradient
+on real images of the same class. A step is one iteration with a freshly initialised network, in
+which the images take `outer_loops` steps and the network is trained on them in between. `siamese`
+makes it DSA (Zhao & Bilen, ICML 2021).
 
-Where the published program differs from the paper's text the program is followed:
+Where the published program differs from the paper's text we follow the program, except where noted:
 
 - Image momentum is 0.5; the distance leaves out biases and normalisation scales.
-- The network is not trained after the last outer loop, which nothing would see. The program runs
+- The network is not trained after the last outer loop, as nothing depends on it. The program runs
   1,001 iterations for 1,000.
 - Real images are drawn with replacement; the program draws without, from classes that have more
   images than a batch.
 
-Ours: a step whose gradient is not finite leaves the images as they were and is counted;
+Additions: a step whose gradient is not finite leaves the images as they were and is counted;
 `networks_per_iteration` > 1 averages the distance over several networks, which changes the
 algorithm and is off by default.
 
@@ -24,9 +24,9 @@ with native on two cores of a Xeon VM.
 
 from __future__ import annotations
 
-from dataclasses import field
-from functools import partial
-from typing import Literal, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,25 +34,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jaxtyping import Float, Int, Int32, UInt8
+from jaxtyping import Float, Int, Int32
 from pydantic import NonNegativeInt, PositiveFloat, PositiveInt
 
-from evojax_suite import networks
+from evojax_suite import networks, types
 from evojax_suite.configuration import configuration
 from evojax_suite.data import siamese
 from evojax_suite.data.transforms import normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.training import EngineConfig, map_members
-from evojax_suite.types import (
-    Algorithm,
-    Array,
-    Dataset,
-    Images,
-    IntScalar,
-    Probabilities,
-    PyTree,
-    Scalar,
-)
+from evojax_suite.types import Array, Images, IntScalar, PRNGKey, Probabilities, PyTree, Scalar
 
 _LOOPS = {1: (1, 1), 10: (10, 50), 50: (50, 10)}  # by images per class: outer, inner
 _NETWORK_BATCH = 256
@@ -63,11 +54,11 @@ class Config:
     """Sizes and choices; the defaults are the paper's."""
 
     images_per_class: PositiveInt = 1
-    """Synthetic images of each class."""
+    """Number of synthetic images of each class."""
     outer_loops: PositiveInt | None = None
     """Matching steps with one network; None is 1, 10, 50 for 1, 10, 50 images per class."""
     inner_loops: NonNegativeInt | None = None
-    """Epochs of the network between them; None is 1, 50, 10 for 1, 10, 50 images per class."""
+    """Epochs of the network between these; None is 1, 50, 10 for 1, 10, 50 images per class."""
     real_batch_size: PositiveInt = 256
     """Real images of a class in a matching step."""
     image_learning_rate: PositiveFloat = 0.1
@@ -79,10 +70,10 @@ class Config:
     siamese: tuple[str, ...] = ()
     """Differentiable siamese augmentation: color, crop, cutout, flip, scale, rotate."""
     networks_per_iteration: PositiveInt = 1
-    """Average the distance over this many networks."""
+    """Number of networks over which the distance is averaged."""
 
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    network: NetworkConfig = NetworkConfig()
+    engine: EngineConfig = EngineConfig()
 
     def __post_init__(self):
         siamese.check_names(self.siamese)
@@ -93,25 +84,18 @@ class Config:
 
     @property
     def loops(self) -> tuple[int, int]:
-        """Outer and inner loops, those of the nearest known number of images at or below ours."""
+        """Outer and inner loops; None is that of the nearest known number of images or fewer."""
         outer, inner = _LOOPS[max(known for known in _LOOPS if known <= self.images_per_class)]
-        return (
-            outer if self.outer_loops is None else self.outer_loops,
-            inner if self.inner_loops is None else self.inner_loops,
-        )
+        outer = outer if self.outer_loops is None else self.outer_loops
+        return outer, inner if self.inner_loops is None else self.inner_loops
 
 
 @struct.dataclass
-class Data:
-    """The training part on the device, with the places of each class."""
+class Data(types.TrainingData):
+    """The training split on the device, with the places of each class."""
 
-    images: (  # floats in [0, 1]
-        UInt8[Array, "images height width channels"] | Images
-    )
     places: Int[Array, "classes most"]  # indices of the images of a class, repeated to fill
     counts: Int[Array, "classes"]
-    mean: Float[Array, "channels"]
-    std: Float[Array, "channels"]
 
 
 @struct.dataclass
@@ -128,7 +112,7 @@ class Metrics(NamedTuple):
 
     generation: IntScalar  # the iteration, from 1
     matching_loss: Scalar  # mean over outer loops of the distance, per class
-    num_failed: IntScalar  # outer loops whose step was left out
+    num_failed: IntScalar  # outer loops whose gradient was not finite
 
 
 class Condensed(NamedTuple):
@@ -138,28 +122,20 @@ class Condensed(NamedTuple):
     labels: Probabilities
 
 
-def make_data(dataset: Dataset) -> Data:
+def make_data(dataset: types.Dataset) -> Data:
     """The training split of `dataset`. Raises ValueError where a class has no image."""
     labels = dataset.train.labels
     counts = np.bincount(labels, minlength=dataset.num_classes)
     if counts.min() == 0:
         name = dataset.class_names[counts.argmin()]
         raise ValueError(f"class {name!r} of {dataset.name} has no training images")
-    return Data(
-        images=jnp.asarray(dataset.train.images),
-        places=jnp.asarray(
-            np.stack(
-                [np.resize(np.flatnonzero(labels == c), counts.max()) for c in range(len(counts))]
-            )
-        ),
-        counts=jnp.asarray(counts),
-        mean=jnp.asarray(dataset.mean, jnp.float32),
-        std=jnp.asarray(dataset.std, jnp.float32),
-    )
+    places = [np.resize(np.flatnonzero(labels == c), counts.max()) for c in range(len(counts))]
+    shared = vars(types.training_data(dataset))
+    return Data(**shared, places=jnp.asarray(np.stack(places)), counts=jnp.asarray(counts))
 
 
 def matching_distance(real: PyTree, synthetic: PyTree) -> Scalar:
-    """Eq. 9-10: one minus the cosine of the gradients of each output channel, summed.
+    """The sum over output channels of one minus the cosine of their gradients (eq. 9-10).
 
     real, synthetic: gradients of flax parameters, whose last axis is the output channel; those of
     one dimension, biases and scales, are left out.
@@ -181,164 +157,140 @@ def _length(columns: Float[Array, "rows columns"]) -> Float[Array, "columns"]:
     return jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1)), 0)
 
 
-class _Setup(NamedTuple):
-    """What does not change in a run."""
+@dataclass(frozen=True)
+class _GradientMatching:
+    """The functions of the algorithm and what does not change in a run."""
 
     config: Config
     num_classes: int
     image_shape: tuple[int, int, int]
     network: nn.Module
-    labels: Array
+    labels: Int[Array, "synthetic"]
 
-
-def _gradient(setup: _Setup, parameters, images, labels, weights=None):
-    """Gradient of the mean loss, weighted where `weights` (N,) are given."""
-
-    def loss(parameters):
-        logits = jnp.asarray(setup.network.apply({"params": parameters}, images, train=True))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jnp.average(losses, weights=weights)
-
-    return jax.grad(loss)(parameters)
-
-
-def _augment(setup: _Setup, key, images, shared):
-    return siamese.augment(key, images, setup.config.siamese, shared)
-
-
-def _match(setup: _Setup, key, networks_parameters, images, data):
-    """Distance (num_classes,) and its gradient, of the images of each class."""
-
-    def of_class(key, label, synthetic):
-        key_real, key_view = jax.random.split(key)
-        drawn = jax.random.randint(key_real, (setup.config.real_batch_size,), 0, data.counts[label])
-        real = normalize(data.images[data.places[label, drawn]], data.mean, data.std)
-        real = _augment(setup, key_view, real, True)
-
-        def distance(synthetic):
-            view = _augment(setup, key_view, synthetic, True)
-
-            def with_network(parameters):
-                target = _gradient(setup, parameters, real, jnp.full(len(real), label))
-                own = _gradient(setup, parameters, view, jnp.full(len(view), label))
-                return matching_distance(target, own)
-
-            return map_members(
-                with_network, (networks_parameters,), setup.config.engine.resolved_members_in_flight
-            ).mean()
-
-        return jax.value_and_grad(distance)(synthetic)
-
-    keys = jax.random.split(key, setup.num_classes)
-    return map_members(
-        of_class,
-        (keys, jnp.arange(setup.num_classes), images),
-        setup.config.engine.resolved_members_in_flight,
-    )
-
-
-def _train(setup: _Setup, key, parameters, images):
-    """One epoch on the synthetic set."""
-    count = len(setup.labels)
-    batch_size = min(_NETWORK_BATCH, count)
-    num_batches = -(-count // batch_size)
-    key_order, key_views = jax.random.split(key)
-    order = jax.random.permutation(key_order, count)
-    flat = images.reshape(count, *setup.image_shape)
-
-    def step(parameters, batch):
-        positions = batch * batch_size + jnp.arange(batch_size)
-        weights = positions < count
-        chosen = order[positions % count]
-        view = _augment(setup, jax.random.fold_in(key_views, batch), flat[chosen], False)
-        gradients = _gradient(setup, parameters, view, setup.labels[chosen], weights)
-        return jax.tree.map(
-            lambda p, g: p - setup.config.network_learning_rate * g, parameters, gradients
-        ), None
-
-    return jax.lax.scan(step, parameters, jnp.arange(num_batches))[0]
-
-
-def _init(setup: _Setup, key: Array, params: None, data: Data) -> State:
-    del params
-    size = setup.config.images_per_class
-    key_places, key_noise = jax.random.split(key)
-    if setup.config.initialization == "real":
+    def init(self, key: PRNGKey, params: None, data: Data) -> State:
+        del params
+        size = self.config.images_per_class
+        key_places, key_noise = jax.random.split(key)
 
         def draw(key, label):
-            """Distinct ones as long as the class has enough."""
+            """Images of a class, distinct as long as it has enough."""
             priorities = jax.random.uniform(key, data.places.shape[1:])
             first = jnp.arange(data.places.shape[1]) < data.counts[label]
             order = jnp.where(first, priorities, 2.0).argsort()
             return data.places[label, order[jnp.arange(size) % data.counts[label]]]
 
-        keys = jax.random.split(key_places, setup.num_classes)
-        chosen = jax.vmap(draw)(keys, jnp.arange(setup.num_classes))
-        images = normalize(data.images[chosen], data.mean, data.std)
-    else:
-        images = jax.random.normal(key_noise, (setup.num_classes, size, *setup.image_shape))
-    return State(images=images, momentum=jnp.zeros_like(images), iteration=jnp.int32(0))
+        if self.config.initialization == "real":
+            keys = jax.random.split(key_places, self.num_classes)
+            chosen = jax.vmap(draw)(keys, jnp.arange(self.num_classes))
+            images = normalize(data.images[chosen], data.mean, data.std)
+        else:
+            images = jax.random.normal(key_noise, (self.num_classes, size, *self.image_shape))
+        return State(images=images, momentum=jnp.zeros_like(images), iteration=jnp.int32(0))
 
+    def step(self, key: PRNGKey, state: State, params: None, data: Data) -> tuple[State, Metrics]:
+        del params
+        num_networks = self.config.networks_per_iteration
+        outer_loops, inner_loops = self.config.loops
+        key_networks, key_loops = jax.random.split(key)
+        nothing = jnp.zeros((1, *self.image_shape))
+        keys = jax.random.split(key_networks, num_networks)
+        parameters = jax.vmap(lambda key: self.network.init(key, nothing)["params"])(keys)
 
-def _step(
-    setup: _Setup, key: Array, state: State, params: None, data: Data
-) -> tuple[State, Metrics]:
-    del params
-    outer_loops, inner_loops = setup.config.loops
-    key_networks, key_loops = jax.random.split(key)
-    keys = jax.random.split(key_networks, setup.config.networks_per_iteration)
-    nothing = jnp.zeros((1, *setup.image_shape))
-    parameters = jax.vmap(lambda key: setup.network.init(key, nothing)["params"])(keys)
+        def outer(carry, index):
+            parameters, images, momentum = carry
+            key_match, key_train = jax.random.split(jax.random.fold_in(key_loops, index))
 
-    def outer(carry, index):
-        parameters, images, momentum = carry
-        key_match, key_train = jax.random.split(jax.random.fold_in(key_loops, index))
+            def epochs(key, parameters):
+                def epoch(number, parameters):
+                    return self._train(jax.random.fold_in(key, number), parameters, images)
 
-        def epochs(key, parameters):
-            def epoch(number, parameters):
-                return _train(setup, jax.random.fold_in(key, number), parameters, images)
+                # Trained before each step but the first: never after the last.
+                return jax.lax.fori_loop(0, jnp.where(index > 0, inner_loops, 0), epoch, parameters)
 
-            # Trained before each step but the first: never after the last.
-            return jax.lax.fori_loop(0, jnp.where(index > 0, inner_loops, 0), epoch, parameters)
+            parameters = self._map(epochs, jax.random.split(key_train, num_networks), parameters)
+            distances, gradients = self._match(key_match, parameters, images, data)
+            finite = jnp.isfinite(gradients).all()
+            new_momentum = 0.5 * momentum + gradients
+            new_images = images - self.config.image_learning_rate * new_momentum
+            images = jnp.where(finite, new_images, images)
+            momentum = jnp.where(finite, new_momentum, momentum)
+            return (parameters, images, momentum), (distances.mean(), finite)
 
-        keys = jax.random.split(key_train, setup.config.networks_per_iteration)
-        parameters = map_members(
-            epochs, (keys, parameters), setup.config.engine.resolved_members_in_flight
-        )
-        distances, gradients = _match(setup, key_match, parameters, images, data)
-        finite = jnp.isfinite(gradients).all()
-        new_momentum = 0.5 * momentum + gradients
-        new_images = images - setup.config.image_learning_rate * new_momentum
-        images = jnp.where(finite, new_images, images)
-        momentum = jnp.where(finite, new_momentum, momentum)
-        return (parameters, images, momentum), (distances.mean(), finite)
+        start = parameters, state.images, state.momentum
+        carry, (distances, finite) = jax.lax.scan(outer, start, jnp.arange(outer_loops))
+        iteration, loss = state.iteration + 1, jnp.mean(distances, where=finite)
+        return State(*carry[1:], iteration), Metrics(iteration, loss, (~finite).sum())
 
-    carry = (parameters, state.images, state.momentum)
-    (_, images, momentum), (distances, finite) = jax.lax.scan(outer, carry, jnp.arange(outer_loops))
-    metrics = Metrics(
-        generation=state.iteration + 1,
-        matching_loss=jnp.mean(distances, where=finite),
-        num_failed=(~finite).sum(),
-    )
-    return State(images=images, momentum=momentum, iteration=state.iteration + 1), metrics
+    def result(self, state: State, params: None, data: Data) -> Condensed:
+        del params, data
+        images = state.images.reshape(-1, *self.image_shape)
+        return Condensed(images, jax.nn.one_hot(self.labels, self.num_classes))
 
+    def _map(self, function: Callable[..., Any], *members: PyTree) -> Any:
+        return map_members(function, members, self.config.engine.resolved_members_in_flight)
 
-def _result(setup: _Setup, state: State, params: None, data: Data) -> Condensed:
-    del params, data
-    images = state.images.reshape(-1, *setup.image_shape)
-    return Condensed(images, jax.nn.one_hot(setup.labels, setup.num_classes))
+    def _augment(self, key, images, shared):
+        return siamese.augment(key, images, self.config.siamese, shared)
+
+    def _gradient(self, parameters, images, labels, weights=None):
+        """Gradient of the mean loss, weighted where `weights` (N,) are given."""
+
+        def loss(parameters):
+            logits = jnp.asarray(self.network.apply({"params": parameters}, images, train=True))
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            return jnp.average(losses, weights=weights)
+
+        return jax.grad(loss)(parameters)
+
+    def _match(self, key, networks_parameters, images, data):
+        """Distance (num_classes,) and its gradient, of the images of each class."""
+
+        def of_class(key, label, synthetic):
+            key_real, key_view = jax.random.split(key)
+            size = self.config.real_batch_size
+            drawn = jax.random.randint(key_real, (size,), 0, data.counts[label])
+            real = normalize(data.images[data.places[label, drawn]], data.mean, data.std)
+            real = self._augment(key_view, real, True)
+
+            def distance(synthetic):
+                view = self._augment(key_view, synthetic, True)
+
+                def with_network(parameters):
+                    target = self._gradient(parameters, real, jnp.full(len(real), label))
+                    gradient = self._gradient(parameters, view, jnp.full(len(view), label))
+                    return matching_distance(target, gradient)
+
+                return self._map(with_network, networks_parameters).mean()
+
+            return jax.value_and_grad(distance)(synthetic)
+
+        keys = jax.random.split(key, self.num_classes)
+        return self._map(of_class, keys, jnp.arange(self.num_classes), images)
+
+    def _train(self, key, parameters, images):
+        """The parameters of a network after one epoch on the synthetic set."""
+        count, rate = len(self.labels), self.config.network_learning_rate
+        batch_size = min(_NETWORK_BATCH, count)
+        key_order, key_views = jax.random.split(key)
+        order = jax.random.permutation(key_order, count)
+        flat = images.reshape(count, *self.image_shape)
+
+        def step(parameters, batch):
+            positions = batch * batch_size + jnp.arange(batch_size)
+            weights = positions < count
+            chosen = order[positions % count]
+            view = self._augment(jax.random.fold_in(key_views, batch), flat[chosen], False)
+            gradients = self._gradient(parameters, view, self.labels[chosen], weights)
+            return jax.tree.map(lambda p, g: p - rate * g, parameters, gradients), None
+
+        return jax.lax.scan(step, parameters, jnp.arange(-(-count // batch_size)))[0]
 
 
 def build(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm[State, None, Data, Metrics, Condensed]:
-    """A step is an iteration; `params` is None, `data` a Data, the result a Condensed."""
+) -> types.Algorithm[State, None, Data, Metrics, Condensed]:
+    """A step is an iteration; `params` is None."""
     network = networks.create(config.network, num_classes, image_shape)
     labels = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
-    setup = _Setup(config, num_classes, image_shape, network, labels)
-    return Algorithm(
-        partial(_init, setup),
-        partial(_step, setup),
-        partial(_result, setup),
-        finished=lambda state: jnp.bool_(False),
-    )
+    dc = _GradientMatching(config, num_classes, image_shape, network, labels)
+    return types.Algorithm(dc.init, dc.step, dc.result, finished=lambda state: jnp.bool_(False))

@@ -1,8 +1,8 @@
-"""Herding (Welling 2009; Rebuffi et al. 2017, iCaRL, Algorithm 4): keep the running mean on course.
+"""Herding (Welling 2009; Rebuffi et al. 2017, iCaRL, Algorithm 4): choose what keeps the mean.
 
-The samples of a class are chosen one after the other, each so that the mean of those chosen comes
-as near as possible to the mean of the class in feature space. Some public code takes the farthest
-by mistake. All classes advance at once: one matrix product a step.
+The samples of a class are chosen one after the other, each so that the mean of the chosen comes as
+near as possible to the mean of the class in feature space. Some public code takes the farthest by
+mistake. All classes advance at once: one matrix product a step.
 """
 
 from __future__ import annotations
@@ -25,29 +25,26 @@ def select(
 ) -> Int[Array, "{num_samples}"]:
     """Indices of a subset whose mean features are near those of the whole.
 
-    Balanced, each class gives its share, class by class, in the order of choice; else the
-    subset follows the mean of all samples. Deterministic: `key` is not used, ties go to the lower
-    index.
+    Balanced, each class gives its share, class by class, in the order of choice; else the subset
+    follows the mean of all samples. Deterministic: `key` is unused, ties go to the lower index.
     """
     del key
     if not balanced:
         labels, num_classes = jnp.zeros_like(labels), 1
     shares = class_shares(num_samples, num_classes)
     features = jnp.asarray(features, jnp.float32)
-    own = labels == jnp.arange(num_classes)[:, None]  # (C, N)
-    counts = own.sum(1, keepdims=True)
-    mean = jnp.matmul(own.astype(jnp.float32), features, precision="highest") / counts
+    members = labels == jnp.arange(num_classes)[:, None]  # (C, N)
+    mean = jnp.matmul(members.astype(jnp.float32), features, precision="highest")
+    mean /= members.sum(1, keepdims=True)
     squares = (features * features).sum(1)
 
     def step(carry, chosen_before):
         total, free = carry
-        # |mean - (total + x) / (n + 1)|^2 less what does not depend on x
+        # |mean - (total + x) / (n + 1)|^2 without the terms that do not depend on x
         scale = 1 / (chosen_before + 1)
-        course = mean - total * scale
-        distances = squares * scale**2 - 2 * scale * jnp.matmul(
-            course, features.T, precision="highest"
-        )
-        chosen = jnp.where(own & free, distances, jnp.inf).argmin(1)
+        products = jnp.matmul(mean - total * scale, features.T, precision="highest")
+        distances = squares * scale**2 - 2 * scale * products
+        chosen = jnp.where(members & free, distances, jnp.inf).argmin(1)
         return (total + features[chosen], free.at[chosen].set(False)), chosen
 
     start = jnp.zeros_like(mean), jnp.ones(len(labels), bool)

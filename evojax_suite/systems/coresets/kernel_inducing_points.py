@@ -4,15 +4,15 @@ Nguyen, Chen & Lee, ICLR 2021, "Dataset Meta-Learning from Kernel Ridge-Regressi
 features of fresh random networks in place of a neural tangent kernel, as Loo et al., NeurIPS 2022,
 "Efficient Dataset Distillation using Random Feature Approximation" (RFAD).
 
-The error, its networks, the cosines and the average that is returned are those with which
-`ga_distillation` evolves (`kernel_regression.py`); only the search differs: Adam on the gradient of
-the sum of all columns by all images at once. So it is the price of doing without a gradient, or the
-gain, where the two are compared (experiments/ga_distillation, "For equal seconds").
+The error, its networks, the cosines and the returned average are those of the evolution by kernel
+regression (`ga_distillation/kernel_regression.py`); only the search differs: Adam on the gradient
+of the sum of all columns by all images at once. A comparison of the two shows the cost, or the
+gain, of a search without gradients (experiments/ga_distillation, "For equal seconds").
 """
 
 from __future__ import annotations
 
-from dataclasses import field, replace
+from dataclasses import replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -39,44 +39,38 @@ __all__ = ["Config", "Metrics", "State", "build", "make_data"]
 
 @configuration
 class Config:
-    """Sizes and choices; but for step and start the defaults are `ga_distillation.RECOMMENDED`."""
+    """Sizes and choices; except for learning rate and start the defaults are those of
+    `ga_distillation.RECOMMENDED`."""
 
     images_per_class: int = 1
-    """Synthetic images of each class."""
+    """Number of synthetic images of each class."""
     learning_rate: PositiveFloat = 0.03
-    """The step of Adam; of cosines in standard deviations of a coefficient among real images."""
+    """Learning rate of Adam; for cosines in standard deviations of a coefficient of real images."""
     encoding: EncodingName = "cosines"
     """What is learned: pixels, or the lowest cosine coefficients of each image."""
     num_cosines: int = 14
-    """Coefficients a side, at most as many as fit."""
+    """Number of coefficients a side, at most as many as fit."""
     start: Literal["class_means", "k_means"] = "k_means"
     """First images: the mean of each class, or the centres of k-means in each class."""
     num_networks: PositiveInt = 4
-    """Fresh networks in each step, whose kernels are added."""
+    """Number of fresh networks in each step, whose kernels are added."""
 
     kernel: KernelConfig = ga_distillation.RECOMMENDED.kernel
-    """Regression; `company` and `columns` have no meaning here."""
-    network: NetworkConfig = field(default_factory=NetworkConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
+    """Kernel regression; `company` and `columns` have no effect here."""
+    network: NetworkConfig = NetworkConfig()
+    engine: EngineConfig = EngineConfig()
 
     def __post_init__(self):
         self.search()
 
     def search(self) -> ga_distillation.Config:
-        """The evolution that descends the same error, by a strategy that takes no credit by image.
-        Raises ValueError where there is none."""
-        return replace(
-            ga_distillation.RECOMMENDED,
-            strategy="SNES",
-            images_per_class=self.images_per_class,
-            networks_per_member=self.num_networks,
-            encoding=self.encoding,
-            num_cosines=self.num_cosines,
-            start=self.start,
-            kernel=self.kernel,
-            network=self.network,
-            engine=self.engine,
-        )
+        """The evolution that minimises the same error, by a strategy that assigns no credit to
+        single images. Raises ValueError where there is none."""
+        shared = ("images_per_class", "encoding", "num_cosines", "start")
+        shared += ("kernel", "network", "engine")
+        values = {name: getattr(self, name) for name in shared}
+        values["networks_per_member"] = self.num_networks
+        return replace(ga_distillation.RECOMMENDED, strategy="SNES", **values)
 
 
 @struct.dataclass
@@ -93,15 +87,15 @@ class Metrics(NamedTuple):
     """What one step reports."""
 
     generation: IntScalar  # the step, from 1
-    regression_loss: Scalar  # the sum over columns, of the images before the step
+    regression_loss: Scalar  # sum over the columns, of the images before the step
     regression_accuracy: Scalar
-    num_failed: IntScalar  # 1 where the gradient was not finite and the step was left out
+    num_failed: IntScalar  # 1 where the gradient was not finite, so that nothing changed
 
 
 def build(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Algorithm[State, None, Data, Metrics, Individual]:
-    """`params` is None, `data` as `make_data` gives it; the result is an `Individual`."""
+    """One step is a step of Adam; `params` is None."""
     search = config.search()
     shape = num_classes, image_shape
     networks.create(config.network, *shape)  # fails early where it does not fit

@@ -1,9 +1,10 @@
-"""Shrink a training set by DEvS, beside random selection."""
+"""Shrink a training set by DEvS and compare with random selection."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +26,7 @@ from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.systems.devs.algorithm import build, num_steps
 from evojax_suite.systems.devs.config import Config, size_sequence
-from evojax_suite.types import Dataset, Split, TrainingData, training_data
+from evojax_suite.types import Dataset, Split, training_data
 
 
 @configuration
@@ -36,18 +37,18 @@ class Options(JudgedRunOptions):
     """
 
     num_images: int | None = None
-    """Use a fixed, stratified part of the training set; None is the whole."""
+    """Number of training images, a fixed, stratified part of the whole; None is all."""
     random_baseline: bool = True
-    """Judge class-balanced random selections of the same sizes too."""
+    """Evaluate class-balanced random selections of the same sizes, too."""
     labels: Literal["own", "teacher"] = "own"
-    """own: averages of the originals' labels, the paper's; random selections keep their classes.
-    teacher: what a network trained on the whole training set gives the images of both, the
-    probability of each class (Qin et al. 2024)."""
+    """own: averages of the originals' labels, as in the paper; random selections keep their
+    classes. teacher: the probabilities that a network trained on the whole training set gives the
+    images of both (Qin et al. 2024)."""
     label_temperature: PositiveFloat = 1.0
     """Divides the teacher's logits; above 1 its labels are softer."""
     teacher_epochs: PositiveInt = small_sets.TEACHER_EPOCHS
     """Epochs of the teacher, without augmentation."""
-    config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
+    config: tyro.conf.OmitArgPrefixes[Config] = Config()
 
     def __post_init__(self):
         super().__post_init__()
@@ -57,7 +58,6 @@ class Options(JudgedRunOptions):
 @dataclass(frozen=True)
 class _Job(Job[Options]):
     phase: Phase  # the reduction
-    data: TrainingData
     sizes: tuple[int, ...]
     key_random: jax.Array
     key_test: jax.Array
@@ -70,23 +70,11 @@ class _Reduced:
     reduction: LoopResult
     teacher: Teacher | None
 
-    @property
-    def seconds(self) -> float:
-        return self.reduction.seconds + self.reduction.compile_seconds
-
-    @property
-    def stages(self) -> dict[str, float]:
-        return {name: round(value, 3) for name, value in self.reduction.stage_seconds.items()}
-
-    @property
-    def num_failed(self) -> int:
-        return self.reduction.num_failed + (self.teacher.num_failed if self.teacher else 0)
-
 
 @dataclass(frozen=True)
 class _Summary:
-    reduced: _Reduced
     evaluated: EvaluatedSets
+    teacher: Teacher | None
 
     @property
     def numbers(self) -> dict:
@@ -109,17 +97,13 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     key_run, *other_keys = jax.random.split(jax.random.key(options.seed), 4)
     data = training_data(dataset)
     steps = num_steps(config, len(dataset.train))
-    return _Job(
-        options,
-        dataset,
-        directory,
-        Phase("reducing", algorithm, key_run, None, data, steps),
-        data,
-        sizes,
-        *other_keys,
-        differences=differences,
-        notes=(f"sizes: {' > '.join(str(size) for size in (len(dataset.train), *sizes))}",),
-    )
+    phase = Phase("reducing", algorithm, key_run, None, data, steps)
+    job = _Job(options, dataset, directory, phase, sizes, *other_keys, differences=differences)
+    return replace(job, notes=(f"sizes: {_falling((len(dataset.train), *sizes))}",))
+
+
+def _falling(sizes: Iterable[int]) -> str:
+    return " > ".join(map(str, sizes))
 
 
 def search(job: _Job) -> Search:
@@ -128,23 +112,16 @@ def search(job: _Job) -> Search:
     reduction = yield job.phase
     teacher = None
     if options.labels == "teacher":
+        recipe = config.network, config.training, config.engine, options.teacher_epochs
         teacher = yield from small_sets.train_teacher(
-            job.key_teacher,
-            dataset,
-            small_sets.probe_config(
-                config.network, config.training, config.engine, options.teacher_epochs
-            ),
-            options.label_temperature,
+            job.key_teacher, dataset, small_sets.probe_config(*recipe), options.label_temperature
         )
-    reached = jax.device_get(job.phase.algorithm.result(reduction.state, None, job.data))
-    np.savez_compressed(
-        job.directory / "lineage.npz",
-        **{
-            f"{name}_{len(one.images)}": getattr(one, name)
-            for one in reached
-            for name in ("assignments", "weights")
-        },
-    )
+    reached = jax.device_get(job.phase.algorithm.result(reduction.state, None, job.phase.data))
+    lineage = {}
+    for one in reached:
+        lineage[f"assignments_{len(one.images)}"] = one.assignments
+        lineage[f"weights_{len(one.images)}"] = one.weights
+    np.savez_compressed(job.directory / "lineage.npz", **lineage)
     features = f"flat maps of a {config.feature_network} network, {config.feature_epochs} epochs"
     seconds = reduction.seconds + reduction.compile_seconds
     sets = [
@@ -153,8 +130,8 @@ def search(job: _Job) -> Search:
     ]
     for size in config.target_sizes if options.random_baseline else ():
         start = time.perf_counter()
-        key = jax.random.fold_in(job.key_random, size)
-        indices = np.asarray(random_examples(key, job.data.labels, size, dataset.num_classes))
+        key, labels = jax.random.fold_in(job.key_random, size), job.phase.data.labels
+        indices = np.asarray(random_examples(key, labels, size, dataset.num_classes))
         taken = time.perf_counter() - start
         sets.append(small_sets.chosen("random", dataset, indices, taken, "none"))
     return _Reduced(small_sets.taught(sets, teacher) if teacher else sets, reduction, teacher)
@@ -162,53 +139,41 @@ def search(job: _Job) -> Search:
 
 def finish(job: _Job, reduced: _Reduced, test_split: Split) -> _Summary:
     """Write the sets and evaluate them on the test split."""
-    config = job.options.config
-    times = ", ".join(f"{name} {value:.1f} s" for name, value in reduced.stages.items())
-    console.say(f"time: {times}")
+    config, reduction, teacher = job.options.config, reduced.reduction, reduced.teacher
+    stages = {name: round(value, 3) for name, value in reduction.stage_seconds.items()}
+    console.say("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
     numbers = {
         "num_training_images": len(job.dataset.train),
         "sizes": job.sizes,
-        "seconds": reduced.seconds,
-        "teacher_seconds": reduced.teacher.seconds if reduced.teacher else 0.0,
-        "stage_seconds": reduced.stages,
-        "num_failed": reduced.num_failed,
+        "seconds": reduction.seconds + reduction.compile_seconds,
+        "teacher_seconds": teacher.seconds if teacher else 0.0,
+        "stage_seconds": stages,
+        "num_failed": reduction.num_failed + (teacher.num_failed if teacher else 0),
     }
+    recipe = config.network, config.training, config.engine
     evaluated = small_sets.evaluate_sets(
-        job,
-        reduced.sets,
-        job.key_test,
-        config.network,
-        config.training,
-        config.engine,
-        test_split,
-        numbers,
+        job, reduced.sets, job.key_test, *recipe, test_split, numbers
     )
-    return _Summary(reduced, evaluated)
+    return _Summary(evaluated, teacher)
 
 
 def present(job: _Job, summary: _Summary) -> Report | None:
     """The accuracy of each set, beside random selections."""
-    reduced = summary.reduced
-    teacher = reduced.teacher
-    numbers = [
-        ["sizes", " > ".join(str(size) for size in job.sizes)],
-        *([f"time in {name}", f"{value:.1f} s"] for name, value in reduced.stages.items()),
-        ["time in all", f"{reduced.seconds:.1f} s"],
+    numbers, teacher = summary.numbers, summary.teacher
+    rows = [
+        ["sizes", _falling(job.sizes)],
+        *(
+            [f"time in {name}", f"{value:.1f} s"]
+            for name, value in numbers["stage_seconds"].items()
+        ),
+        ["time in all", f"{numbers['seconds']:.1f} s"],
         ["teacher", f"{teacher.seconds:.1f} s" if teacher else "not needed"],
         ["labels", teacher.in_words() if teacher else "own"],
-        ["failed losses", str(reduced.num_failed)],
+        ["failed losses", str(numbers["num_failed"])],
     ]
     title = f"{job.dataset.name}, shrunk by DEvS"
-    return small_sets.report_of(job, summary.evaluated, title, numbers)
+    return small_sets.report_of(job, summary.evaluated, title, rows)
 
 
-SYSTEM = System(
-    "devs",
-    Options,
-    prepare,
-    search,
-    finish,
-    present,
-    columns=Columns((SECONDS,)),
-    metrics={"num_samples": "samples"},
-)
+COLUMNS, METRICS = Columns((SECONDS,)), {"num_samples": "samples"}
+SYSTEM = System("devs", Options, prepare, search, finish, present, columns=COLUMNS, metrics=METRICS)
