@@ -19,9 +19,7 @@ from pydantic import AllowInfNan
 
 from evojax_suite import networks
 from evojax_suite.configuration import from_json
-from evojax_suite.data import DataError, siamese
-from evojax_suite.data.npz import arrays_in
-from evojax_suite.data.transforms import check_constants, normalize
+from evojax_suite.data import DataError, npz, siamese, transforms
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
 from evojax_suite.runtime import devices
@@ -137,7 +135,7 @@ class DistilledDataset:
         where `path` is neither.
         """
         try:
-            arrays = arrays_in(path, ("images", "labels", "recipe"))
+            arrays = npz.arrays_in(path, ("images", "labels", "recipe"))
             images, labels = arrays["images"], arrays["labels"]
             if "recipe" in arrays:
                 return _from_recipe(images, labels, json.loads(_text(arrays["recipe"])))
@@ -146,10 +144,9 @@ class DistilledDataset:
             return _from_arrays(images, labels, dataset)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except KeyError as error:
-            raise DataError(f"{path}: not a distilled dataset: it has no {error}") from None
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}: not a distilled dataset: {error}") from None
+        except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: not a distilled dataset: {reason}") from None
 
 
 def _text(array: np.ndarray) -> str:
@@ -169,9 +166,9 @@ def _from_recipe(images: np.ndarray, labels: np.ndarray, recipe: Any) -> Distill
     # JSON has no NaN, the accuracy of a network that failed.
     accuracies = [float("nan") if value is None else value for value in recipe["test_accuracies"]]
     recipe = {"factor": 1} | recipe | {"test_accuracies": accuracies}
-    names = [field.name for field in fields(DistilledDataset)]
-    values = from_json(DistilledDataset, recipe, names[2:])
-    check_constants(values["mean"], values["std"], images.shape[3])
+    names = [field.name for field in fields(DistilledDataset)][2:]  # without images and labels
+    values = from_json(DistilledDataset, recipe, names)
+    transforms.check_constants(values["mean"], values["std"], images.shape[3])
     encodings.check_factor(values["factor"], images.shape[1:3])
     return DistilledDataset(images, labels, **values)
 
@@ -199,7 +196,7 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
     if images.dtype != np.uint8 or not images.size:
         images = _floats("images", images)
     raw = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
-    images = normalize(images, dataset.mean, dataset.std) if raw else images
+    images = transforms.normalize(images, dataset.mean, dataset.std) if raw else images
     return DistilledDataset.made(dataset, images, labels, NetworkConfig(), LITERATURE, 0)
 
 
@@ -212,7 +209,7 @@ def _trained_and_evaluated(
     def evaluate(members, data):
         keys, sets = members
         shared, test_images, test_labels, mean, std = data
-        batches = engine.batches(normalize(test_images, mean, std), test_labels)
+        batches = engine.batches(transforms.normalize(test_images, mean, std), test_labels)
         images, labels = sets or (jnp.broadcast_to(a, (len(keys), *a.shape)) for a in shared)
         (evaluation,) = fit_and_evaluate_population(
             keys, network, training, images, labels, (batches,), engine
@@ -234,13 +231,12 @@ def accuracies_on(
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
 ) -> Float[np.ndarray, "{num_networks}"]:
-    """The accuracies on `split`, a part of `dataset`, of `num_networks` networks trained on images.
+    """The accuracies in [0, 1] on `split`, a part of `dataset`, of `num_networks` networks trained
+    on images; NaN for a network that failed.
 
     images: normalised. labels: probabilities. Both may have a leading axis, a set for each network.
     network, training: the architecture, and how it is trained on the images.
     num_devices: devices of each process over which the networks are divided.
-
-    Accuracies are in [0, 1], NaN for a network that failed.
     """
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
     evaluate = _trained_and_evaluated(module, training, engine)

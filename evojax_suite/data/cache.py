@@ -40,9 +40,9 @@ def folder() -> Path:
 
 
 def cached(read: Callable[[], SourceT], path: Path, *reader: Any) -> Source | SourceT:
-    """The result of `read`, from the cache where the files at `path` are unchanged.
+    """The result of `read`, from the cache where the files that it reads are unchanged.
 
-    read: reads the archive at `path`, or the folder with all that is below it.
+    path: the archive that `read` reads, or the folder with all that is below it.
     reader: what else the result depends on, as values that JSON has.
 
     An entry holds for as long as each file keeps its size and times; a path and reader have one.
@@ -75,10 +75,8 @@ def cached(read: Callable[[], SourceT], path: Path, *reader: Any) -> Source | So
 
 def _state(path: str) -> tuple[str | None, float]:
     """A digest of names, sizes and times of the files at and below `path`, and the newest time.
-
-    The time of the last status change tells of new bytes with the same size and modification time.
-    Without a digest where some files cannot be listed: reading then says why.
-    """
+    None where some cannot be listed: reading then says why. The time of the last status change
+    tells of new bytes with the same size and modification time."""
     digest, newest, files = hashlib.blake2b(digest_size=16), 0, [path]
     try:
         for root, folders, names in sorted_walk(path) if os.path.isdir(path) else ():

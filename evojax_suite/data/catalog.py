@@ -125,7 +125,5 @@ def unknown_name(name: str) -> DataError:
     """The error for a name that is neither a known set nor a path."""
     close = difflib.get_close_matches(plain(name), _BY_PLAIN_NAME, n=1)
     hint = f" (did you mean {_BY_PLAIN_NAME[close[0]].name}?)" if close else ""
-    return DataError(
-        f"unknown dataset {name!r}{hint}; allowed: {', '.join(NAMES)}, or the path of a folder, "
-        ".npz, .tar or .tar.gz"
-    )
+    allowed = f"{', '.join(NAMES)}, or the path of a folder, .npz, .tar or .tar.gz"
+    return DataError(f"unknown dataset {name!r}{hint}; allowed: {allowed}")

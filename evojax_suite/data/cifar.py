@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from evojax_suite.data import restricted_pickle
 from evojax_suite.data.errors import DataError
 from evojax_suite.data.source import Source, checked_split, joined
-from evojax_suite.types import Split
 
 FOLDERS = {
     "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py"),
@@ -24,6 +24,7 @@ _FILES = {
 # the red, green and blue planes of a 32x32 image.
 _LABEL_BYTES = {"cifar10": 1, "cifar100": 2}
 _PIXEL_BYTES = 3 * 32 * 32
+_Batch: TypeAlias = tuple[np.ndarray, np.ndarray]  # planes (N, _PIXEL_BYTES) and labels (N,)
 
 
 def batch_names(kind: str) -> set[str]:
@@ -36,8 +37,7 @@ def batches_in_folder(folder: Path, kind: str) -> dict[str, bytes]:
     """The batch files in `folder` or in its first subfolder with the official name, by name."""
     for place in (*(folder / name for name in FOLDERS[kind]), folder):
         paths = [place / name for name in sorted(batch_names(kind))]
-        files = {path.name: path.read_bytes() for path in paths if path.is_file()}
-        if files:
+        if files := {path.name: path.read_bytes() for path in paths if path.is_file()}:
             return files
     return {}
 
@@ -53,32 +53,31 @@ def read_cifar(files: Mapping[str, bytes], kind: str, where: str) -> Source:
         for name in (f"{stem}{suffix}" for stem in stems):
             if name not in files:
                 raise DataError(f"{where}: {name} is missing; needed: {', '.join(stems)}")
-            batches.append(read(files[name], kind, f"{where}: {name}"))
+            place = f"{where}: {name}"
+            planes, labels = read(files[name], kind, place)
+            images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            batches.append(checked_split(images, labels, place))
         parts[part] = joined(batches)
     return Source(parts, None, where)
 
 
-def _read_binary(data: bytes, kind: str, where: str) -> Split:
+def _read_binary(data: bytes, kind: str, where: str) -> _Batch:
     label_bytes = _LABEL_BYTES[kind]
     record = label_bytes + _PIXEL_BYTES
     if len(data) % record:
         raise DataError(f"{where}: truncated, {len(data)} bytes; a multiple of {record} is needed")
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
-    return _from_planes(records[:, label_bytes:], records[:, label_bytes - 1], where)
+    return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
-def _read_pickle(data: bytes, kind: str, where: str) -> Split:
+def _read_pickle(data: bytes, kind: str, where: str) -> _Batch:
     loaded = restricted_pickle.loads(data, where)
     batch = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in loaded.items()}
-    images, labels = batch.get("data"), batch.get("labels" if kind == "cifar10" else "fine_labels")
-    if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != _PIXEL_BYTES:
+    planes, labels = batch.get("data"), batch.get("labels" if kind == "cifar10" else "fine_labels")
+    if not isinstance(planes, np.ndarray) or planes.ndim != 2 or planes.shape[1] != _PIXEL_BYTES:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (N, {_PIXEL_BYTES})")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise DataError(f"{where}: the labels are missing or not a list of integers")
     if any(label.bit_length() > 31 for label in labels):
         raise DataError(f"{where}: a label has more than 31 bits; labels count from 0")
-    return _from_planes(images, np.array(labels, np.int64), where)
-
-
-def _from_planes(planes: np.ndarray, labels: np.ndarray, where: str) -> Split:
-    return checked_split(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), labels, where)
+    return planes, np.array(labels, np.int64)

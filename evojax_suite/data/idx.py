@@ -59,10 +59,9 @@ def _read(path: Path, dimensions: int) -> np.ndarray:
     shape = struct.unpack(f">{dimensions}I", data[4:header])
     sizes, needed, present = "x".join(map(str, shape)), math.prod(shape), len(data) - header
     if present != needed:
-        raise DataError(
-            f"{path}: {'truncated' if present < needed else 'too long'}, {present} bytes after the "
-            f"header; its sizes {sizes} ask for {needed}"
-        )
+        wrong = "truncated" if present < needed else "too long"
+        actual = f"{present} bytes after the header"
+        raise DataError(f"{path}: {wrong}, {actual}; its sizes {sizes} ask for {needed}")
     try:
         return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
     except ValueError as error:  # a zero among sizes that are too large for an array

@@ -28,10 +28,8 @@ _SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF and one of its values
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _AT_A_TIME = 64
 
-_Class: TypeAlias = list[tuple[str, np.ndarray]]
-"""The decoded images of a class, with their file names."""
-_Image: TypeAlias = tuple[PurePosixPath, bytes, _Class]
-"""An image's path, its file, and the class that it belongs to."""
+_Class: TypeAlias = list[tuple[str, np.ndarray]]  # decoded images, with their file names
+_Image: TypeAlias = tuple[PurePosixPath, bytes, _Class]  # the path, the file and its class
 
 
 class ImageTree(contextlib.ExitStack):
@@ -97,14 +95,12 @@ class ImageTree(contextlib.ExitStack):
         self._collect(0)
         self._decode()
         if len(self._top_folders) > 1:
-            folders = ", ".join(sorted(folder or "(none)" for folder in self._top_folders))
-            several = f"parts lie in several folders: {folders}"
-            raise DataError(f"{self.where}: {several}; one is allowed")
+            tops = ", ".join(sorted(top or "(none)" for top in self._top_folders))
+            raise DataError(f"{self.where}: parts lie in several folders: {tops}; one is allowed")
         for (part, name), images in self._classes.items():
             if not images:
-                empty = f"class folder {part}/{name} is empty"
-                needed = f"each needs an image ({', '.join(_SUFFIXES)})"
-                raise DataError(f"{self.where}: {empty}; {needed}")
+                empty = f"class folder {part}/{name} is empty; each needs an image"
+                raise DataError(f"{self.where}: {empty} ({', '.join(_SUFFIXES)})")
         names = [name for part, name in self._classes if part == "train"]
         names.sort(key=int if all(name.isdecimal() for name in names) else None)
         in_colour = any(pixels.ndim == 3 for i in self._classes.values() for _, pixels in i)
@@ -112,17 +108,16 @@ class ImageTree(contextlib.ExitStack):
         for part in sorted(self._parts):
             where = f"{self.where} ({part})"
             classes = {name: images for (p, name), images in self._classes.items() if p == part}
-            unknown = sorted(set(classes) - set(names))
-            if unknown and "train" in self._parts:
-                wrong = f"class {unknown[0]} is not among the train part's classes"
-                raise DataError(f"{where}: {wrong}")
+            extra = sorted(set(classes) - set(names))
+            if extra and "train" in self._parts:
+                raise DataError(f"{where}: class {extra[0]} is not among the train part's classes")
             if not classes:
                 raise DataError(f"{where}: the part has no images; layout: {_LAYOUT}")
             pixels, labels = [], []
             for label, name in enumerate(names):
                 for _, image in sorted(classes.get(name, []), key=lambda entry: entry[0]):
-                    is_alone_grey = in_colour and image.ndim == 2
-                    pixels.append(np.stack([image] * 3, -1) if is_alone_grey else image)
+                    add_channels = in_colour and image.ndim == 2
+                    pixels.append(np.stack([image] * 3, -1) if add_channels else image)
                     labels.append(label)
             if pixels:
                 parts[part] = checked_split(np.stack(pixels), np.array(labels), where)

@@ -91,10 +91,9 @@ def _find(known: Known, data_dir: str | Path | None, cache: bool) -> Source:
     try:
         return from_tfds(known)
     except DataError as error:
-        raise DataError(
-            f"{known.name} is missing: {looked}; TensorFlow Datasets: {error}; put the set into a "
-            f"folder and name that as data_dir or in {DATA_DIR_VARIABLE}"
-        ) from error
+        advice = f"put the set into a folder and name that as data_dir or in {DATA_DIR_VARIABLE}"
+        tried = f"{looked}; TensorFlow Datasets: {error}"
+        raise DataError(f"{known.name} is missing: {tried}; {advice}") from error
 
 
 def _digits() -> Source:
@@ -128,10 +127,8 @@ def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
             raise DataError(f"{where}: there is no {part} split; {name} has an official one")
         parts["train"], parts[part] = _split_off(parts["train"], 5)
         if not len(parts[part]):
-            raise DataError(
-                f"{where}: too few train images to give any to the {part} part; at least 3 in all "
-                "and 2 in a class are needed"
-            )
+            too_few = f"too few train images to give any to the {part} part"
+            raise DataError(f"{where}: {too_few}; at least 3 in all and 2 in a class are needed")
     if known and source.name and plain(source.name) != plain(name):
         name = source.name
     mean, std = (known.mean, known.std) if known and known.mean else _statistics(parts["train"])
@@ -147,20 +144,17 @@ def _text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
 
 
-def _numbers(count: int) -> tuple[str, ...]:
-    return tuple(map(str, range(count)))
-
-
 def _name_classes(source: Source, known: Known | None) -> tuple[tuple[str, ...], dict[str, Split]]:
     """The class names, and the parts with labels in the known set's order where the names agree.
 
     Names that only count ("0", "1", ...) say no more than the labels.
     """
     names, parts = source.class_names, dict(source.parts)
+    numbers = tuple(map(str, range(len(names or np.unique(parts["train"].labels)))))
     if known is None:
-        return names or _numbers(len(np.unique(parts["train"].labels))), parts
+        return names or numbers, parts
     expected = known.class_names
-    if names is None or names == _numbers(len(names)):
+    if not names or names == numbers:
         return expected, parts
     if len(names) != len(expected):
         raise DataError(f"{source.where}: {len(names)} classes; {known.name} has {len(expected)}")
@@ -175,10 +169,8 @@ def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
     for part, split in parts.items():
         images, highest = split.images, split.labels.max()
         if images.shape[1:] != shape or images.dtype != dtype:
-            raise DataError(
-                f"{where} ({part}): images are {images.shape[1:]} {images.dtype}, in train {shape} "
-                f"{dtype}; all parts must have one size and type"
-            )
+            differ = f"images are {images.shape[1:]} {images.dtype}, in train {shape} {dtype}"
+            raise DataError(f"{where} ({part}): {differ}; all parts must have one size and type")
         if highest >= num_classes:
             allowed = f"allowed: 0..{num_classes - 1}, each with an image in train"
             raise DataError(f"{where} ({part}): label {highest} is out of range; {allowed}")

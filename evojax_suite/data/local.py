@@ -6,16 +6,14 @@ import re
 from functools import partial
 from pathlib import Path
 
+from evojax_suite.data import cifar, idx, tfds
 from evojax_suite.data.archive import SUFFIXES, archive_stem, read_archive
 from evojax_suite.data.cache import cached
 from evojax_suite.data.catalog import Known, find_known, plain
-from evojax_suite.data.cifar import FOLDERS, batches_in_folder, read_cifar
 from evojax_suite.data.errors import DataError
-from evojax_suite.data.idx import find_idx, read_idx_files
 from evojax_suite.data.image_tree import read_image_folder
 from evojax_suite.data.npz import read_npz
 from evojax_suite.data.source import Source
-from evojax_suite.data.tfds import find_prepared, read_prepared
 
 
 def find_local(known: Known, data_dir: Path, cache: bool = True) -> Source | None:
@@ -66,7 +64,7 @@ def read_path(path: Path, cache: bool = True) -> Source:
 
 
 def _cifar_kinds(known: Known | None) -> tuple[str, ...]:
-    return tuple(kind for kind in FOLDERS if known is None or kind == known.name)
+    return tuple(kind for kind in cifar.FOLDERS if known is None or kind == known.name)
 
 
 def _find_archive(known: Known, folder: Path) -> Path | None:
@@ -93,13 +91,13 @@ def _read_archive(path: Path, known: Known | None, cache: bool) -> Source:
 
 def _read_files(folder: Path, known: Known | None, cache: bool) -> Source | None:
     """The set whose files lie in the folder in one of the known layouts, else None."""
-    if (known is None or known.files == "idx") and (paths := find_idx(folder)):
-        return read_idx_files(paths, str(folder))
+    if (known is None or known.files == "idx") and (paths := idx.find_idx(folder)):
+        return idx.read_idx_files(paths, str(folder))
     for kind in _cifar_kinds(known):
-        if batches := batches_in_folder(folder, kind):
-            return read_cifar(batches, kind, str(folder))
-    if prepared := find_prepared(folder):
-        return read_prepared(prepared, known.name if known else None)
+        if batches := cifar.batches_in_folder(folder, kind):
+            return cifar.read_cifar(batches, kind, str(folder))
+    if prepared := tfds.find_prepared(folder):
+        return tfds.read_prepared(prepared, known.name if known else None)
     if known is not None and not (folder / "train").is_dir():
         return None
     read = partial(read_image_folder, folder)

@@ -22,11 +22,9 @@ _MOST_TUPLES = 10_000  # an array has six
 
 
 def loads(data: bytes, where: str) -> Any:
-    """Unpickle dicts, lists, tuples, numbers, text and bytes; uint8 arrays become numpy arrays.
-
-    Arrays are converted where they are values of the top-level dict. Python 2 strings come back
-    as bytes. Raises DataError for any other name in the pickle and for a damaged pickle.
-    """
+    """The pickled dict of lists, tuples, numbers, text and bytes; its values may be uint8 arrays,
+    and strings of Python 2 are bytes. Raises DataError for any other name in the pickle and for a
+    damaged pickle."""
     with data_error(f"{where}: not a readable pickle"):
         _check_lengths(data)
         unpickler = _Unpickler(io.BytesIO(data), encoding="bytes")
@@ -38,7 +36,7 @@ def loads(data: bytes, where: str) -> Any:
 
 
 class _Array:
-    """Stand-in for numpy.ndarray: keeps what the pickle says until `array` checks it."""
+    """Stand-in for numpy.ndarray: keeps the content of the pickle until `array` checks it."""
 
     shape: tuple[int, ...] = ()
     content: bytes = b""
@@ -53,7 +51,7 @@ class _Array:
 
 
 class _Uint8:
-    """Stand-in for numpy.dtype: uint8 or nothing."""
+    """Stand-in for numpy.dtype that can only be uint8."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         _check(code in ("u1", b"u1", "uint8", b"uint8"))
@@ -101,12 +99,9 @@ def _check(holds: bool, message: str = "an array is not a whole uint8 array in C
         raise ValueError(message)
 
 
-_ALLOWED: dict[str, Any] = {
-    "numpy.ndarray": _Array,
-    "numpy.dtype": _Uint8,
-    "_codecs.encode": _encode,
-}
-for _core in ("numpy.core", "numpy._core"):
+_ALLOWED: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Uint8}
+_ALLOWED["_codecs.encode"] = _encode
+for _core in ("numpy.core", "numpy._core"):  # before NumPy 2 and since
     _ALLOWED[f"{_core}.multiarray._reconstruct"] = _reconstruct
     _ALLOWED[f"{_core}.numeric._frombuffer"] = _frombuffer
 
@@ -116,8 +111,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ALLOWED:
-            raise DataError(
-                f"{self.where}: refused, the pickle asks for {module}.{name}; allowed: dicts, "
-                "lists, bytes and uint8 numpy arrays"
-            )
+            refused = f"refused, the pickle asks for {module}.{name}"
+            allowed = "dicts, lists, bytes and uint8 numpy arrays"
+            raise DataError(f"{self.where}: {refused}; allowed: {allowed}")
         return _ALLOWED[f"{module}.{name}"]

@@ -57,17 +57,13 @@ def checked_split(images: np.ndarray, labels: np.ndarray, where: str) -> Split:
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or not 1 <= images.shape[3] <= 4 or 0 in images.shape[1:]:
-        raise DataError(
-            f"{where}: images have shape {images.shape}; allowed: (N, H, W), or (N, H, W, C) with "
-            "1 to 4 channels"
-        )
+        allowed = "(N, H, W), or (N, H, W, C) with 1 to 4 channels"
+        raise DataError(f"{where}: images have shape {images.shape}; allowed: {allowed}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise DataError(
-            f"{where}: labels have shape {labels.shape} and type {labels.dtype}; allowed: (N,) or "
-            "(N, 1) integers"
-        )
+        actual = f"shape {labels.shape} and type {labels.dtype}"
+        raise DataError(f"{where}: labels have {actual}; allowed: (N,) or (N, 1) integers")
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(images)} images but {len(labels)} labels; they must agree")
     if len(images) == 0:
@@ -85,8 +81,8 @@ def checked_split(images: np.ndarray, labels: np.ndarray, where: str) -> Split:
     if np.isnan(low) or np.isnan(high):
         raise DataError(f"{where}: float images contain NaN; allowed: values in [0, 1]")
     if low < 0 or high > 1:
-        lie = f"float images lie in [{low:g}, {high:g}]"
-        raise DataError(f"{where}: {lie}; allowed: values in [0, 1]")
+        actual = f"[{low:g}, {high:g}]"
+        raise DataError(f"{where}: float images lie in {actual}; allowed: values in [0, 1]")
     return Split(np.ascontiguousarray(images, np.float32), labels)
 
 

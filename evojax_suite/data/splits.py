@@ -12,14 +12,12 @@ from evojax_suite.types import Dataset
 
 
 def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into a kept part and a held-out part of one in `one_in`, class by class.
+    """The sorted positions, int64, of a kept part and of a held-out part of one in `one_in`.
 
-    The held-out part has round(N / one_in) positions; each class gives its exact share or one more
-    (the classes with the largest remainders, lower labels first), and never its last image.
-    The choice depends on the labels and their order alone, not on a run's seed, so every run and
-    every machine sees the same split of the same source.
-
-    labels: (N,) integers >= 0. Returns (kept, held_out): sorted positions, int64.
+    labels: (N,) integers >= 0. The held-out part has round(N / one_in) positions; each class gives
+    its exact share or one more (the classes with the largest remainders, lower labels first), and
+    never its last image. The choice depends on the labels and their order alone, not on a run's
+    seed, so every run and every machine sees the same split of the same source.
     """
     counts = np.bincount(labels)
     share, remainder = np.divmod(counts, one_in)
@@ -50,9 +48,8 @@ def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> 
     train = joined([dataset.train, dataset.validation])
     if num_images is not None:
         if not 1 <= num_images <= len(train):
-            raise ValueError(
-                f"{dataset.name} has {len(train)} training images, got num_images {num_images}"
-            )
+            present = f"{dataset.name} has {len(train)} training images"
+            raise ValueError(f"{present}, got num_images {num_images}")
         rank = np.empty(len(train))
         for positions in _shuffled_classes(train.labels, dataset.num_classes):
             rank[positions] = (np.arange(len(positions)) + 0.5) / len(positions)

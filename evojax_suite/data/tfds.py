@@ -15,11 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from evojax_suite.data import idx
-from evojax_suite.data.archive import read_archive
+from evojax_suite.data import archive, idx, npz
 from evojax_suite.data.catalog import Known, plain
 from evojax_suite.data.errors import DataError, data_error, first_line
-from evojax_suite.data.npz import read_npz
 from evojax_suite.data.source import PART_NAMES, Source, checked_split
 
 
@@ -37,8 +35,8 @@ def from_tfds(known: Known) -> Source:
     if known.files == "idx":
         return idx.read_idx_files(dict(zip(idx.STEMS, paths, strict=True)), known.name)
     if known.files == "cifar":
-        return read_archive(paths[0], (known.name,))
-    return read_npz(paths[0])
+        return archive.read_archive(paths[0], (known.name,))
+    return npz.read_npz(paths[0])
 
 
 def find_prepared(folder: Path) -> Path | None:
@@ -54,11 +52,9 @@ def find_prepared(folder: Path) -> Path | None:
 
 
 def read_prepared(folder: Path, name: str | None) -> Source:
-    """A prepared set, which must have the name `name` if given, and the features "image", "label".
-    Raises DataError where it has not, and for damaged files.
-
-    Only random-access files (array_record) can be read without TensorFlow.
-    """
+    """A prepared set with the features "image" and "label", which must have the name `name` if that
+    is given. Only random-access files (array_record) can be read without TensorFlow. Raises
+    DataError for others, and for damaged ones."""
     tfds = _import_tfds(str(folder))
     needed = (
         "a set prepared by TensorFlow Datasets as array_record, with the features image and label"

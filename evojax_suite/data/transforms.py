@@ -21,6 +21,7 @@ ImagesT = TypeVar("ImagesT", np.ndarray, jax.Array)
 Channels: TypeAlias = Sequence[float] | np.ndarray | jax.Array
 AnyImages: TypeAlias = Shaped[Array, "images height width channels"]
 """Images of any type."""
+Fill: TypeAlias = float | Num[Array, ""] | Num[Array, "channels"]
 
 
 def normalize(images: ImagesT, mean: Channels, std: Channels) -> ImagesT:
@@ -31,12 +32,11 @@ def normalize(images: ImagesT, mean: Channels, std: Channels) -> ImagesT:
     too), for images in [0, 1].
     """
     library = _library(images, mean, std)
-    if images.dtype == np.uint8:
-        scaled = library.asarray(images, np.float32) / np.float32(255)
-    elif jnp.issubdtype(images.dtype, jnp.floating):
-        scaled = library.asarray(images, np.float32)
-    else:
+    if images.dtype != np.uint8 and not jnp.issubdtype(images.dtype, jnp.floating):
         raise DataError(f"images have type {images.dtype}; allowed: uint8, or float in [0, 1]")
+    scaled = library.asarray(images, np.float32)
+    if images.dtype == np.uint8:
+        scaled = scaled / np.float32(255)
     return (scaled - library.asarray(mean, np.float32)) / library.asarray(std, np.float32)
 
 
@@ -58,12 +58,7 @@ def denormalize(images: ImagesT, mean: Channels, std: Channels) -> ImagesT:
     return values * library.asarray(std, np.float32) + library.asarray(mean, np.float32)
 
 
-def random_shift(
-    key: PRNGKey,
-    images: AnyImages,
-    max_pixels: int,
-    fill: float | Num[Array, ""] | Num[Array, "channels"] = 0.0,
-) -> AnyImages:
+def random_shift(key: PRNGKey, images: AnyImages, max_pixels: int, fill: Fill = 0.0) -> AnyImages:
     """Move each image by -max_pixels..max_pixels (whole pixels, uniform) in y and in x.
 
     Images are of any type, which comes back. The pixels that move in have the value `fill`; for
@@ -116,10 +111,8 @@ def mixup(
 
 
 def _library(images: Any, mean: Channels, std: Channels) -> Any:
-    """The library of `images`, NumPy or JAX's, once `mean` and `std` are found to fit them."""
+    """The library of `images`, NumPy or JAX's. Raises DataError if `mean` or `std` do not fit."""
     if not images.shape[-1] == len(mean) == len(std):
-        raise DataError(
-            f"images have {images.shape[-1]} channels, mean {len(mean)} and std {len(std)} "
-            "numbers; they must agree"
-        )
+        counts = f"{images.shape[-1]} channels, mean {len(mean)} and std {len(std)} numbers"
+        raise DataError(f"images have {counts}; they must agree")
     return jnp if isinstance(images, jax.Array) else np
