@@ -1,24 +1,15 @@
-"""Settings whose fields say what they may be, and the one line that says what is wrong with one,
-such as `survival_ratio must be in (0, 1), got 1.5`."""
+"""Settings whose annotations say which values are allowed, and the one line that says what is wrong
+with a value, such as `survival_ratio must be in (0, 1), got 1.5`."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import json
+import typing
 from collections.abc import Callable, Iterable
 from types import NoneType, UnionType
-from typing import (
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    Union,
-    dataclass_transform,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import pydantic.dataclasses
 from annotated_types import Ge, Le
@@ -28,50 +19,49 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 T = TypeVar("T")
 
 Share = Annotated[float, Ge(0), Le(1)]
-"""A part of something, or a probability."""
+"""A share of a whole, or a probability."""
 
 _SETTINGS = ConfigDict(strict=True, allow_inf_nan=False, extra="forbid")
-_hints = functools.cache(functools.partial(get_type_hints, include_extras=True))
+_hints = functools.cache(functools.partial(typing.get_type_hints, include_extras=True))
 
 
-@dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
+@typing.dataclass_transform(frozen_default=True, field_specifiers=(dataclasses.field,))
 def configuration(kind: type[T]) -> type[T]:
-    """A frozen dataclass that holds what its annotations allow, those of `annotated_types` too.
+    """The frozen dataclass `kind`, whose values are checked against its annotations, those of
+    `annotated_types` too.
 
-    Numbers of NumPy and JAX become Python's, lists tuples; nothing else is converted. Numbers are
-    finite but where `pydantic.AllowInfNan` says otherwise. Raises ValueError, one line.
+    Numbers of NumPy and JAX become Python's, lists tuples; nothing else is converted. Numbers must
+    be finite except where `pydantic.AllowInfNan` allows others. Raises ValueError, one line.
     """
-    made: Any = pydantic.dataclasses.dataclass(frozen=True, config=_SETTINGS)(kind)
-    validate = made.__init__
+    checked: Any = pydantic.dataclasses.dataclass(frozen=True, config=_SETTINGS)(kind)
+    validate = checked.__init__
 
     @functools.wraps(validate)
     def init(self, *values, **named):
         try:
             validate(self, *map(_plain, values), **{name: _plain(v) for name, v in named.items()})
         except ValidationError as error:
-            raise ValueError(_in_one_line(error, made)) from None
+            raise ValueError(_in_one_line(error, checked)) from None
 
-    made.__init__ = init
-    return made
+    checked.__init__ = init
+    return checked
 
 
 class Scalars:
     """Base of a dataclass of numbers, any of which may be traced."""
 
     def check(self) -> None:
-        """Raise ValueError where a number is not what its field declares."""
+        """Raise ValueError where a number that is not traced is not what its field declares."""
         for name, hint in _hints(type(self)).items():
             if not isinstance(getattr(self, name), Tracer):
                 _valid(name, hint, TypeAdapter.validate_python, _plain(getattr(self, name)))
 
 
 def from_json(kind: type, content: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Those fields of the dataclass `kind` that `names` has, of what a JSON file holds. Raises
-    ValueError, one line, or KeyError where there is none."""
-    return {
-        name: _valid(name, _hints(kind)[name], TypeAdapter.validate_json, json.dumps(content[name]))
-        for name in names
-    }
+    """The fields `names` of the dataclass `kind`, from the content of a JSON file. Raises
+    ValueError, one line, for a wrong one, and KeyError for one that is missing."""
+    hints, validate = _hints(kind), TypeAdapter.validate_json
+    return {name: _valid(name, hints[name], validate, json.dumps(content[name])) for name in names}
 
 
 def _valid(name: str, hint: Any, validate: Callable[[TypeAdapter, Any], Any], value: Any) -> Any:
@@ -83,7 +73,7 @@ def _valid(name: str, hint: Any, validate: Callable[[TypeAdapter, Any], Any], va
 
 @functools.cache
 def _adapter(hint: Any) -> TypeAdapter:
-    """The judge of values; a configuration has settings of its own."""
+    """The validator of a type; a configuration brings its settings itself."""
     return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _SETTINGS)
 
 
@@ -95,8 +85,7 @@ def _plain(value: Any) -> Any:
 
 
 def _in_one_line(error: ValidationError, hint: Any, name: str = "") -> str:
-    """The first thing that is wrong with a value of type `hint`: its name, what is allowed, what it
-    is."""
+    """The first error in a value of type `hint`: its name, what is allowed, and its value."""
     wrong: Any = error.errors(include_url=False)[0]
     kind, places, value = wrong["type"], [*wrong["loc"]], wrong["input"]
     if kind == "value_error":
@@ -122,23 +111,24 @@ def _in_one_line(error: ValidationError, hint: Any, name: str = "") -> str:
 
 
 def _without_notes(hint: Any) -> Any:
-    """A type without what is annotated, and without None."""
-    inner = [one for one in get_args(hint) if one is not NoneType]
+    """A type without annotations, and without None."""
+    inner = [each for each in get_args(hint) if each is not NoneType]
     alone = get_origin(hint) in (Union, UnionType) and len(inner) == 1
     return _without_notes(inner[0]) if alone or get_origin(hint) is Annotated else hint
 
 
 def _allowed(hint: Any, within: bool) -> str:
-    """What a value may be: its type or, of values `within` that, the range."""
+    """The allowed values: the type or, where the value is `within` the type, the range."""
     kind, inner = get_origin(hint), get_args(hint)
     if kind is Annotated:
         return (within and _range(*inner)) or _allowed(inner[0], within)
     if kind is Literal:
         return f"{'one of ' if len(inner) > 1 else ''}{', '.join(map(str, inner))}"
     if kind in (Union, UnionType):
-        return " or ".join(_allowed(one, within) for one in inner if one is not NoneType)
+        return " or ".join(_allowed(each, within) for each in inner if each is not NoneType)
     if kind is tuple:
-        return f"tuple[{', '.join('...' if one is ... else _allowed(one, False) for one in inner)}]"
+        items = ("..." if each is ... else _allowed(each, False) for each in inner)
+        return f"tuple[{', '.join(items)}]"
     return "finite" if within and hint is float else getattr(hint, "__name__", str(hint))
 
 

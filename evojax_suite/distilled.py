@@ -1,4 +1,4 @@
-"""A distilled dataset with its recipe: how it is kept, and how it is judged on test images."""
+"""A distilled dataset with its recipe: its file, and its evaluation on test images."""
 
 from __future__ import annotations
 
@@ -19,9 +19,7 @@ from pydantic import AllowInfNan
 
 from evojax_suite import networks
 from evojax_suite.configuration import from_json
-from evojax_suite.data import DataError, siamese
-from evojax_suite.data.npz import arrays_in
-from evojax_suite.data.transforms import check_constants, normalize
+from evojax_suite.data import DataError, npz, siamese, transforms
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import encodings
 from evojax_suite.runtime import devices
@@ -35,14 +33,9 @@ from evojax_suite.training import (
 from evojax_suite.types import Array, Dataset, PRNGKey, PyTree, Split
 
 LITERATURE = TrainingConfig(
-    num_epochs=300,
-    batch_size=256,
-    optimizer="sgd",
-    learning_rate=0.01,
-    schedule="step",
-    l2_penalty=5e-4,
+    300, batch_size=256, optimizer="sgd", learning_rate=0.01, schedule="step", l2_penalty=5e-4
 )
-"""How tables across methods judge a distilled set (Zhao et al. 2021), without augmentation."""
+"""The recipe, without augmentation, of tables that compare methods (Zhao et al. 2021)."""
 
 AugmentationName = Literal["none", "shift_flip", "shift_flip_mixup", "siamese"]
 
@@ -54,51 +47,48 @@ AUGMENTATIONS: dict[AugmentationName, dict[str, Any]] = {
 }
 """Augmentations by name: what they set in a TrainingConfig, with all other augmentation off."""
 
+_FORMAT = "evojax_suite distilled dataset 1"
+
 
 def with_augmentation(training: TrainingConfig, name: AugmentationName) -> TrainingConfig:
     """`training` with the augmentation `name` of AUGMENTATIONS and no other."""
-    default = TrainingConfig()
-    off = {field: getattr(default, field) for field in AUGMENTATION}
+    off = {field: getattr(TrainingConfig, field) for field in AUGMENTATION}
     return replace(training, **off | AUGMENTATIONS[name])
 
 
 def augmentation_of(training: TrainingConfig) -> str:
-    """The augmentation of `training` in words, for tables: "shift_pixels 5, flip", or "none"."""
-    used = {name: getattr(training, name) for name in AUGMENTATION if getattr(training, name)}
-    return (
-        ", ".join(
-            name if value is True else f"{name} {' '.join(value) if name == 'siamese' else value}"
-            for name, value in used.items()
-        )
-        or "none"
-    )
-
-
-_FORMAT = "evojax_suite distilled dataset 1"
+    """The augmentation of `training` as text for tables: "shift_pixels 5, flip", or "none"."""
+    used = []
+    for name in AUGMENTATION:
+        value = getattr(training, name)
+        if value:
+            value = " ".join(value) if name == "siamese" else value
+            used.append(name if value is True else f"{name} {value}")
+    return ", ".join(used) or "none"
 
 
 @dataclass(frozen=True)
 class DistilledDataset:
-    """Synthetic images, their labels and how a network is to be trained on them."""
+    """Synthetic images, their labels and how networks are to be trained on them."""
 
     images: Float[np.ndarray, "images height width channels"]
-    """Normalised already: networks see them as they are."""
+    """Normalised already: networks are trained on them as they are."""
     labels: Float[np.ndarray, "images classes"]
     """Probabilities of each class."""
     dataset: str
-    """Name of the dataset that was distilled."""
+    """The name of the dataset that was distilled."""
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
-    """Mean of each channel, for images in [0, 1]: what test images are normalised with."""
+    """The mean of each channel, for images in [0, 1], with which test images are normalised."""
     std: tuple[float, ...]
     network: NetworkConfig
     training: TrainingConfig
     seed: int
-    """Seed of the run that made it."""
+    """The seed of the run that made it."""
     factor: int = 1
-    """Smaller images a side that one image holds (`operators.encodings.unpacked`)."""
+    """Smaller images per side that one image holds (`operators.encodings.unpacked`)."""
     test_accuracies: tuple[Annotated[float, AllowInfNan()], ...] = ()
-    """Accuracies of networks trained on it with this recipe, each from its own initialisation."""
+    """Accuracies of networks trained on it with this recipe from different initialisations."""
 
     @staticmethod
     def made(
@@ -111,91 +101,74 @@ class DistilledDataset:
         test_accuracies: Iterable[float] = (),
         factor: int = 1,
     ) -> DistilledDataset:
-        """Return images that stand for `dataset`, normalised as it is, with their recipe."""
+        """Images in place of `dataset`, normalised with its constants, and their recipe."""
         about = dataset.name, dataset.class_names, dataset.mean, dataset.std
         accuracies = tuple(map(float, test_accuracies))
-        recipe = network, training, seed, factor, accuracies
-        return DistilledDataset(images, labels, *about, *recipe)
+        return DistilledDataset(images, labels, *about, network, training, seed, factor, accuracies)
 
     def unpacked(self) -> DistilledDataset:
-        """What networks are trained on: each tile an image of its own, of the full size."""
+        """The set on which networks are trained: each tile is an image of the full size."""
         if self.factor == 1:
             return self
-        found = jnp.asarray(self.images), jnp.asarray(self.labels)
-        images, labels = map(np.asarray, encodings.unpacked(*found, self.factor))
+        packed = jnp.asarray(self.images), jnp.asarray(self.labels)
+        images, labels = map(np.asarray, encodings.unpacked(*packed, self.factor))
         return replace(self, images=images, labels=labels, factor=1)
 
     def save(self, path: Path) -> None:
         """Write `path` (.npz) atomically; equal contents give equal bytes."""
-        recipe = {
-            "format": _FORMAT,
-            "dataset": self.dataset,
-            "class_names": self.class_names,
-            "mean": self.mean,
-            "std": self.std,
-            "value_range": [float(self.images.min()), float(self.images.max())],
-            "network": self.network,
-            "training": self.training,
-            "seed": self.seed,
-            "factor": self.factor,
-            "test_accuracies": self.test_accuracies,
-        }
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        arrays = {name: values.pop(name).astype(np.float32) for name in ("images", "labels")}
+        about = {name: values.pop(name) for name in ("dataset", "class_names", "mean", "std")}
+        value_range = [float(self.images.min()), float(self.images.max())]
+        recipe = {"format": _FORMAT, **about, "value_range": value_range, **values}
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            images=self.images.astype(np.float32),
-            labels=self.labels.astype(np.float32),
-            recipe=np.array(json.dumps(to_jsonable(recipe), indent=1)),
-        )
+        np.savez(buffer, **arrays, recipe=np.array(json.dumps(to_jsonable(recipe), indent=1)))
         write_atomically(path, buffer.getvalue())
 
     @staticmethod
     def load(path: Path, dataset: Dataset | None = None) -> DistilledDataset:
-        """Read what `save` wrote, or with `dataset` also a plain file of arrays.
+        """The set in a file that `save` wrote, or with `dataset` also in a plain file of arrays.
 
-        Such a file holds images (n, H, W, C) and labels, (n,) integers or (n, num_classes)
+        A plain file holds images (n, H, W, C) and labels, (n,) integers or (n, num_classes)
         probabilities; uint8 images and floats in [0, 1] are normalised as `dataset` is, other
-        floats count as normalised. It gets the literature's recipe. Raises DataError, one line,
+        floats count as normalised. Its recipe is the literature's. Raises DataError, one line,
         where `path` is neither.
         """
         try:
-            arrays = arrays_in(path, ("images", "labels", "recipe"))
+            arrays = npz.arrays_in(path, ("images", "labels", "recipe"))
             images, labels = arrays["images"], arrays["labels"]
-            if "recipe" not in arrays and dataset is not None:
-                return _from_arrays(images, labels, dataset)
-            if "recipe" not in arrays:
+            if "recipe" in arrays:
+                return _from_recipe(images, labels, json.loads(_text(arrays["recipe"])))
+            if dataset is None:
                 raise ValueError("it has no recipe; a plain file of arrays needs --dataset")
-            return _from_recipe(images, labels, json.loads(_text(arrays["recipe"])))
+            return _from_arrays(images, labels, dataset)
         except FileNotFoundError:
             raise DataError(f"{path}: no such file") from None
-        except KeyError as error:
-            raise DataError(f"{path}: not a distilled dataset: it has no {error}") from None
-        except (OSError, ValueError, TypeError, RecursionError) as error:
-            raise DataError(f"{path}: not a distilled dataset: {error}") from None
+        except (OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+            reason = f"it has no {error}" if isinstance(error, KeyError) else error
+            raise DataError(f"{path}: not a distilled dataset: {reason}") from None
 
 
 def _text(array: np.ndarray) -> str:
-    """The string in an array that is one; numpy itself passes on characters that do not exist."""
+    """The string in an array that is one; numpy itself lets invalid characters pass."""
     if array.dtype.kind != "U" or array.ndim:
         raise ValueError(f"its recipe has type {array.dtype} and shape {array.shape}")
     little = array.astype(array.dtype.newbyteorder("<"))
     return little.tobytes().decode("utf-32-le").rstrip("\0")
 
 
-def _from_recipe(
-    images: np.ndarray, labels: np.ndarray, recipe: dict[str, Any]
-) -> DistilledDataset:
+def _from_recipe(images: np.ndarray, labels: np.ndarray, recipe: Any) -> DistilledDataset:
     if recipe["format"] != _FORMAT:
         raise ValueError(f"its format is {recipe['format']!r}, allowed: {_FORMAT!r}")
     if images.ndim != 4 or labels.shape != (len(images), len(recipe["class_names"])):
         raise ValueError(f"images {images.shape} and labels {labels.shape} disagree")
     images, labels = _floats("images", images), _floats("labels", labels)
-    # JSON has no NaN, that of a network that failed.
-    judged = [float("nan") if value is None else value for value in recipe["test_accuracies"]]
-    recipe = {"factor": 1} | recipe | {"test_accuracies": judged}
-    names = (own.name for own in fields(DistilledDataset) if own.name not in ("images", "labels"))
+    # JSON has no NaN, the accuracy of a network that failed.
+    accuracies = [float("nan") if value is None else value for value in recipe["test_accuracies"]]
+    recipe = {"factor": 1} | recipe | {"test_accuracies": accuracies}
+    names = [field.name for field in fields(DistilledDataset)][2:]  # without images and labels
     values = from_json(DistilledDataset, recipe, names)
-    check_constants(values["mean"], values["std"], images.shape[3])
+    transforms.check_constants(values["mean"], values["std"], images.shape[3])
     encodings.check_factor(values["factor"], images.shape[1:3])
     return DistilledDataset(images, labels, **values)
 
@@ -223,7 +196,7 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
     if images.dtype != np.uint8 or not images.size:
         images = _floats("images", images)
     raw = images.dtype == np.uint8 or (images.min() >= 0 and images.max() <= 1)
-    images = normalize(images, dataset.mean, dataset.std) if raw else images
+    images = transforms.normalize(images, dataset.mean, dataset.std) if raw else images
     return DistilledDataset.made(dataset, images, labels, NetworkConfig(), LITERATURE, 0)
 
 
@@ -231,19 +204,17 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, dataset: Dataset) -> Di
 def _trained_and_evaluated(
     network: nn.Module, training: TrainingConfig, engine: EngineConfig
 ) -> Callable[[PyTree, PyTree], Array]:
-    """A function of members and data -> accuracies, one for each architecture and recipe."""
+    """A function of members and data -> accuracies, one object for each architecture and recipe."""
 
     def evaluate(members, data):
-        keys, own = members
+        keys, sets = members
         shared, test_images, test_labels, mean, std = data
-        batches = engine.batches(normalize(test_images, mean, std), test_labels)
-        images, labels = own or (
-            jnp.broadcast_to(array, (len(keys), *array.shape)) for array in shared
-        )
-        (found,) = fit_and_evaluate_population(
+        batches = engine.batches(transforms.normalize(test_images, mean, std), test_labels)
+        images, labels = sets or (jnp.broadcast_to(a, (len(keys), *a.shape)) for a in shared)
+        (evaluation,) = fit_and_evaluate_population(
             keys, network, training, images, labels, (batches,), engine
         )
-        return found.accuracy
+        return evaluation.accuracy
 
     return evaluate
 
@@ -260,39 +231,30 @@ def accuracies_on(
     engine: EngineConfig = EngineConfig(),
     num_devices: devices.Devices = 1,
 ) -> Float[np.ndarray, "{num_networks}"]:
-    """Accuracy on `split`, a part of `dataset`, of `num_networks` networks that were trained on
-    images.
+    """The accuracies in [0, 1] on `split`, a part of `dataset`, of `num_networks` networks trained
+    on images; NaN for a network that failed.
 
     images: normalised. labels: probabilities. Both may have a leading axis, a set for each network.
-    The networks are divided over `num_devices` devices of each process. Returns accuracies in
-    [0, 1], NaN for a network that failed.
+    network, training: the architecture, and how it is trained on the images.
+    num_devices: devices of each process over which the networks are divided.
     """
     module = networks.create(network, dataset.num_classes, dataset.image_shape)
+    evaluate = _trained_and_evaluated(module, training, engine)
     sets = jnp.asarray(images), jnp.asarray(labels)
-    one_for_all = sets[0].ndim == 4
-    keys = jax.random.split(key, num_networks)
-    data = (
-        sets if one_for_all else None,
-        jnp.asarray(split.images),
-        jnp.asarray(split.labels),
-        jnp.asarray(dataset.mean, jnp.float32),
-        jnp.asarray(dataset.std, jnp.float32),
-    )
-    return devices.map_population(
-        _trained_and_evaluated(module, training, engine),
-        (keys, None if one_for_all else sets),
-        data,
-        num_devices,
-    )
+    shared, separate = (sets, None) if sets[0].ndim == 4 else (None, sets)
+    constants = (jnp.asarray(values, jnp.float32) for values in (dataset.mean, dataset.std))
+    data = shared, jnp.asarray(split.images), jnp.asarray(split.labels), *constants
+    members = jax.random.split(key, num_networks), separate
+    return devices.map_population(evaluate, members, data, num_devices)
 
 
 def with_network(recipe: NetworkConfig, name: str) -> NetworkConfig:
-    """`recipe` with another architecture, which has the literature's settings."""
+    """`recipe` with the architecture `name`, in the literature's settings if it is another one."""
     if name == recipe.network:
         return recipe
     return replace(NetworkConfig(compute_dtype=recipe.compute_dtype), network=name)
 
 
 def normalized_as(dataset: Dataset, data: DistilledDataset) -> Dataset:
-    """`dataset` with the normalisation constants that `data` was made with."""
+    """`dataset` with the normalisation constants of `data`."""
     return replace(dataset, mean=data.mean, std=data.std)

@@ -1,4 +1,4 @@
-"""What a user names by its import path: package.module:name."""
+"""Objects that a user names by their import path, package.module:name."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def import_object(path: str) -> Any:
-    """What `path` names; its module is run. Raises ValueError where there is no such thing."""
+    """The object at `path`; its module is run. Raises ValueError where there is none."""
     module, _, name = path.partition(":")
     try:
         return getattr(importlib.import_module(module), name)

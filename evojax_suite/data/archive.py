@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from evojax_suite.data.cifar import batch_names, read_cifar
-from evojax_suite.data.errors import DataError, first_line
+from evojax_suite.data.errors import DataError, data_error
 from evojax_suite.data.image_tree import ImageTree
 from evojax_suite.data.source import Source
 
@@ -18,17 +18,13 @@ SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 def archive_stem(path: Path) -> str | None:
     """The file name without its tar suffix, or None if it has none of SUFFIXES."""
-    for suffix in SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return None
+    endings = (suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix))
+    return next((path.name[: -len(ending)] for ending in endings), None)
 
 
 def read_archive(path: Path, cifar_kinds: tuple[str, ...]) -> Source:
-    """Read CIFAR batches of the given kinds, or images in class folders, from a tar archive.
-
-    Raises DataError for a damaged archive and for one with neither.
-    """
+    """The CIFAR batches of the given kinds, or the images in class folders, of a tar archive.
+    Raises DataError for a damaged archive and for one with neither."""
     batches: dict[str, dict[str, bytes]] = {kind: {} for kind in cifar_kinds}
     with ImageTree(str(path)) as tree:
         for member, data in _walk(path):
@@ -41,18 +37,16 @@ def read_archive(path: Path, cifar_kinds: tuple[str, ...]) -> Source:
             if files:
                 return read_cifar(files, kind, str(path))
         if tree.is_empty:
-            raise DataError(
-                f"{path}: holds neither CIFAR batches nor images as train|val|test/<class>/<image>"
-            )
+            neither = "neither CIFAR batches nor images as train|val|test/<class>/<image>"
+            raise DataError(f"{path}: holds {neither}")
         return replace(tree.source(), name=archive_stem(path))
 
 
 def _walk(path: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
     """All regular files (with their bytes) and folders (with None), in the archive's order."""
-    try:
+    with data_error(f"{path}: not a readable tar archive, it may be truncated"):
         with path.open("rb") as file:
-            gzipped = file.read(2) == b"\x1f\x8b"
-        open_ = gzip.open if gzipped else open
+            open_ = gzip.open if file.read(2) == b"\x1f\x8b" else open
         with open_(path, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
             for member in tar:
                 if member.isdir():
@@ -64,7 +58,3 @@ def _walk(path: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
             stream.seek(tar.offset)
             if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("the end of the archive is missing")
-    except Exception as error:  # damaged tar and gzip data raise errors of many kinds
-        raise DataError(
-            f"{path}: not a readable tar archive, it may be truncated ({first_line(error)})"
-        ) from error

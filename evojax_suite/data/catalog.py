@@ -1,4 +1,4 @@
-"""The sets known by name: classes, normalisation constants, and where their files come from."""
+"""The sets known by name: classes, normalisation constants, and the addresses of their files."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Known:
     """A set known by name.
 
     mean, std: per channel, for images scaled to [0, 1]; empty where the train part gives them.
-    files: the format of the set's own files. MedMNIST files bring a validation split.
-    urls: what a download fetches; for IDX in the order of `idx.FILES`.
+    files: the format of the set's original files. Those of MedMNIST have a validation split.
+    urls: the files of a download; for IDX in the order of `idx.STEMS`.
     """
 
     name: str
@@ -28,15 +28,13 @@ class Known:
     urls: tuple[str, ...] = ()
 
 
+# fmt: off
 _DIGITS = tuple("0123456789")
-_FASHION = (
-    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
-    "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
-)  # fmt: skip
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat",
+            "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 _KUZUSHIJI = ("o", "ki", "su", "tsu", "na", "ha", "ma", "ya", "re", "wo")
-_CIFAR10 = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
-)  # fmt: skip
+_CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer",
+            "dog", "frog", "horse", "ship", "truck")
 _CIFAR100 = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle",
     "bowl", "boy", "bridge", "bus", "butterfly", "camel", "can", "castle", "caterpillar", "cattle",
@@ -49,16 +47,14 @@ _CIFAR100 = (
     "shark", "shrew", "skunk", "skyscraper", "snail", "snake", "spider", "squirrel", "streetcar",
     "sunflower", "sweet_pepper", "table", "tank", "telephone", "television", "tiger", "tractor",
     "train", "trout", "tulip", "turtle", "wardrobe", "whale", "willow_tree", "wolf", "woman",
-    "worm",
-)  # fmt: skip
-_ORGANS = (
-    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
-    "liver", "lung-left", "lung-right", "pancreas", "spleen",
-)  # fmt: skip
+    "worm")
+_ORGANS = ("bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right",
+           "liver", "lung-left", "lung-right", "pancreas", "spleen")
+# fmt: on
 
 
 def _idx(name: str, class_names: tuple[str, ...], mean: float, std: float, address: str) -> Known:
-    urls = tuple(f"{address}/{stem}.gz" for pair in idx.FILES.values() for stem in pair)
+    urls = tuple(f"{address}/{stem}.gz" for stem in idx.STEMS)
     return Known(name, class_names, (mean,), (std,), "idx", urls)
 
 
@@ -68,55 +64,46 @@ def _medmnist(name: str, channels: int, class_names: tuple[str, ...]) -> Known:
     return Known(name, class_names, half, half, "medmnist", (url,))
 
 
-# The addresses are those for which TensorFlow Datasets has checksums (MedMNIST: the set's own).
+# The addresses are those for which TensorFlow Datasets has checksums (MedMNIST: its authors').
 # CIFAR-10's constants are those of the distillation literature (Zhao et al., Dataset Condensation,
 # its public code), whose std is not the pixels' (0.2470, 0.2435, 0.2616). CIFAR-100's are the
 # statistics of its training pixels (that code reuses CIFAR-10's).
+# fmt: off
 _KNOWN = (
     Known("digits", _DIGITS, (), (), "bundled"),
     _idx("mnist", _DIGITS, 0.1307, 0.3081, "https://storage.googleapis.com/cvdf-datasets/mnist"),
-    _idx(
-        "fashion_mnist", _FASHION, 0.2860, 0.3530,
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",
-    ),
+    _idx("fashion_mnist", _FASHION, 0.2860, 0.3530,
+         "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"),
     _idx("kmnist", _KUZUSHIJI, 0.1918, 0.3483, "http://codh.rois.ac.jp/kmnist/dataset/kmnist"),
-    Known(
-        "cifar10", _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "cifar",
-        ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",),
-    ),
-    Known(
-        "cifar100", _CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), "cifar",
-        ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",),
-    ),
+    Known("cifar10", _CIFAR10, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010), "cifar",
+          ("https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",)),
+    Known("cifar100", _CIFAR100, (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), "cifar",
+          ("https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",)),
     _medmnist("pathmnist", 3, (
         "adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle",
-        "normal colon mucosa", "cancer-associated stroma", "colorectal adenocarcinoma epithelium",
-    )),
+        "normal colon mucosa", "cancer-associated stroma", "colorectal adenocarcinoma epithelium")),
     _medmnist("dermamnist", 3, (
         "actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma",
         "benign keratosis-like lesions", "dermatofibroma", "melanoma", "melanocytic nevi",
-        "vascular lesions",
-    )),
+        "vascular lesions")),
     _medmnist("octmnist", 1, (
-        "choroidal neovascularization", "diabetic macular edema", "drusen", "normal",
-    )),
+        "choroidal neovascularization", "diabetic macular edema", "drusen", "normal")),
     _medmnist("bloodmnist", 3, (
         "basophil", "eosinophil", "erythroblast",
         "immature granulocytes (myelocytes, metamyelocytes and promyelocytes)",
-        "lymphocyte", "monocyte", "neutrophil", "platelet",
-    )),
+        "lymphocyte", "monocyte", "neutrophil", "platelet")),
     _medmnist("tissuemnist", 1, (
         "collecting duct, connecting tubule", "distal convoluted tubule",
         "glomerular endothelial cells", "interstitial endothelial cells", "leukocytes",
-        "podocytes", "proximal tubule segments", "thick ascending limb",
-    )),
+        "podocytes", "proximal tubule segments", "thick ascending limb")),
     _medmnist("organamnist", 1, _ORGANS),
     _medmnist("organcmnist", 1, _ORGANS),
     _medmnist("organsmnist", 1, _ORGANS),
     _medmnist("pneumoniamnist", 1, ("normal", "pneumonia")),
     _medmnist("breastmnist", 1, ("malignant", "normal, benign")),
     _medmnist("retinamnist", 3, tuple("01234")),
-)  # fmt: skip
+)
+# fmt: on
 
 NAMES: tuple[str, ...] = tuple(known.name for known in _KNOWN)
 
@@ -138,7 +125,5 @@ def unknown_name(name: str) -> DataError:
     """The error for a name that is neither a known set nor a path."""
     close = difflib.get_close_matches(plain(name), _BY_PLAIN_NAME, n=1)
     hint = f" (did you mean {_BY_PLAIN_NAME[close[0]].name}?)" if close else ""
-    return DataError(
-        f"unknown dataset {name!r}{hint}; allowed: {', '.join(NAMES)}, or the path of a folder, "
-        ".npz, .tar or .tar.gz"
-    )
+    allowed = f"{', '.join(NAMES)}, or the path of a folder, .npz, .tar or .tar.gz"
+    return DataError(f"unknown dataset {name!r}{hint}; allowed: {allowed}")

@@ -1,30 +1,30 @@
-"""CIFAR-10 and CIFAR-100: binary batches and python batches, from a folder's or a tar's files."""
+"""CIFAR-10 and CIFAR-100: binary and python batches, from the files of a folder or a tar."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
 from evojax_suite.data import restricted_pickle
 from evojax_suite.data.errors import DataError
-from evojax_suite.data.source import Source, checked_split
-from evojax_suite.types import Split
+from evojax_suite.data.source import Source, checked_split, joined
 
 FOLDERS = {
     "cifar10": ("cifar-10-batches-bin", "cifar-10-batches-py"),
     "cifar100": ("cifar-100-binary", "cifar-100-python"),
 }
-_BATCHES = tuple(f"data_batch_{number}" for number in range(1, 6))
 _FILES = {
-    "cifar10": {"train": _BATCHES, "test": ("test_batch",)},
+    "cifar10": {"train": tuple(f"data_batch_{n}" for n in range(1, 6)), "test": ("test_batch",)},
     "cifar100": {"train": ("train",), "test": ("test",)},
 }
 # A binary record is the label bytes, the last of which counts (CIFAR-100: coarse, then fine), and
 # the red, green and blue planes of a 32x32 image.
 _LABEL_BYTES = {"cifar10": 1, "cifar100": 2}
 _PIXEL_BYTES = 3 * 32 * 32
+_Batch: TypeAlias = tuple[np.ndarray, np.ndarray]  # planes (N, _PIXEL_BYTES) and labels (N,)
 
 
 def batch_names(kind: str) -> set[str]:
@@ -36,58 +36,48 @@ def batch_names(kind: str) -> set[str]:
 def batches_in_folder(folder: Path, kind: str) -> dict[str, bytes]:
     """The batch files in `folder` or in its first subfolder with the official name, by name."""
     for place in (*(folder / name for name in FOLDERS[kind]), folder):
-        found = {name: place / name for name in sorted(batch_names(kind))}
-        files = {name: path.read_bytes() for name, path in found.items() if path.is_file()}
-        if files:
+        paths = [place / name for name in sorted(batch_names(kind))]
+        if files := {path.name: path.read_bytes() for path in paths if path.is_file()}:
             return files
     return {}
 
 
 def read_cifar(files: Mapping[str, bytes], kind: str, where: str) -> Source:
-    """Read the batches by their file names; binary ones are preferred. Images are (N, 32, 32, 3).
-
-    Raises DataError for a missing batch, a wrong length and a pickle that is not one of arrays.
-    """
-    binary = any(name.endswith(".bin") for name in files)
+    """The set in batches keyed by file name; binary ones are preferred. Images are (N, 32, 32, 3).
+    Raises DataError for a missing batch, a wrong length and a pickle that is not one of arrays."""
+    is_binary = any(name.endswith(".bin") for name in files)
+    read, suffix = (_read_binary, ".bin") if is_binary else (_read_pickle, "")
     parts = {}
     for part, stems in _FILES[kind].items():
         batches = []
-        for stem in stems:
-            name = f"{stem}.bin" if binary else stem
+        for name in (f"{stem}{suffix}" for stem in stems):
             if name not in files:
                 raise DataError(f"{where}: {name} is missing; needed: {', '.join(stems)}")
-            read = _read_binary if binary else _read_pickle
-            batches.append(read(files[name], kind, f"{where}: {name}"))
-        parts[part] = Split(
-            np.concatenate([batch.images for batch in batches]),
-            np.concatenate([batch.labels for batch in batches]),
-        )
+            place = f"{where}: {name}"
+            planes, labels = read(files[name], kind, place)
+            images = planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            batches.append(checked_split(images, labels, place))
+        parts[part] = joined(batches)
     return Source(parts, None, where)
 
 
-def _read_binary(data: bytes, kind: str, where: str) -> Split:
-    record = _LABEL_BYTES[kind] + _PIXEL_BYTES
+def _read_binary(data: bytes, kind: str, where: str) -> _Batch:
+    label_bytes = _LABEL_BYTES[kind]
+    record = label_bytes + _PIXEL_BYTES
     if len(data) % record:
         raise DataError(f"{where}: truncated, {len(data)} bytes; a multiple of {record} is needed")
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
-    label = _LABEL_BYTES[kind] - 1
-    return checked_split(_planes_last(records[:, label + 1 :]), records[:, label], where)
+    return records[:, label_bytes:], records[:, label_bytes - 1]
 
 
-def _read_pickle(data: bytes, kind: str, where: str) -> Split:
-    batch = {
-        key.decode("latin1") if isinstance(key, bytes) else key: value
-        for key, value in restricted_pickle.loads(data, where).items()
-    }
-    images, labels = batch.get("data"), batch.get("labels" if kind == "cifar10" else "fine_labels")
-    if not isinstance(images, np.ndarray) or images.ndim != 2 or images.shape[1] != _PIXEL_BYTES:
+def _read_pickle(data: bytes, kind: str, where: str) -> _Batch:
+    loaded = restricted_pickle.loads(data, where)
+    batch = {k.decode("latin1") if isinstance(k, bytes) else k: v for k, v in loaded.items()}
+    planes, labels = batch.get("data"), batch.get("labels" if kind == "cifar10" else "fine_labels")
+    if not isinstance(planes, np.ndarray) or planes.ndim != 2 or planes.shape[1] != _PIXEL_BYTES:
         raise DataError(f"{where}: 'data' is not a uint8 array of shape (N, {_PIXEL_BYTES})")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels):
         raise DataError(f"{where}: the labels are missing or not a list of integers")
     if any(label.bit_length() > 31 for label in labels):
         raise DataError(f"{where}: a label has more than 31 bits; labels count from 0")
-    return checked_split(_planes_last(images), np.array(labels, np.int64), where)
-
-
-def _planes_last(pixels: np.ndarray) -> np.ndarray:
-    return pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return planes, np.array(labels, np.int64)

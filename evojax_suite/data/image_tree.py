@@ -1,4 +1,4 @@
-"""Images in class folders: <part>/<class>/<image>, met one file at a time from a disk or a tar."""
+"""Images in class folders, <part>/<class>/<image>, one file at a time from a disk or a tar."""
 
 from __future__ import annotations
 
@@ -9,69 +9,53 @@ import logging
 import os
 import warnings
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Self
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
 
-from evojax_suite.data.errors import DataError, first_line
-from evojax_suite.data.source import Source, checked_split
+from evojax_suite.data.errors import DataError, data_error
+from evojax_suite.data.source import PART_NAMES, Source, checked_split, sorted_walk
 
-_PARTS = {
-    "train": "train", "val": "validation", "validation": "validation", "valid": "validation",
-    "test": "test",
-}  # fmt: skip
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
 _LAYOUT = "train|val|test/<class>/<image>, in at most one top-level folder"
-_SAMPLE_FORMAT, _SIGNED = 339, 2  # of TIFF
+_SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF and one of its values
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _AT_A_TIME = 64
 
-
-class _Image(NamedTuple):
-    """A file of an image, and the images of its class, by file name, that it belongs to."""
-
-    path: PurePosixPath
-    data: bytes
-    others: list[tuple[str, np.ndarray]]
+_Class: TypeAlias = list[tuple[str, np.ndarray]]  # decoded images, with their file names
+_Image: TypeAlias = tuple[PurePosixPath, bytes, _Class]  # the path, the file and its class
 
 
-class ImageTree:
-    """Collects the files of one set in any order; `source` gives the parts.
+class ImageTree(contextlib.ExitStack):
+    """A collection of the files of one set, added in any order; `source` returns the parts.
 
     The order within a part is by class, then by file name, whatever the order of arrival. A
     context, within which threads decode what was added: Pillow's decoders let others run.
     """
 
     def __init__(self, where: str) -> None:
+        super().__init__()
         self.where = where
+        _silence(self)
         self._threads = ThreadPoolExecutor(_NUM_THREADS)
-        self._silence = contextlib.ExitStack()
+        self.callback(self._threads.shutdown, cancel_futures=True)
         self._waiting: list[_Image] = []
         self._sent: deque[tuple[list[_Image], Future[list[np.ndarray]]]] = deque()
         self._top_folders: set[str] = set()
         self._parts: set[str] = set()
-        self._classes: dict[tuple[str, str], list[tuple[str, np.ndarray]]] = {}
+        self._classes: dict[tuple[str, str], _Class] = {}
         self._size: tuple[int, ...] | None = None
-
-    def __enter__(self) -> Self:
-        self._silence.enter_context(_silence())
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        self._silence.close()
 
     def add(self, path: PurePosixPath, data: bytes | None) -> None:
         """Take one file (`data` its bytes) or folder (`data` None), by its path in the set.
 
-        Hidden files are skipped, and so is what is no image and outside the class folders.
+        Hidden files are skipped, and so are files outside the class folders that are no images.
         Raises DataError for an image out of place, and for a file in a class folder that is no
         image; then or later for one that cannot be decoded, or whose size differs from the others'.
         """
@@ -79,27 +63,24 @@ class ImageTree:
         if any(step.startswith((".", "__MACOSX")) for step in steps):
             return
         is_image = data is not None and path.suffix.lower() in _SUFFIXES
-        depth = 0 if steps and steps[0] in _PARTS else 1
-        if len(steps) <= depth or steps[depth] not in _PARTS or len(steps) > depth + 3:
+        depth = 0 if steps and steps[0] in PART_NAMES else 1
+        if len(steps) <= depth or steps[depth] not in PART_NAMES or len(steps) > depth + 3:
             if is_image:
                 raise DataError(f"{self.where}: image {path} is out of place; layout: {_LAYOUT}")
             return
         self._top_folders.add("/".join(steps[:depth]))
-        part = _PARTS[steps[depth]]
+        part, within_part = PART_NAMES[steps[depth]], steps[depth + 1 :]
         self._parts.add(part)
-        within_part = steps[depth + 1 :]
         if data is None and len(within_part) == 1:
             self._classes.setdefault((part, within_part[0]), [])
-        elif is_image and len(within_part) == 2:
-            others = self._classes.setdefault((part, within_part[0]), [])
-            self._waiting.append(_Image(path, data or b"", others))
+        elif data is not None and is_image and len(within_part) == 2:
+            of_class = self._classes.setdefault((part, within_part[0]), [])
+            self._waiting.append((path, data, of_class))
             if self._size is None or len(self._waiting) == _AT_A_TIME:
                 self._decode()
         elif is_image or len(within_part) == 2:
-            raise DataError(
-                f"{self.where}: {path} is no image in a class folder; layout: {_LAYOUT}, images: "
-                f"{', '.join(_SUFFIXES)}"
-            )
+            allowed = f"layout: {_LAYOUT}, images: {', '.join(_SUFFIXES)}"
+            raise DataError(f"{self.where}: {path} is no image in a class folder; {allowed}")
 
     @property
     def is_empty(self) -> bool:
@@ -111,47 +92,39 @@ class ImageTree:
         Raises DataError as `add` does, and for an empty class folder, a part without images, a
         class that only the validation or test split has, and several top-level folders.
         """
-        while self._sent:
-            self._collect()
+        self._collect(0)
         self._decode()
         if len(self._top_folders) > 1:
-            folders = ", ".join(sorted(folder or "(none)" for folder in self._top_folders))
-            raise DataError(
-                f"{self.where}: parts lie in several folders: {folders}; one is allowed"
-            )
+            tops = ", ".join(sorted(top or "(none)" for top in self._top_folders))
+            raise DataError(f"{self.where}: parts lie in several folders: {tops}; one is allowed")
         for (part, name), images in self._classes.items():
             if not images:
-                raise DataError(
-                    f"{self.where}: class folder {part}/{name} is empty; each needs an image "
-                    f"({', '.join(_SUFFIXES)})"
-                )
+                empty = f"class folder {part}/{name} is empty; each needs an image"
+                raise DataError(f"{self.where}: {empty} ({', '.join(_SUFFIXES)})")
         names = [name for part, name in self._classes if part == "train"]
         names.sort(key=int if all(name.isdecimal() for name in names) else None)
-        in_colour = any(
-            pixels.ndim == 3 for images in self._classes.values() for _, pixels in images
-        )
+        in_colour = any(pixels.ndim == 3 for i in self._classes.values() for _, pixels in i)
         parts = {}
         for part in sorted(self._parts):
             where = f"{self.where} ({part})"
-            found = {name: images for (own, name), images in self._classes.items() if own == part}
-            unknown = sorted(set(found) - set(names))
-            if unknown and "train" in self._parts:
-                raise DataError(
-                    f"{where}: class {unknown[0]} is not among the train part's classes"
-                )
-            if not found:
+            classes = {name: images for (p, name), images in self._classes.items() if p == part}
+            extra = sorted(set(classes) - set(names))
+            if extra and "train" in self._parts:
+                raise DataError(f"{where}: class {extra[0]} is not among the train part's classes")
+            if not classes:
                 raise DataError(f"{where}: the part has no images; layout: {_LAYOUT}")
             pixels, labels = [], []
             for label, name in enumerate(names):
-                for _, image in sorted(found.get(name, []), key=lambda entry: entry[0]):
-                    pixels.append(_in_colour(image) if in_colour else image)
+                for _, image in sorted(classes.get(name, []), key=lambda entry: entry[0]):
+                    add_channels = in_colour and image.ndim == 2
+                    pixels.append(np.stack([image] * 3, -1) if add_channels else image)
                     labels.append(label)
             if pixels:
                 parts[part] = checked_split(np.stack(pixels), np.array(labels), where)
         return Source(parts, tuple(names), self.where)
 
     def _decode(self) -> None:
-        """Decode what waits: many images in a thread; few of them, and the very first, whose size
+        """Decode the waiting images: many of them in a thread; few, and the very first, whose size
         all must have, at once."""
         images, self._waiting = self._waiting, []
         if len(images) < _AT_A_TIME:
@@ -159,107 +132,84 @@ class ImageTree:
             return
         work = self._threads.submit(_decode_all, self.where, images, self._size)
         self._sent.append((images, work))
-        if len(self._sent) > 2 * _NUM_THREADS:
-            self._collect()
+        self._collect(2 * _NUM_THREADS)
 
-    def _collect(self) -> None:
-        images, work = self._sent.popleft()
-        self._keep(images, work.result())
+    def _collect(self, num_left: int) -> None:
+        """Wait for the threads until at most `num_left` of their groups of images are pending."""
+        while len(self._sent) > num_left:
+            images, work = self._sent.popleft()
+            self._keep(images, work.result())
 
     def _keep(self, images: list[_Image], decoded: list[np.ndarray]) -> None:
-        for image, pixels in zip(images, decoded, strict=True):
+        for (path, _, of_class), pixels in zip(images, decoded, strict=True):
             self._size = pixels.shape[:2]
-            image.others.append((image.path.name, pixels))
+            of_class.append((path.name, pixels))
 
 
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Nothing is said of what is beside the pixels, nor of errors that are raised as well."""
+def _silence(context: contextlib.ExitStack) -> None:
+    """Suppress in `context` the messages on metadata, and on errors that are raised as well."""
     log, none = logging.getLogger("PIL"), logging.NullHandler()
     try:  # libtiff prints its errors, and Pillow has no way to tell it not to
         set_handler = ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler
         set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p
     except (OSError, AttributeError):  # it is elsewhere in this Pillow
         set_handler = lambda handler: None  # noqa: E731
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.addHandler(none)
-        before = set_handler(None)
-        try:
-            yield
-        finally:
-            set_handler(before)
-            log.removeHandler(none)
+    context.enter_context(warnings.catch_warnings(action="ignore"))
+    log.addHandler(none)
+    context.callback(log.removeHandler, none)
+    context.callback(set_handler, set_handler(None))
 
 
 def _decode_all(where: str, images: list[_Image], size: tuple[int, ...] | None) -> list[np.ndarray]:
-    return [_decode(f"{where}: {image.path}", image.data, size) for image in images]
+    return [_decode(f"{where}: {path}", data, size) for path, data, _ in images]
 
 
 def _decode(where: str, data: bytes, size: tuple[int, ...] | None) -> np.ndarray:
-    """(H, W) uint8 for a grey image, (H, W, 3) for any other; transparency is dropped.
-
-    size: the height and width that it must have.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            wrong = _why_refused(image, size)
-            if wrong is None:
-                mode = "L" if image.mode in _GREY_MODES else "RGB"
-                pixels = np.asarray(image if image.mode == mode else image.convert(mode))
-                wrong = _of_another_size(pixels.shape[:2], size)  # some are turned when decoded
-                if wrong is None:
-                    return pixels
-    except Exception as error:  # pillow's decoders raise nearly anything on damaged files
-        raise DataError(f"{where} cannot be decoded ({first_line(error)})") from error
-    raise DataError(f"{where} {wrong}")
+    """The uint8 pixels (H, W) of a grey image, (H, W, 3) of any other, without transparency; `size`
+    is the height and width that they must have."""
+    unreadable = data_error(f"{where} cannot be decoded")
+    with unreadable, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        _check_header(where, image, size)
+        mode = "L" if image.mode in _GREY_MODES else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        _check_size(where, pixels.shape[:2], size)  # some are turned when decoded
+        return pixels
 
 
-def _why_refused(image: Image.Image, size: tuple[int, ...] | None) -> str | None:
-    """What is wrong with an image by its header, before its pixels take memory."""
+def _check_header(where: str, image: Image.Image, size: tuple[int, ...] | None) -> None:
+    """Raise DataError where the header shows an error, before the pixels take memory."""
     width, height = image.size
-    most = Image.MAX_IMAGE_PIXELS
-    if most and width * height > most:
-        return f"cannot be decoded ({width * height} pixels, exceeds limit of {most})"
-    other_size = _of_another_size((height, width), size)
-    if other_size is not None:
-        return other_size
+    count, most = width * height, Image.MAX_IMAGE_PIXELS
+    if most and count > most:
+        raise DataError(f"{where} cannot be decoded ({count} pixels, exceeds limit of {most})")
+    _check_size(where, (height, width), size)
     # A photograph's JPEG may hold its preview as a second frame.
     if getattr(image, "is_animated", False) and image.format != "MPO":
-        return "has several frames; allowed: one"
+        raise DataError(f"{where} has several frames; allowed: one")
     if image.mode not in (*_GREY_MODES, *_COLOUR_MODES):
-        return f"has mode {image.mode}; allowed: 8 bits per channel, grey or colour"
+        allowed = "8 bits per channel, grey or colour"
+        raise DataError(f"{where} has mode {image.mode}; allowed: {allowed}")
     # Of colours with 16 bits Pillow keeps 8; of signed ones it forgets the sign.
     if any(";16" in str(tile) for tile in getattr(image, "tile", ())):
-        return "has 16 bits per channel; allowed: 8"
+        raise DataError(f"{where} has 16 bits per channel; allowed: 8")
     if _SIGNED in getattr(image, "tag_v2", {}).get(_SAMPLE_FORMAT, ()):
-        return "has signed pixels; allowed: 0..255"
-    return None
+        raise DataError(f"{where} has signed pixels; allowed: 0..255")
 
 
-def _of_another_size(own: tuple[int, ...], size: tuple[int, ...] | None) -> str | None:
-    if size is None or own == size:
-        return None
-    return (
-        f"is {own[0]}x{own[1]} (height x width), an earlier image {size[0]}x{size[1]}; all images "
-        "must have one size"
-    )
+def _check_size(where: str, actual: tuple[int, ...], size: tuple[int, ...] | None) -> None:
+    if size is not None and actual != size:
+        sizes = "{}x{} (height x width), an earlier image {}x{}".format(*actual, *size)
+        raise DataError(f"{where} is {sizes}; all images must have one size")
 
 
-def walk_folder(folder: Path) -> Iterator[tuple[PurePosixPath, bytes | None]]:
-    """All files (with their bytes) and folders (with None) under a folder, by relative path."""
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for root, folders, files in os.walk(folder, onerror=refuse):
-        folders.sort()
-        inside = PurePosixPath(Path(root).relative_to(folder).as_posix())
-        yield from ((inside / name, None) for name in folders)
-        for name in sorted(files):
-            is_image = name.lower().endswith(_SUFFIXES)
-            yield inside / name, (Path(root) / name).read_bytes() if is_image else b""
-
-
-def _in_colour(image: np.ndarray) -> np.ndarray:
-    return image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+def read_image_folder(folder: Path) -> Source | None:
+    """The set in the class folders below `folder`, or None where there are none."""
+    with ImageTree(str(folder)) as tree:
+        for root, folders, files in sorted_walk(folder):
+            inside = PurePosixPath(Path(root).relative_to(folder).as_posix())
+            for name in folders:
+                tree.add(inside / name, None)
+            for name in files:
+                is_image = name.lower().endswith(_SUFFIXES)
+                tree.add(inside / name, (Path(root) / name).read_bytes() if is_image else b"")
+        return None if tree.is_empty else tree.source()

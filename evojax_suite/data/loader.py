@@ -12,11 +12,11 @@ import numpy as np
 
 from evojax_suite.data.archive import archive_stem
 from evojax_suite.data.catalog import Known, find_known, plain, unknown_name
-from evojax_suite.data.download import from_tfds
 from evojax_suite.data.errors import DataError
 from evojax_suite.data.local import find_local, places, read_path
-from evojax_suite.data.source import Source, checked_split
+from evojax_suite.data.source import Source, checked_split, part_of
 from evojax_suite.data.splits import hold_out
+from evojax_suite.data.tfds import from_tfds
 from evojax_suite.types import Dataset, Split
 
 DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
@@ -25,30 +25,29 @@ DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
 def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
     """Load a dataset with its train, validation and test splits.
 
-    name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's own set.
-    data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. What
-    is not there is read from, or downloaded by, TensorFlow Datasets.
+    name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's set.
+    data_dir: a local directory to look in first; else the environment's EVOJAX_SUITE_DATA. A set
+    that is not there is read from, or downloaded by, TensorFlow Datasets.
     cache: keep the pixels of archives and class folders that are slow to read in the user's cache
     folder, for as long as these stay as they are.
 
     A set without a validation split gives one in five of its training images to it, stratified by
-    class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's own set
-    without a test split gives one in five of its training images to that, before. digits, which
-    has no official parts, is 60 : 20 : 20.
+    class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's set without a
+    test split first gives one in five of its training images to that. digits, which has no
+    official parts, is 60 : 20 : 20.
 
     Raises DataError with one line for an unknown name, a missing set, and files that are damaged
     or disagree.
     """
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
         raise unknown_name(str(name))
-    known = find_known(name) if isinstance(name, str) else None
-    if known is not None:
+    if known := find_known(name) if isinstance(name, str) else None:
         return _assemble(_find(known, data_dir, cache), known, known.name)
     path = _expanded(name)
     if not path.exists() and path.name == str(name) and not path.suffix:
         raise unknown_name(str(name))
-    own_name = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
-    return _assemble(read_path(path, cache), None, own_name)
+    stem = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
+    return _assemble(read_path(path, cache), None, stem)
 
 
 def from_arrays(
@@ -64,12 +63,10 @@ def from_arrays(
     (N,), integers from 0. Missing parts are split off as `load` does it. Raises DataError, one
     line, for every other type, shape or value.
     """
-    given = {"train": train, "validation": validation, "test": test}
-    parts = {
-        part: checked_split(arrays[0], arrays[1], f"{name} ({part})")
-        for part, arrays in given.items()
-        if arrays is not None
-    }
+    parts = {}
+    for part, arrays in (("train", train), ("validation", validation), ("test", test)):
+        if arrays is not None:
+            parts[part] = checked_split(arrays[0], arrays[1], f"{name} ({part})")
     names = None if class_names is None else tuple(class_names)
     return _assemble(Source(parts, names, name), None, name)
 
@@ -86,20 +83,17 @@ def _find(known: Known, data_dir: str | Path | None, cache: bool) -> Source:
     if known.files == "bundled":
         return _digits()
     directory = data_dir or os.environ.get(DATA_DIR_VARIABLE)
+    looked = f"no data_dir is given and {DATA_DIR_VARIABLE} is not set"
     if directory:
-        source = find_local(known, _expanded(directory), cache)
-        if source is not None:
+        if source := find_local(known, _expanded(directory), cache):
             return source
         looked = f"{places(known)} are not in {directory}"
-    else:
-        looked = f"no data_dir is given and {DATA_DIR_VARIABLE} is not set"
     try:
         return from_tfds(known)
     except DataError as error:
-        raise DataError(
-            f"{known.name} is missing: {looked}; TensorFlow Datasets: {error}; put the set into a "
-            f"folder and name that as data_dir or in {DATA_DIR_VARIABLE}"
-        ) from error
+        advice = f"put the set into a folder and name that as data_dir or in {DATA_DIR_VARIABLE}"
+        tried = f"{looked}; TensorFlow Datasets: {error}"
+        raise DataError(f"{known.name} is missing: {tried}; {advice}") from error
 
 
 def _digits() -> Source:
@@ -108,110 +102,89 @@ def _digits() -> Source:
 
     digits: Any = load_digits()
     pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)
-    everything = checked_split(pixels, digits.target, "digits")
-    rest, test = _split_off(everything, 5)
+    rest, test = _split_off(checked_split(pixels, digits.target, "digits"), 5)
     train, validation = _split_off(rest, 4)
     return Source({"train": train, "validation": validation, "test": test}, None, "digits")
 
 
 def _split_off(split: Split, one_in: int) -> tuple[Split, Split]:
-    kept, held_out = (
-        Split(split.images[index], split.labels[index]) for index in hold_out(split.labels, one_in)
-    )
-    return kept, held_out
+    kept, held_out = hold_out(split.labels, one_in)
+    return part_of(split, kept), part_of(split, held_out)
 
 
 def _assemble(source: Source, known: Known | None, name: str) -> Dataset:
     """Check the parts against each other and the known set, and split off missing ones."""
-    parts = dict(source.parts)
-    if "train" not in parts:
-        raise DataError(f"{source.where}: there is no train part; one is needed")
-    class_names, parts = _name_classes(source, parts, known)
+    where = source.where
+    if "train" not in source.parts:
+        raise DataError(f"{where}: there is no train part; one is needed")
+    class_names, parts = _name_classes(source, known)
     if len(class_names) < 2:
-        raise DataError(f"{source.where}: {len(class_names)} class; at least 2 are needed")
-    _check_parts(parts, len(class_names), source.where)
+        raise DataError(f"{where}: {len(class_names)} class; at least 2 are needed")
+    _check_parts(parts, len(class_names), where)
     official = () if known is None else ("test", "validation")[: 1 + (known.files == "medmnist")]
-    for part in ("test", "validation"):
-        if part in parts:
-            continue
+    for part in [part for part in ("test", "validation") if part not in parts]:
         if part in official:
-            raise DataError(f"{source.where}: there is no {part} split; {name} has an official one")
+            raise DataError(f"{where}: there is no {part} split; {name} has an official one")
         parts["train"], parts[part] = _split_off(parts["train"], 5)
         if not len(parts[part]):
-            raise DataError(
-                f"{source.where}: too few train images to give any to the {part} part; at least 3 "
-                "in all and 2 in a class are needed"
-            )
+            too_few = f"too few train images to give any to the {part} part"
+            raise DataError(f"{where}: {too_few}; at least 3 in all and 2 in a class are needed")
     if known and source.name and plain(source.name) != plain(name):
         name = source.name
     mean, std = (known.mean, known.std) if known and known.mean else _statistics(parts["train"])
     channels = parts["train"].images.shape[3]
     if len(mean) != channels:
-        raise DataError(f"{source.where}: images have {channels} channels; {name} has {len(mean)}")
+        raise DataError(f"{where}: images have {channels} channels; {name} has {len(mean)}")
     name, class_names = _text(name), tuple(map(_text, class_names))
     return Dataset(name, parts["train"], parts["validation"], parts["test"], class_names, mean, std)
 
 
 def _text(name: str) -> str:
-    """A name on disk need not be text: its other bytes as in "\\udcff"."""
+    """A name on disk as text; bytes that are none are written as in "\\udcff"."""
     return name.encode(errors="backslashreplace").decode()
 
 
-def _name_classes(
-    source: Source, parts: dict[str, Split], known: Known | None
-) -> tuple[tuple[str, ...], dict[str, Split]]:
+def _name_classes(source: Source, known: Known | None) -> tuple[tuple[str, ...], dict[str, Split]]:
     """The class names, and the parts with labels in the known set's order where the names agree.
 
     Names that only count ("0", "1", ...) say no more than the labels.
     """
-    found = source.class_names
-    if found is not None and found == tuple(map(str, range(len(found)))) and known:
-        found = None
+    names, parts = source.class_names, dict(source.parts)
+    numbers = tuple(map(str, range(len(names or np.unique(parts["train"].labels)))))
     if known is None:
-        count = len(np.unique(parts["train"].labels))
-        return found or tuple(map(str, range(count))), parts
+        return names or numbers, parts
     expected = known.class_names
-    if found is None:
+    if not names or names == numbers:
         return expected, parts
-    if len(found) != len(expected):
-        raise DataError(f"{source.where}: {len(found)} classes; {known.name} has {len(expected)}")
-    if set(found) != set(expected):
-        return found, parts
-    position = np.array([expected.index(name) for name in found], np.int32)
-    return expected, {
-        part: Split(split.images, position[split.labels]) for part, split in parts.items()
-    }
+    if len(names) != len(expected):
+        raise DataError(f"{source.where}: {len(names)} classes; {known.name} has {len(expected)}")
+    if set(names) != set(expected):
+        return names, parts
+    label = np.array([expected.index(name) for name in names], np.int32)
+    return expected, {part: Split(s.images, label[s.labels]) for part, s in parts.items()}
 
 
 def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
     shape, dtype = parts["train"].images.shape[1:], parts["train"].images.dtype
     for part, split in parts.items():
-        if split.images.shape[1:] != shape or split.images.dtype != dtype:
-            raise DataError(
-                f"{where} ({part}): images are {split.images.shape[1:]} {split.images.dtype}, in "
-                f"train {shape} {dtype}; all parts must have one size and type"
-            )
-        if split.labels.max() >= num_classes:
-            raise DataError(
-                f"{where} ({part}): label {split.labels.max()} is out of range; allowed: 0.."
-                f"{num_classes - 1}, each with an image in train"
-            )
+        images, highest = split.images, split.labels.max()
+        if images.shape[1:] != shape or images.dtype != dtype:
+            differ = f"images are {images.shape[1:]} {images.dtype}, in train {shape} {dtype}"
+            raise DataError(f"{where} ({part}): {differ}; all parts must have one size and type")
+        if highest >= num_classes:
+            allowed = f"allowed: 0..{num_classes - 1}, each with an image in train"
+            raise DataError(f"{where} ({part}): label {highest} is out of range; {allowed}")
     counts = np.bincount(parts["train"].labels, minlength=num_classes)
     if not counts.all():
-        raise DataError(
-            f"{where} (train): class {int(np.argmin(counts))} has no images; allowed: labels 0.."
-            f"{num_classes - 1}, each with an image"
-        )
+        empty = f"class {int(np.argmin(counts))} has no images"
+        allowed = f"allowed: labels 0..{num_classes - 1}, each with an image"
+        raise DataError(f"{where} (train): {empty}; {allowed}")
 
 
 def _statistics(train: Split) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Per-channel mean and std of the images scaled to [0, 1], to 4 digits; std at least 0.001."""
-    channels = range(train.images.shape[3])
-    pairs = [_mean_and_std(train.images[..., channel]) for channel in channels]
-    return (
-        tuple(round(mean, 4) for mean, _ in pairs),
-        tuple(max(round(std, 4), 1e-3) for _, std in pairs),
-    )
+    means, stds = zip(*map(_mean_and_std, np.moveaxis(train.images, 3, 0)), strict=True)
+    return tuple(round(mean, 4) for mean in means), tuple(max(round(s, 4), 1e-3) for s in stds)
 
 
 def _mean_and_std(pixels: np.ndarray) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Sets in one .npz file: MedMNIST's names of the arrays, or those of Keras."""
+"""Sets in one .npz file, whose arrays have the names of MedMNIST or those of Keras."""
 
 from __future__ import annotations
 
@@ -20,34 +20,29 @@ _ARRAYS = {
 
 def arrays_in(path: Path, names: Container[str] | None = None) -> dict[str, np.ndarray]:
     """The arrays of a .npz file, or those of `names` that it has. Pickled ones are never loaded.
-
-    Raises OSError, and ValueError, one line without the path, for a damaged file.
-    """
+    Raises OSError, and ValueError, one line without the path, for a damaged file."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of headers that Python 2 wrote, or that are damaged
+        with warnings.catch_warnings(action="ignore"):  # of damaged headers, or of Python 2
             file = np.load(path, allow_pickle=False)
             if isinstance(file, np.ndarray):
                 raise ValueError("it is a single array")
             with file:
-                found = {name: file[name] for name in file.files if not names or name in names}
+                arrays = {name: file[name] for name in file.files if not names or name in names}
     except OSError:
         raise
     except Exception as error:  # a damaged zip or array header can raise nearly anything
         reason = first_line(error).split(". ")[0]  # numpy goes on to advise unpickling
         raise ValueError(f"not a readable .npz, it may be truncated ({reason})") from error
-    for name, array in found.items():
+    for name, array in arrays.items():
         if not isinstance(array, np.ndarray):  # without the magic number the bytes as they are
             raise ValueError(f"not a readable .npz, {name!r} is no array")
-    return found
+    return arrays
 
 
 def read_npz(path: Path) -> Source:
-    """Read `train_images`, `train_labels` and the optional `val_*` and `test_*`.
-
-    `x_train`, `y_train`, ... are accepted too. Pickled arrays are never loaded. Raises DataError
-    for a damaged file, for images without labels (or the reverse), and for a missing train part.
-    """
+    """The set of `train_images`, `train_labels` and the optional `val_*` and `test_*`, or of
+    `x_train`, `y_train`, .... Raises DataError for a damaged file, for images without labels (or
+    the reverse), and for a missing train part."""
     try:
         arrays = arrays_in(path, {name for p in _ARRAYS.values() for pair in p for name in pair})
     except (OSError, ValueError) as error:

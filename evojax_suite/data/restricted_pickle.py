@@ -1,4 +1,4 @@
-"""An unpickler for the CIFAR python batches that can run nothing: dicts, lists, bytes and uint8.
+"""An unpickler for the CIFAR python batches that runs nothing: dicts, lists, bytes and uint8.
 
 Pickles name functions to call. numpy's own constructors are not safe on crafted input (a forged
 dtype state can make bytes into object pointers), so the four names that a pickled uint8 array
@@ -15,36 +15,28 @@ from typing import Any
 
 import numpy as np
 
-from evojax_suite.data.errors import DataError, first_line
+from evojax_suite.data.errors import DataError, data_error
 
 _OPERATIONS = {operation.code.encode("latin1"): operation for operation in pickletools.opcodes}
-_MOST_TUPLES = 10_000
-"""An array has six."""
+_MOST_TUPLES = 10_000  # an array has six
 
 
 def loads(data: bytes, where: str) -> Any:
-    """Unpickle dicts, lists, tuples, numbers, text and bytes; uint8 arrays become numpy arrays.
-
-    Arrays are converted where they are values of the top-level dict. Python 2 strings come back
-    as bytes. Raises DataError for any other name in the pickle and for a damaged pickle.
-    """
-    try:
+    """The pickled dict of lists, tuples, numbers, text and bytes; its values may be uint8 arrays,
+    and strings of Python 2 are bytes. Raises DataError for any other name in the pickle and for a
+    damaged pickle."""
+    with data_error(f"{where}: not a readable pickle"):
         _check_lengths(data)
-        loaded = _Unpickler(io.BytesIO(data), where).load()
-        if not isinstance(loaded, dict):
-            raise ValueError(f"a dict was expected, not {type(loaded).__name__}")
-        return {
-            key: value.array() if isinstance(value, _Array) else value
-            for key, value in loaded.items()
-        }
-    except DataError:
-        raise
-    except Exception as error:  # a damaged pickle can raise nearly anything
-        raise DataError(f"{where}: not a readable pickle ({first_line(error)})") from error
+        unpickler = _Unpickler(io.BytesIO(data), encoding="bytes")
+        unpickler.where = where
+        loaded = unpickler.load()
+        _check(isinstance(loaded, dict), f"a dict was expected, not {type(loaded).__name__}")
+        arrays = {key: value.array() for key, value in loaded.items() if isinstance(value, _Array)}
+        return loaded | arrays
 
 
 class _Array:
-    """Stand-in for numpy.ndarray: keeps what the pickle says until `array` checks it."""
+    """Stand-in for numpy.ndarray: keeps the content of the pickle until `array` checks it."""
 
     shape: tuple[int, ...] = ()
     content: bytes = b""
@@ -59,7 +51,7 @@ class _Array:
 
 
 class _Uint8:
-    """Stand-in for numpy.dtype: uint8 or nothing."""
+    """Stand-in for numpy.dtype that can only be uint8."""
 
     def __init__(self, code: str | bytes, *_: Any) -> None:
         _check(code in ("u1", b"u1", "uint8", b"uint8"))
@@ -84,9 +76,9 @@ def _encode(text: str, _encoding: str) -> bytes:
 
 
 def _check_lengths(data: bytes) -> None:
-    """Raise an error where the unpickler would take far more memory than `data`, for a place in its
-    table that no pickle of that length needs or for bytes that are not there, or more stack than
-    there is, for tuples of tuples in a key."""
+    """Raise an error where the unpickler would take far more memory than `data` (for a place in its
+    table that no pickle of that length needs, or for bytes that are not there), or more stack than
+    there is (for tuples of tuples in a key)."""
     stream, num_tuples = io.BytesIO(data), 0
     while code := stream.read(1):
         operation = _OPERATIONS[code]
@@ -107,27 +99,19 @@ def _check(holds: bool, message: str = "an array is not a whole uint8 array in C
         raise ValueError(message)
 
 
-_ALLOWED = {
-    "numpy.ndarray": _Array,
-    "numpy.dtype": _Uint8,
-    "_codecs.encode": _encode,
-    **{
-        f"{module}.multiarray._reconstruct": _reconstruct
-        for module in ("numpy.core", "numpy._core")
-    },
-    **{f"{module}.numeric._frombuffer": _frombuffer for module in ("numpy.core", "numpy._core")},
-}
+_ALLOWED: dict[str, Any] = {"numpy.ndarray": _Array, "numpy.dtype": _Uint8}
+_ALLOWED["_codecs.encode"] = _encode
+for _core in ("numpy.core", "numpy._core"):  # before NumPy 2 and since
+    _ALLOWED[f"{_core}.multiarray._reconstruct"] = _reconstruct
+    _ALLOWED[f"{_core}.numeric._frombuffer"] = _frombuffer
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: io.BytesIO, where: str) -> None:
-        super().__init__(stream, encoding="bytes")
-        self.where = where
+    where = ""
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}" not in _ALLOWED:
-            raise DataError(
-                f"{self.where}: refused, the pickle asks for {module!s}.{name!s}; allowed: dicts, "
-                "lists, bytes and uint8 numpy arrays"
-            )
+            refused = f"refused, the pickle asks for {module}.{name}"
+            allowed = "dicts, lists, bytes and uint8 numpy arrays"
+            raise DataError(f"{self.where}: {refused}; allowed: {allowed}")
         return _ALLOWED[f"{module}.{name}"]

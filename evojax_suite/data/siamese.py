@@ -2,8 +2,8 @@
 
 A call applies one operation, picked uniformly from those named (the published "S" mode), with
 random parameters that all images share or that each image has to itself. Two calls with the same
-key and shared parameters do the same to batches of any size, which is what gradient matching needs
-of its real and synthetic images.
+key and shared parameters do the same to batches of any size, as gradient matching needs for its
+real and synthetic images.
 
 color   brightness, saturation and contrast, in this order. Adds -0.5..0.5 (1.0); multiplies the
         distance from the pixel's mean over the channels by 0..2 (2.0), and then the distance from
@@ -11,7 +11,7 @@ color   brightness, saturation and contrast, in this order. Adds -0.5..0.5 (1.0)
 crop    moves by up to 0.125 of height and width, whole pixels; zeros move in.
 cutout  zeros a rectangle of 0.5 of height and width, its centre anywhere in the image.
 flip    mirrors left to right with probability 0.5.
-scale   magnifies height and width by own factors, one over 1/1.2..1.2 (1.2); zeros move in.
+scale   magnifies height and width by a factor each, 1/1.2..1.2 (1.2); zeros move in.
 rotate  turns by -15..15 degrees about the centre; zeros move in.
 
 All numbers are uniform, all parameters (in brackets) the published ones. Images are normalised, so
@@ -44,11 +44,11 @@ def check_names(names: Sequence[str]) -> None:
 
 
 def augment(key: PRNGKey, images: Images, names: Sequence[str], shared: bool) -> Images:
-    """Apply one of the operations `names` to normalised images.
+    """The normalised images after one of the operations `names`, of the same type; without names
+    the images themselves. Raises ValueError for an unknown name.
 
-    `shared`: all images get the same parameters; else each its own. The same type comes back;
-    without names the images themselves. Differentiable in the images; `names` and `shared`
-    are static. Raises ValueError for an unknown name.
+    shared: whether all images get the same parameters. Differentiable in the images; `names` and
+    `shared` are static.
     """
     check_names(names)
     if not names:
@@ -115,16 +115,16 @@ def _rotate(key: PRNGKey, images: Images, count: int) -> Images:
 
 
 def _part(ratio: float, length: int) -> int:
-    """Whole pixels, halves upwards."""
+    """`ratio` of a length in whole pixels, halves rounded up."""
     return int(ratio * length + 0.5)
 
 
 def _apply(
     function: Callable[[Array, Array], Array],
     images: Float[Array, "images rows columns channels"],
-    parameters: Num[Array, "own *parameters"],
+    parameters: Num[Array, "sets *parameters"],
 ) -> Images:
-    """Apply `function` to each image with its own parameters, or with the only ones."""
+    """Apply `function` to each image with its parameters, or with the only set of them."""
     if len(parameters) == 1:
         return jax.vmap(lambda image: function(image, parameters[0]))(images)
     return jax.vmap(function)(images, parameters)
@@ -133,7 +133,7 @@ def _apply(
 def _sample(
     image: Float[Array, "height width channels"], matrix: Float[Array, "2 2"]
 ) -> Float[Array, "height width channels"]:
-    """The image whose pixel at (y, x) is what `image` has at matrix @ (y, x), zero outside."""
+    """The image whose pixel at (y, x) is that of `image` at matrix @ (y, x), zero outside."""
     lengths = image.shape[:2]
     centres = [(2 * jnp.arange(n, dtype=image.dtype) + 1) / n - 1 for n in lengths]
     places = jnp.einsum("ij,jhw->ihw", matrix, jnp.stack(jnp.meshgrid(*centres, indexing="ij")))
@@ -142,12 +142,7 @@ def _sample(
     return jax.vmap(bilinear, in_axes=-1, out_axes=-1)(image)
 
 
-_OPERATIONS: dict[str, Callable[..., Array]] = {
-    "color": _color,
-    "crop": _crop,
-    "cutout": _cutout,
-    "flip": _flip,
-    "scale": _scale,
-    "rotate": _rotate,
-}
+_OPERATIONS: dict[str, Callable[..., Array]] = dict(
+    color=_color, crop=_crop, cutout=_cutout, flip=_flip, scale=_scale, rotate=_rotate
+)
 NAMES = tuple(_OPERATIONS)

@@ -6,19 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 
+from evojax_suite.data.source import joined, part_of
 from evojax_suite.operators.selection import check_shares, class_shares
-from evojax_suite.types import Dataset, Split
+from evojax_suite.types import Dataset
 
 
 def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split positions into a kept part and a held-out part of one in `one_in`, class by class.
+    """The sorted positions, int64, of a kept part and of a held-out part of one in `one_in`.
 
-    The held-out part has round(N / one_in) positions; each class gives its exact share or one more
-    (the classes with the largest remainders, lower labels first), and never its last image.
-    The choice depends on the labels and their order alone, not on a run's seed, so every run and
-    every machine sees the same split of the same source.
-
-    labels: (N,) integers >= 0. Returns (kept, held_out): sorted positions, int64.
+    labels: (N,) integers >= 0. The held-out part has round(N / one_in) positions; each class gives
+    its exact share or one more (the classes with the largest remainders, lower labels first), and
+    never its last image. The choice depends on the labels and their order alone, not on a run's
+    seed, so every run and every machine sees the same split of the same source.
     """
     counts = np.bincount(labels)
     share, remainder = np.divmod(counts, one_in)
@@ -26,12 +25,17 @@ def hold_out(labels: np.ndarray, one_in: int) -> tuple[np.ndarray, np.ndarray]:
     may_give_one_more = (remainder > 0) & (share + 1 < counts)
     by_remainder = np.argsort(-remainder, kind="stable")
     share[by_remainder[may_give_one_more[by_remainder]][:missing]] += 1
+    held_out = np.zeros(len(labels), bool)
+    for positions, size in zip(_shuffled_classes(labels, len(share)), share, strict=True):
+        held_out[positions[:size]] = True
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+
+
+def _shuffled_classes(labels: np.ndarray, num_classes: int) -> list[np.ndarray]:
+    """The positions of each class in an order that is always the same."""
     # RandomState, not default_rng: numpy promises that its stream never changes.
     order = np.random.RandomState(0).permutation(len(labels))
-    held_out = np.zeros(len(labels), bool)
-    for label, size in enumerate(share):
-        held_out[order[labels[order] == label][:size]] = True
-    return np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    return [order[labels[order] == label] for label in range(num_classes)]
 
 
 def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> Dataset:
@@ -41,26 +45,20 @@ def with_whole_training_set(dataset: Dataset, num_images: int | None = None) -> 
     num_images: keep a fixed part of this many images, in which each class has its share up to one
     image. Raises ValueError where there are fewer.
     """
-    parts = dataset.train, dataset.validation
-    images = np.concatenate([part.images for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
+    train = joined([dataset.train, dataset.validation])
     if num_images is not None:
-        if not 1 <= num_images <= len(labels):
-            raise ValueError(
-                f"{dataset.name} has {len(labels)} training images, got num_images {num_images}"
-            )
-        order = np.random.RandomState(0).permutation(len(labels))
-        place = np.empty(len(labels))
-        for label in range(dataset.num_classes):
-            own = order[labels[order] == label]
-            place[own] = (np.arange(len(own)) + 0.5) / len(own)
-        kept = np.sort(np.argsort(place, kind="stable")[:num_images])
-        images, labels = images[kept], labels[kept]
-    return replace(dataset, train=Split(images, labels), validation=Split(images[:0], labels[:0]))
+        if not 1 <= num_images <= len(train):
+            present = f"{dataset.name} has {len(train)} training images"
+            raise ValueError(f"{present}, got num_images {num_images}")
+        rank = np.empty(len(train))
+        for positions in _shuffled_classes(train.labels, dataset.num_classes):
+            rank[positions] = (np.arange(len(positions)) + 0.5) / len(positions)
+        train = part_of(train, np.sort(np.argsort(rank, kind="stable")[:num_images]))
+    return replace(dataset, train=train, validation=part_of(train, slice(0)))
 
 
 def balanced_subset(labels: np.ndarray, num_images: int, num_classes: int) -> np.ndarray:
-    """Sorted positions (num_images,) of a fixed part in which each class has its equal share.
+    """The sorted positions (num_images,) of a fixed part in which each class has its equal share.
 
     labels: (N,) integers; the first classes give one more where num_images is no multiple of
     num_classes. Raises ValueError where a class has too few.
@@ -70,10 +68,9 @@ def balanced_subset(labels: np.ndarray, num_images: int, num_classes: int) -> np
     [2, 2]
     """
     check_shares(labels, num_images, num_classes, balanced=True)
-    order = np.random.RandomState(0).permutation(len(labels))
     shares = class_shares(num_images, num_classes)
-    chosen = [order[labels[order] == label][:share] for label, share in enumerate(shares)]
-    return np.sort(np.concatenate(chosen))
+    classes = _shuffled_classes(labels, num_classes)
+    return np.sort(np.concatenate([c[:share] for c, share in zip(classes, shares, strict=True)]))
 
 
 def some_images(
@@ -81,11 +78,10 @@ def some_images(
 ) -> Dataset:
     """`dataset` with a fixed, balanced part of the training images and the first validation images;
     None is all. Raises ValueError where there are no more than `num_images`."""
-    train, part = dataset.train, dataset.validation
+    train = dataset.train
     if num_images is not None:
         if not 1 <= num_images < len(train):
             raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
-        kept = balanced_subset(train.labels, num_images, dataset.num_classes)
-        train = Split(train.images[kept], train.labels[kept])
-    most = slice(num_validation_images)
-    return replace(dataset, train=train, validation=Split(part.images[most], part.labels[most]))
+        train = part_of(train, balanced_subset(train.labels, num_images, dataset.num_classes))
+    validation = part_of(dataset.validation, slice(num_validation_images))
+    return replace(dataset, train=train, validation=validation)
