@@ -50,10 +50,9 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
         )
     except ValueError as error:
-        raise ValueError(
-            "distributed needs coordinator, num_processes and process_id where no cluster tells "
-            f"them: {error}"
-        ) from None
+        needed = "coordinator, num_processes and process_id"
+        message = f"distributed needs {needed} where no cluster tells them: {error}"
+        raise ValueError(message) from None
     except jax.errors.JaxRuntimeError as error:
         raise ProcessLost(str(error).splitlines()[0]) from None
 
@@ -180,10 +179,12 @@ def evaluator(
     return _Evaluation(place, jax.jit(mapped), collect)
 
 
+MemberFunction: TypeAlias = Callable[[PyTree, PyTree], PyTree]
+"""members and data -> outputs, arrays whose leading axis is that of the members."""
+
+
 @functools.lru_cache(maxsize=16)
-def _mapped(
-    function: Callable[[PyTree, PyTree], PyTree], population_size: int, num_devices: int
-) -> _Evaluation:
+def _mapped(function: MemberFunction, population_size: int, num_devices: int) -> _Evaluation:
     def evaluate(key: None, candidates: PyTree, params: None, data: PyTree, members: Array):
         del key, params
         return function(jax.tree.map(lambda leaf: leaf[members], candidates), data)
@@ -192,17 +193,11 @@ def _mapped(
 
 
 def map_population(
-    function: Callable[[PyTree, PyTree], PyTree],
-    members: PyTree,
-    data: PyTree,
-    num_devices: Devices = 1,
+    function: MemberFunction, members: PyTree, data: PyTree, num_devices: Devices = 1
 ) -> PyTree:
     """Returns `function(members, data)`, arrays (P, ...) on the host, with the members, arrays
-    (P, ...), divided over `num_devices` devices of each process.
-
-    function: pure, of any number of members; its outputs have their leading axis. It is compiled
-    once for each shape as long as it is the same object.
-    """
+    (P, ...), divided over `num_devices` devices of each process. `function` is pure, of any number
+    of members, and compiled once for each shape as long as it is the same object."""
     population_size = jax.tree.leaves(members)[0].shape[0]
     return _mapped(function, population_size, take(num_devices))(None, members, None, data)
 
@@ -218,8 +213,8 @@ def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
         return algorithm
     population_size = generation.population_size
     _, num_devices = _shares(population_size, num_devices)
-    num_devices_in_all = num_devices * jax.process_count()
-    if num_devices_in_all == 1:
+    total = num_devices * jax.process_count()
+    if total == 1:
         return algorithm
 
     @jax.jit
@@ -247,11 +242,7 @@ def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
         compiled_tell = tell.lower(keys.tell, state, candidates, evaluations, params, data)
         return step_of(compiled_ask, evaluate._replace(program=program), compiled_tell.compile())
 
+    init, step = jax.jit(algorithm.init), step_of(ask, evaluate, tell)
     return replace(
-        algorithm,
-        init=jax.jit(algorithm.init),
-        step=step_of(ask, evaluate, tell),
-        scannable=False,
-        compiled=compiled,
-        num_devices=num_devices_in_all,
+        algorithm, init=init, step=step, compiled=compiled, scannable=False, num_devices=total
     )

@@ -70,18 +70,17 @@ def _stop_signals() -> Iterator[list[int]]:
 
 
 def _next_call(
-    done: Sequence[int], finished: np.ndarray, num_steps: int, steps_per_call: int
+    program: Program, files: Sequence[RunFiles], states: Sequence[PyTree], num_steps: int
 ) -> tuple[int, int, np.ndarray] | None:
     """Returns the first step of the next call, the number of its steps and which runs do them (R,),
-    or None if nothing is left to do. done: the steps that each run has done. Runs that are behind
-    go on alone until they have caught up."""
-    steps = np.array(done)
-    left = (steps < num_steps) & ~finished
+    or None if nothing is left to do. Runs that are behind go on alone until they have caught up."""
+    done = np.array([file.done for file in files])
+    left = (done < num_steps) & ~program.finished(states)
     if not left.any():
         return None
-    first = int(steps[left].min())
-    until = min([num_steps, *steps[left & (steps > first)].tolist()])
-    return first, min(steps_per_call, until - first), left & (steps == first)
+    first = int(done[left].min())
+    until = min([num_steps, *done[left & (done > first)].tolist()])
+    return first, min(program.steps_per_call, until - first), left & (done == first)
 
 
 def run(
@@ -103,12 +102,10 @@ def run(
     Writes metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. Raises
     Interrupted, after saving, on SIGINT and SIGTERM.
 
-    steps_per_call: steps in one compiled call, where the algorithm is scannable; over several
-    devices it is not.
-    checkpoint_seconds: the least time between checkpoints.
-    num_devices: devices of each process.
-    on_report: called after each call.
-    on_note: called with a sentence if the run goes on over another number of devices.
+    steps_per_call: steps in one compiled call, if the algorithm is scannable; over several devices
+    it is not. checkpoint_seconds: the least time between checkpoints. num_devices: of each process.
+    on_report: called after each call. on_note: called with a sentence if the run goes on over
+    another number of devices.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
     program = Program(algorithm, [key], params, data, steps_per_call)
@@ -140,35 +137,25 @@ def run_together(
     seconds of a run are its share of those of the program.
     """
     keys = list(keys)
-    try:
-        program = Program(algorithm, keys, params, data, steps_per_call)
-        return _drive(program, directories, num_steps, checkpoint_seconds, on_report, on_note)
-    except ProgramTooLarge:
-        pass
-    except jax.errors.JaxRuntimeError as error:
-        if len(keys) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-    # Here the arrays of the attempt are gone; what it has saved is not.
-    half = len(keys) // 2
 
-    def report_second(reports: Mapping[int, StepReport]) -> None:
-        on_report({half + index: report for index, report in reports.items()})
+    def drive(first: int, last: int) -> list[LoopResult]:
+        def report(reports: Mapping[int, StepReport]) -> None:
+            on_report({first + index: report for index, report in reports.items()})
 
-    results = []
-    for part, report in ((slice(half), on_report), (slice(half, None), report_second)):
-        results += run_together(
-            algorithm,
-            keys[part],
-            params,
-            data,
-            num_steps,
-            directories[part],
-            steps_per_call=steps_per_call,
-            checkpoint_seconds=checkpoint_seconds,
-            on_report=report,
-            on_note=on_note,
-        )
-    return results
+        folders = directories[first:last]
+        try:
+            program = Program(algorithm, keys[first:last], params, data, steps_per_call)
+            return _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
+        except ProgramTooLarge:
+            pass
+        except jax.errors.JaxRuntimeError as error:
+            if last - first == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        # Here the arrays of the attempt are gone; what it has saved is not.
+        middle = (first + last) // 2
+        return drive(first, middle) + drive(middle, last)
+
+    return drive(0, len(keys))
 
 
 def _drive(
@@ -197,13 +184,9 @@ def _drive(
             for file, state in zip(files, states, strict=True):
                 file.save(state)
 
-        def next_call() -> tuple[int, int, np.ndarray] | None:
-            done, finished = [file.done for file in files], program.finished(states)
-            return _next_call(done, finished, num_steps, program.steps_per_call)
-
         saved_at = time.perf_counter()
         with _stop_signals() as signals:
-            while call := next_call():
+            while call := _next_call(program, files, states, num_steps):
                 states, metrics, seconds, compile_seconds = program.advance(states, *call)
                 first, count, going = call
                 share = 1 / going.sum()

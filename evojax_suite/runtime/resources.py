@@ -62,11 +62,8 @@ def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
     def sample() -> None:
         with path.open("a") as file:
             while not stop.wait(interval):
-                line = {
-                    "seconds": time.monotonic() - start,
-                    "cpu_percent": process.cpu_percent(),
-                    "memory_mib": process.memory_info().rss / 2**20,
-                }
+                line = {"seconds": time.monotonic() - start, "cpu_percent": process.cpu_percent()}
+                line["memory_mib"] = process.memory_info().rss / 2**20
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 

@@ -169,28 +169,20 @@ def owned_runs() -> Iterator[None]:
             _OWNED.reset(token)
 
 
-@contextmanager
-def _owned(directory: Path) -> Iterator[None]:
-    """Locks `directory` for this process until the context of `owned_runs` ends, or this one if
-    there is none. Raises RunExists."""
+def _lock(directory: Path, stack: ExitStack) -> None:
+    """Locks `directory` for this process until `stack` is closed. Raises RunExists."""
     try:
         import fcntl
     except ImportError:  # not on Windows
-        yield
         return
-    with ExitStack() as stack:
-        file = os.open(directory, os.O_RDONLY)
-        stack.callback(os.close, file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunExists(f"{directory}: another process is at work in this run") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-        kept = _OWNED.get()
-        if kept is not None:
-            kept.enter_context(stack.pop_all())
+    file = os.open(directory, os.O_RDONLY)
+    stack.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunExists(f"{directory}: another process is at work in this run") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
@@ -203,7 +195,8 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
     config = to_jsonable(config)
     _check_run(directory, config, resume, may_grow)
     directory.mkdir(parents=True, exist_ok=True)
-    with _owned(directory):
+    with ExitStack() as stack:
+        _lock(directory, stack)
         _check_run(directory, config, resume, may_grow)  # alone now
         try:
             write_json(directory / "config.json", config)
@@ -211,6 +204,8 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
             if not any(directory.iterdir()):
                 directory.rmdir()
             raise
+        if owned := _OWNED.get():
+            owned.enter_context(stack.pop_all())
 
 
 def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None) -> None:

@@ -89,10 +89,7 @@ class RunFiles:
         stage_seconds = Counter()
         for line in timings:
             stage_seconds.update(line.get("stages", {}))
-        return LoopResult(
-            state=state,
-            seconds=sum(line["seconds"] for line in timings),
-            compile_seconds=sum(line["compile_seconds"] for line in timings),
-            num_failed=sum(line.get("num_failed", 0) for line in metrics),
-            stage_seconds=dict(stage_seconds),
-        )
+        seconds = sum(line["seconds"] for line in timings)
+        compile_seconds = sum(line["compile_seconds"] for line in timings)
+        num_failed = sum(line.get("num_failed", 0) for line in metrics)
+        return LoopResult(state, seconds, compile_seconds, num_failed, dict(stage_seconds))
