@@ -38,6 +38,6 @@ def run(options: Options, columns: Mapping[str, Columns]) -> None:
     runs = [run for run in options.runs if not (run / "comparison.json").exists()]
     for left_out in sorted({*options.runs} - {*runs}):
         console.say(f"{left_out} is a comparison itself, and left out")
-    repeat = [shlex.join(["evojax-suite", *options.typed])]
-    print(comparison.write(runs, options.output, repeat, columns))
+    repeat = shlex.join(["evojax-suite", *options.typed])
+    print(comparison.write(runs, options.output, [repeat], columns))
     print(f"report: {options.output / 'report.html'}")

@@ -30,10 +30,9 @@ class _Loader(yaml.SafeLoader):
     yaml_implicit_resolvers: typing.ClassVar = {}
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|Null|NULL|~|)$"), None)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), None
-)
+_WORDS = {"null": r"(null|Null|NULL|~|)$", "bool": r"(true|True|TRUE|false|False|FALSE)$"}
+for _name, _pattern in _WORDS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
 
 
 class Option(NamedTuple):
@@ -48,11 +47,8 @@ def known(
     options: type, path: str = "", prefix: str = "", omitted: bool = False
 ) -> dict[str, Option]:
     """Returns the settings of a class of options: the path of each (config.network.width) and its
-    option (--width).
-
-    path, prefix, omitted: of a class within another one, the path and the prefix of the options
-    above it, and whether their prefixes are omitted.
-    """
+    option (--width). The other arguments are those of a class within another: its path, the prefix
+    of its options, and whether prefixes are omitted."""
     settings = {}
     hints = typing.get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
@@ -94,13 +90,10 @@ def named_in(arguments: list[str]) -> Path | None:
 def arguments_of(
     file: Path, options: type, others: Literal["refuse", "skip"], without: Container[str] = ()
 ) -> list[str]:
-    """Returns the content of a YAML or JSON file as arguments of a command with these options.
-
-    Keys are the options (learning_rate, with - or _), or paths as in a run's config.json. Raises
-    ValueError or OSError, one line.
-
-    others: what to do with keys that `options` does not have. without: options to leave out.
-    """
+    """Returns the content of a YAML or JSON file as arguments of a command with these options. Keys
+    are the options (learning_rate, with - or _), or paths as in a run's config.json. others: what
+    to do with keys that `options` does not have. without: flags to leave out. Raises ValueError or
+    OSError, one line."""
     try:
         content = yaml.load(file.read_text(), _Loader)
         settings = flat(content) if isinstance(content, dict) else {}

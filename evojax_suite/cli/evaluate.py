@@ -16,8 +16,8 @@ from pydantic import PositiveInt
 from evojax_suite import distilled, networks
 from evojax_suite.configuration import Share, configuration
 from evojax_suite.data import load
-from evojax_suite.distilled import AugmentationName, DistilledDataset
-from evojax_suite.networks import NetworkConfig, NetworkName
+from evojax_suite.distilled import DistilledDataset
+from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import formats
 from evojax_suite.reporting.progress import console
 from evojax_suite.running import robust
@@ -38,7 +38,7 @@ class Options(Placement):
     protocol: Literal["stored", "literature"] = "stored"
     """stored: the recipe in the file. literature: 300 epochs of SGD 0.01 with momentum 0.9 and
     penalty 5e-4, divided by 10 at half, a ConvNet with the literature's settings."""
-    augmentation: Literal["stored"] | AugmentationName | None = None
+    augmentation: Literal["stored"] | distilled.AugmentationName | None = None
     """While training; by default the protocol's: stored, or none in the literature's."""
     labels: Literal["stored", "hard"] = "stored"
     """hard: all weight on the most probable class."""
@@ -46,7 +46,7 @@ class Options(Placement):
     """Another number of epochs than the protocol's, such as 1000."""
     width: PositiveInt | None = None
     """Another width of the ConvNet than the protocol's."""
-    network: tuple[NetworkName | str, ...] = ()
+    network: tuple[networks.NetworkName | str, ...] = ()
     """One or more architectures, a user's as package.module:Class; by default the recipe's."""
     num_networks: PositiveInt = 20
     """Networks of each architecture, which differ in their initialisations."""

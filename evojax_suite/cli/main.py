@@ -29,11 +29,6 @@ if TYPE_CHECKING:
     from evojax_suite.running.options import Command, RunOptions
     from evojax_suite.running.system import System
 
-_ABOUT = {
-    "prog": "evojax-suite",
-    "description": "Evolution over thousands of small neural networks, in JAX.",
-}
-
 
 def _say(text: str) -> None:
     print(f"evojax-suite: {text}", file=sys.stderr, flush=True)
@@ -54,10 +49,12 @@ def _in_one_line(text: str, command: list[str]) -> str:
 
 def _parse(commands, arguments: list[str], **settings):
     """Returns tyro's result. Raises ValueError, one line, for a wrong option."""
+    about = "Evolution over thousands of small neural networks, in JAX."
     errors = io.StringIO()
+    settings |= {"prog": "evojax-suite", "description": about}
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(commands, args=arguments, **_ABOUT, **settings)
+            return tyro.cli(commands, args=arguments, **settings)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
@@ -236,7 +233,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run() -> None:
-    """The entry point. The user's networks and functions are imported from the working directory
-    too."""
+    """The entry point, which also imports a user's modules from the working directory."""
     sys.path.append(os.getcwd())
     sys.exit(main())

@@ -183,11 +183,10 @@ def _hoverable(chart: Chart):
                 plot.add_layout(bar)
         elif band:
             glyphs.append(plot.varea("x", "low", "high", fill_alpha=0.15, **look))
-        y_text = "@y{0,0.[0000]}"
-        tips = [(series.name, "@note" if series.notes else y_text)]
-        tips.append((chart.x_title, "@x{0,0.[0000]}"))
+        x_tip, y_tip = (chart.x_title, "@x{0,0.[0000]}"), (chart.y_title, "@y{0,0.[0000]}")
+        tips = [(series.name, y_tip[1]), x_tip]
         if series.notes:
-            tips.append((chart.y_title, y_text))
+            tips = [(series.name, "@note"), x_tip, y_tip]
         plot.add_tools(HoverTool(renderers=glyphs[:1], tooltips=tips, line_policy="nearest"))
         if series.in_legend:
             entries.append((series.name, glyphs))
@@ -208,8 +207,7 @@ def _hoverable(chart: Chart):
 
 
 def as_html(charts: Sequence[Chart]) -> tuple[str, list[str]]:
-    """Returns a script with the data, and for each chart the element that it fills; both need
-    `library()`."""
+    """Returns a script, and for each chart an element that it fills; both need `library()`."""
     if not charts:
         return "", []
     from bokeh.embed import components

@@ -71,11 +71,7 @@ class Run:
 
     def numbers(self) -> dict[str, float]:
         """Returns the numbers of the summary, by path; of `results` by method and size too."""
-        numbers = {
-            name: float(value)
-            for name, value in flat(self.summary).items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
+        numbers = {n: float(v) for n, v in flat(self.summary).items() if type(v) in (int, float)}
         tested = [row for row in self.results if row["test_accuracy_mean"] is not None]
         return numbers | {_set(row): row["test_accuracy_mean"] for row in tested}
 
@@ -85,8 +81,7 @@ def _set(row: dict) -> str:
 
 
 def read(path: Path, systems: Collection[str]) -> Run:
-    """Returns the run of one of `systems` in the folder `path`. Raises ValueError, one line, if
-    there is no finished one."""
+    """Returns the run of one of `systems` that ended in `path`. Raises ValueError, one line."""
 
     def require(holds: bool, otherwise: str) -> None:
         if not holds:
@@ -191,8 +186,7 @@ def _spread(values: np.ndarray, quantity: Quantity) -> str:
 
 
 def _differences(groups: Sequence[Group], quantity: Quantity) -> list[list[str]]:
-    """Returns table rows of the differences of each group from the first, over the seeds that both
-    have."""
+    """Returns rows of the difference of each group from the first, over seeds that both have."""
     from scipy.stats import ttest_rel  # half a second to import
 
     first = {run.seed: run.numbers().get(quantity.key) for run in groups[0].runs}
@@ -211,8 +205,7 @@ def _differences(groups: Sequence[Group], quantity: Quantity) -> list[list[str]]
 
 
 def _curve(group: Group, x: str, y: str, color: str) -> Series | None:
-    """Returns the mean over seeds, shaded by a standard deviation, up to the last step that all
-    have."""
+    """Returns the mean over seeds, shaded by a deviation, up to the last step that all have."""
     lines = [
         [row for row in run.metrics if x in row and y in row and not row.get("judging")]
         for run in group.runs
@@ -300,11 +293,10 @@ def _networks(run: Run) -> list[tuple[float, float, str]]:
 def write(
     paths: Sequence[Path], folder: Path, repeat: Sequence[str], columns: Mapping[str, Columns]
 ) -> str:
-    """Compare the runs in `paths`; write `folder`/report.html, comparison.json and figures/.
+    """Compare the runs in `paths`; write `folder`/report.html, comparison.json and figures/. Return
+    tables as text. Raises ValueError, one line, for a path without a finished run.
 
     repeat: lines of shell that repeat the comparison. columns: what is shown, by system.
-
-    Returns a table as text. Raises ValueError, one line, for a path without a finished run.
     """
     groups = grouped([read(path, columns) for path in paths])
     tables, headline, texts = [], [], []

@@ -67,8 +67,8 @@ def image_rows(
 ) -> None:
     """Draw real images above synthetic ones, an image a column (Figs. 4 to 11 of Sato et al. 2026).
 
-    images: (n, H, W, C) normalised; each is stretched to its range, since evolution leaves the
-    range of real images. labels: (n, num_classes).
+    images: (n, H, W, C) normalised; each is stretched to its range, as evolution leaves the range
+    of real images. labels: (n, num_classes).
     """
     chosen = _evenly(len(images), max_columns)
     real = _real_beside(dataset, labels[chosen])
@@ -95,8 +95,7 @@ def evolution(
 ) -> None:
     """Write an animated PNG of synthetic images below real ones, each stretched to its range.
 
-    frames: (frames, n, H, W, C), normalised. labels: (n, num_classes). side: width of an image in
-    pixels.
+    frames: (frames, n, H, W, C), normalised. labels: (n, num_classes). side: pixels of an image.
     """
     chosen = _evenly(frames.shape[1], max_columns)
     real = _real_beside(dataset, labels[chosen])
@@ -117,8 +116,7 @@ def evolution(
 
 
 def _real_beside(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
-    """Returns the first training image of the class of each of `labels` (n, num_classes), in [0, 1]
-    where the dataset has integers."""
+    """Returns the first training image, in [0, 1], of the class of each label (n, num_classes)."""
     train = dataset.train
     real = train.images[[np.argmax(train.labels == label) for label in labels.argmax(-1)]]
     return real / 255.0 if real.dtype == np.uint8 else real
@@ -127,11 +125,9 @@ def _real_beside(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
 def soft_label_images(
     path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_images: int = 20
 ) -> None:
-    """Draw synthetic images with the probabilities of their labels as bars (Fig. 1 of Shvai et al.
-    2022).
+    """Draw synthetic images with the probabilities of their labels (Fig. 1 of Shvai et al. 2022).
 
-    images: (n, H, W, C) normalised; shown as they are, cut at black and white. labels:
-    (n, num_classes).
+    images: (n, H, W, C) normalised; cut at black and white. labels: (n, num_classes).
     """
     chosen = _evenly(len(images), max_images)
     columns = min(len(chosen), 5)
@@ -162,10 +158,8 @@ def soft_label_images(
 
 
 def accuracy_by_size(results: dict[str, list[tuple[int, float, float]]]) -> list[Chart]:
-    """Accuracy against the number of images, a line for each method.
-
-    results: for each method (images, mean, standard deviation), accuracies in [0, 1].
-    """
+    """Accuracy against the number of images, a line for each method; results: by method the points
+    (images, mean, standard deviation), with accuracies in [0, 1]."""
     series = []
     for index, (method, points) in enumerate(results.items()):
         sizes, means, deviations = np.array(sorted(points), float).T
@@ -197,9 +191,8 @@ def compression_curves(metrics: list[dict]) -> list[Chart]:
 def accuracy_front(front: list[dict], parent: float, chosen: tuple[float, float]) -> list[Chart]:
     """A Pareto front of networks: accuracy against parameters, as parts of the parent's and of 1.
 
-    front: rows with `relative_parameters`, `evolution_accuracy` and `hidden_units`.
-    parent: the accuracy of the parent.
-    chosen: the relative parameters and the accuracy of the run's network.
+    front: rows with `relative_parameters`, `evolution_accuracy` and `hidden_units`. parent: its
+    accuracy. chosen: relative parameters and accuracy of the run's network.
     """
     # Points, no line: similarity is an objective too, so that a larger one may be less accurate.
     sizes, accuracies = column(front, "relative_parameters"), column(front, "evolution_accuracy")
@@ -245,11 +238,9 @@ def resource_curves(runs: dict[str, list[dict]]) -> list[Chart]:
 
 
 def population_movement(populations: list[list[dict]], size: str, title: str) -> list[Chart]:
-    """Error rate and size of the survivors of each generation (Fig. 6 of Pei et al. 2022), and
-    their means.
-
-    populations: for each generation, rows with `accuracy`, `size` and `units`. title: names size.
-    """
+    """Error rate and size of each generation's survivors, and their means (Fig. 6 of Pei et al.
+    2022). populations: by generation, rows with `accuracy`, `units` and what `size` names, which is
+    called `title`."""
     clouds, statistics = [], []
     colors = gradual(len(populations))
     for generation, (rows, color) in enumerate(zip(populations, colors, strict=True)):

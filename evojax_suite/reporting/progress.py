@@ -9,15 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from evojax_suite.runtime.loop import StepReport
 from evojax_suite.runtime.results import to_jsonable
@@ -67,8 +60,8 @@ def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str
 def progress(
     title: str, num_steps: int, members_per_step: int = 0, shown: Mapping[str, str] = SHOWN
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Yields a function for `loop.run(on_report=...)` that shows the progress of a run. shown: the
-    metrics to show, with their titles."""
+    """Yields a function for `loop.run(on_report=...)`, which shows the metrics in `shown`, by their
+    titles, and the time that is left."""
     if not console.is_terminal or console.log_format == "json":
         last, first = 0.0, None
 
@@ -87,10 +80,10 @@ def progress(
 
         yield line
         return
-    name, state = TextColumn("{task.description}"), TextColumn("{task.fields[state]}")
-    times = TimeElapsedColumn(), TimeRemainingColumn()
-    columns = name, BarColumn(bar_width=20), MofNCompleteColumn(), state, *times
-    with Progress(*columns, console=console) as bar:
+    name, state = map(bars.TextColumn, ("{task.description}", "{task.fields[state]}"))
+    times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
+    columns = name, bars.BarColumn(bar_width=20), bars.MofNCompleteColumn(), state, *times
+    with bars.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=num_steps, state="compiling")
 
         def update(report: StepReport) -> None:

@@ -110,11 +110,8 @@ class Report:
 
 
 def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, object]) -> None:
-    """Write the page, and figures/ beside it with the charts as PNG.
-
-    repeat: lines of shell that repeat the run. details: values by name, which can be unfolded and
-    are shown as JSON.
-    """
+    """Write the page, and figures/ beside it with the charts as PNG; repeat: lines of shell that
+    repeat the run; details: values by name, which are shown as JSON when they are unfolded."""
     drawn = [chart for figure in report.figures for chart in figure.charts]
     script, waiting = charts.as_html(drawn)
     figures = []
@@ -152,8 +149,7 @@ def made_with() -> str:
 def commands(
     directory: Path, command: str, typed: Sequence[str], data_dir: Path | None
 ) -> list[str]:
-    """Returns commands that repeat the run in `directory`: the one that was `typed`, if any, and
-    one with the resolved configuration."""
+    """Returns commands that repeat a run: as it was `typed`, if it was, and from its settings."""
     again = [command, "--config", str(directory / "config.json"), "--name", "again"]
     again += ["--data-dir", str(data_dir)] if data_dir else []
     return [shlex.join(["evojax-suite", *words]) for words in (typed, again) if words]

@@ -29,12 +29,9 @@ def _digest(state: PyTree) -> np.ndarray:
 
 
 class Checkpoints:
-    """The newest states of a run in `directory`; one that was not written to its end never counts,
-    and one that was damaged later is moved aside.
-
-    Only the first of several processes writes and reads; for the others there are no checkpoints
-    (`devices.from_first` sends them the state).
-    """
+    """The newest states of a run in `directory`. A state that was not written to its end never
+    counts, and one that was damaged later is moved aside. Of several processes the first alone
+    writes and reads, and sends the state to the others (`devices.from_first`)."""
 
     def __init__(self, directory: Path, max_to_keep: int = 2):
         self._manager = None
@@ -58,8 +55,7 @@ class Checkpoints:
         """Start to write `state`; returns before it is on disk."""
         if self._manager is None:
             return
-        # Orbax refuses empty arrays.
-        filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)
+        filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)  # none are empty
         on_host = jax.device_get(filled)
         # Orbax expects that arrays on devices are spread over all processes.
         saved = {"state": on_host if self._shared else filled, "digest": _digest(on_host)}
@@ -81,8 +77,7 @@ class Checkpoints:
         return 0, like
 
     def restore(self, step: int, like: PyTree) -> PyTree:
-        """Returns the state of `step`, with the structure, shapes and types of `like`. Raises
-        DamagedCheckpoint."""
+        """Returns the state of `step`, in the form of `like`. Raises DamagedCheckpoint."""
         assert self._manager is not None
         described = jax.device_get(like) if self._shared else like
         abstract = jax.tree.map(
@@ -113,7 +108,5 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             reason = "no space is left" if "No space left" in str(error) else reason
-            raise OSError(
-                f"{self._directory}: the state cannot be saved: {reason}; --resume goes on from "
-                f"step {self.latest or 0}"
-            ) from None
+            rest = f"{reason}; --resume goes on from step {self.latest or 0}"
+            raise OSError(f"{self._directory}: the state cannot be saved: {rest}") from None

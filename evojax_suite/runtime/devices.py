@@ -39,12 +39,9 @@ class ProcessLost(Exception):
 
 
 def join(coordinator: str | None, num_processes: int | None, process_id: int | None) -> None:
-    """Make this process one of those of a run, before anything is computed, as the arguments say or
-    as SLURM, Open MPI or Kubernetes tell JAX.
-
-    coordinator: host:port of process 0. Raises ValueError if neither says how, and ProcessLost if
-    the other processes do not come.
-    """
+    """Make this process one of those of a run, before anything is computed, as the arguments say
+    (coordinator: host:port of process 0) or as SLURM, Open MPI or Kubernetes tell JAX. Raises
+    ValueError if neither does, and ProcessLost if the other processes do not come."""
     try:
         jax.distributed.initialize(
             coordinator, num_processes, process_id, heartbeat_timeout_seconds=_HEARTBEAT_SECONDS
@@ -92,10 +89,7 @@ def from_first(tree: PyTree) -> PyTree:
 def take(devices: Devices) -> int:
     """Returns how many devices of this process to use, if `devices` are asked for. A CPU is made
     that many devices, if nothing was computed before; auto and all leave it the number that
-    JAX_NUM_CPU_DEVICES or XLA_FLAGS set.
-
-    Raises ValueError if there are fewer.
-    """
+    JAX_NUM_CPU_DEVICES or XLA_FLAGS set. Raises ValueError if there are fewer."""
     if isinstance(devices, int):
         wanted = devices
     else:
@@ -204,10 +198,8 @@ def map_population(
 
 def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
     """Returns `algorithm` with its population evaluated on `num_devices` devices of each process,
-    without devices that would have no members; a step is then no longer scannable.
-
-    Returns `algorithm` itself if there is only one device, or no population.
-    """
+    without devices that would have no members; a step is then no longer scannable. With only one
+    device, or no population, it is `algorithm` itself."""
     generation = algorithm.generation
     if generation is None:
         return algorithm

@@ -99,13 +99,13 @@ def run(
 ) -> LoopResult:
     """Run `algorithm` for `num_steps` steps in `directory`, going on from its last checkpoint.
 
-    Writes metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. Raises
-    Interrupted, after saving, on SIGINT and SIGTERM.
+    Writes metrics.jsonl (deterministic), timing.jsonl and checkpoints/ there. Raises Interrupted,
+    after saving, on SIGINT and SIGTERM.
 
-    steps_per_call: steps in one compiled call, if the algorithm is scannable; over several devices
-    it is not. checkpoint_seconds: the least time between checkpoints. num_devices: of each process.
-    on_report: called after each call. on_note: called with a sentence if the run goes on over
-    another number of devices.
+    steps_per_call: steps in one compiled call, if the algorithm is scannable, which it is not over
+    several devices. checkpoint_seconds: the least time between checkpoints. num_devices: devices of
+    each process. on_report: called after each call. on_note: called with a sentence if the run goes
+    on over another number of devices.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
     program = Program(algorithm, [key], params, data, steps_per_call)
@@ -129,12 +129,12 @@ def run_together(
     on_report: Callable[[Mapping[int, StepReport]], None] = lambda reports: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> list[LoopResult]:
-    """`run` with each of `keys` in one of `directories`, all in one program on one device. A run
-    may be started or continued alone as well; its numbers then differ by rounding.
+    """`run` of a scannable algorithm with each of `keys` in one of `directories`, all in a program
+    on one device. A run may be started or continued alone as well; its numbers then differ by
+    rounding. If the memory does not suffice, one half of the runs follows the other. The seconds of
+    a run are its share of those of the program.
 
-    algorithm: must be scannable. on_report: called with the reports of the runs that went on, by
-    their indices. If the memory does not suffice, one half of the runs follows the other. The
-    seconds of a run are its share of those of the program.
+    on_report: called with the reports of the runs that went on, by their indices.
     """
     keys = list(keys)
 

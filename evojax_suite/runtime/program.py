@@ -28,7 +28,7 @@ def free_bytes() -> float:
 
 def _of_runs(function: Callable[..., PyTree], num_runs: int, shared: int) -> Callable[..., tuple]:
     """Returns `function` of the values of one run as a function of tuples with a value for each of
-    `num_runs` runs, which returns such a tuple; all share the last `shared` arguments."""
+    `num_runs` runs, which also returns a tuple; all share the last `shared` arguments."""
     if num_runs == 1:
         return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
 
@@ -42,12 +42,9 @@ def _of_runs(function: Callable[..., PyTree], num_runs: int, shared: int) -> Cal
 
 
 class Program:
-    """The steps of R runs of `algorithm`, compiled at the first call of `advance`.
-
-    A scannable algorithm does up to `steps_per_call` steps in a call, whose number is traced, so
-    that the last call of a run compiles nothing; the states are donated to it. An algorithm that is
-    not scannable does one step of one run.
-    """
+    """The steps of R runs of `algorithm`, compiled at the first call of `advance`. A scannable one
+    does up to `steps_per_call` steps in a call, whose number is traced, so that the last call of a
+    run compiles nothing; the states are donated to it. Another does one step of one run."""
 
     def __init__(
         self,
@@ -82,11 +79,10 @@ class Program:
         self, states: Sequence[PyTree], first: int, count: int, going: np.ndarray
     ) -> tuple[list[PyTree], list[dict[str, Any]], float, float]:
         """Do the steps `first` to `first + count` of the runs that are `going` (R,); the states of
-        the others stay as they are.
+        the others stay as they are. Raises ProgramTooLarge before the first call of several runs.
 
         Returns the state of each run, the metrics of each run, arrays whose leading axis is that of
-        the steps, the seconds without compilation and those of compilation. Raises ProgramTooLarge
-        before the first call of several runs.
+        the steps, the seconds without compilation and those of compilation.
         """
         start = time.perf_counter()
         if self.algorithm.scannable:

@@ -36,8 +36,8 @@ def _quota(groups: Path, mounts: Path) -> float:
 
 
 def cores(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns the number of physical cores that this process may use, at least one: those of the
-    machine that its affinity and its control groups leave it."""
+    """Returns how many physical cores this process may use, at least one: those that its affinity
+    and its control groups leave it."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not Linux

@@ -64,10 +64,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Lines:
-    """A file of JSON lines, which is cut back to a checkpoint before it grows again."""
+    """A file of JSON lines, of which those whose `generation` is at most `keep_up_to` are kept."""
 
     def __init__(self, path: Path, keep_up_to: int):
-        """Keeps the lines whose `generation` is at most `keep_up_to`; drops a torn last line."""
         kept = [line for line in read_lines(path) if line["generation"] <= keep_up_to]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
@@ -101,11 +100,9 @@ def read_lines(path: Path) -> list[dict]:
 
 class Rows:
     """The rows of a study in one JSON file, written as they come. A study that was interrupted goes
-    on; with other options it starts again."""
+    on; it starts again with other `options`, a dataclass, but for its fields named in `without`."""
 
     def __init__(self, path: Path, options: Any, *without: str):
-        """options: the dataclass that describes the study. without: names of those of its fields
-        that may change while it is the same study."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.about = to_jsonable(options) | {"device": jax.devices()[0].device_kind}
@@ -186,12 +183,10 @@ def _lock(directory: Path, stack: ExitStack) -> None:
 
 
 def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
-    """Create the directory of a run, or check that it was started with `config`.
-
-    `may_grow` names the one entry that may be larger than at the start (the generations). Raises
-    RunExists where the directory is taken, where another process is at work in it (`owned_runs`),
-    or where `resume` is set and the configuration is another.
-    """
+    """Create the directory of a run, or check that it was started with `config`, in which the entry
+    `may_grow` (the generations) may be larger than it was. Raises RunExists where the directory is
+    taken, where another process is at work in it (`owned_runs`), or where `resume` is set and the
+    configuration is another."""
     config = to_jsonable(config)
     _check_run(directory, config, resume, may_grow)
     directory.mkdir(parents=True, exist_ok=True)
@@ -212,9 +207,8 @@ def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None
     path = directory / "config.json"
     if path.exists():
         if not resume:
-            raise RunExists(
-                f"{directory} holds a run already: --resume goes on with it, --name starts another"
-            )
+            ways = "--resume goes on with it, --name starts another"
+            raise RunExists(f"{directory} holds a run already: {ways}")
         try:
             content = json.loads(path.read_text())
         except ValueError as error:

@@ -25,8 +25,7 @@ class LoopResult:
 
 
 class RunFiles:
-    """metrics.jsonl (deterministic), timing.jsonl and checkpoints/ of one run; `done` is the number
-    of steps that are done."""
+    """metrics.jsonl (deterministic), timing.jsonl and checkpoints/ of a run after `done` steps."""
 
     def __init__(self, directory: Path, num_devices: int):
         directory.mkdir(parents=True, exist_ok=True)
