@@ -1,4 +1,4 @@
-"""Show several finished runs on one page."""
+"""Compare several finished runs on one page."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Options(Command):
 
 
 def run(options: Options, columns: Mapping[str, Columns]) -> None:
-    """Write the page, print the table. Raises ValueError or OSError, each with one line to show."""
+    """Write the page, print the table. Raises ValueError or OSError with a message of one line."""
     runs = [run for run in options.runs if not (run / "comparison.json").exists()]
     for left_out in sorted({*options.runs} - {*runs}):
         console.say(f"{left_out} is a comparison itself, and left out")
-    repeat = [shlex.join(["evojax-suite", *options.typed])]
-    print(comparison.write(runs, options.output, repeat, columns))
+    repeat = shlex.join(["evojax-suite", *options.typed])
+    print(comparison.write(runs, options.output, [repeat], columns))
     print(f"report: {options.output / 'report.html'}")

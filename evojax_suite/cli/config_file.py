@@ -1,4 +1,4 @@
-"""Options in a file: what it holds becomes arguments, so that one parser judges both."""
+"""Options in a file, which become arguments, so that one parser checks both."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import types
 import typing
 from collections.abc import Container
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -24,19 +25,18 @@ _OMITTED, _SUPPRESSED = (
 
 
 class _Loader(yaml.SafeLoader):
-    """Numbers stay as they are written: YAML 1.1 would read 1:3 as 63, and 007 as 7."""
+    """Keeps numbers as they are written: YAML 1.1 would read 1:3 as 63, and 007 as 7."""
 
     yaml_implicit_resolvers: typing.ClassVar = {}
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(null|Null|NULL|~|)$"), None)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), None
-)
+_WORDS = {"null": r"(null|Null|NULL|~|)$", "bool": r"(true|True|TRUE|false|False|FALSE)$"}
+for _name, _pattern in _WORDS.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
 
 
 class Option(NamedTuple):
-    """A command-line option as tyro has it."""
+    """A command-line option, as tyro names it."""
 
     flag: str
     may_be_none: bool
@@ -46,56 +46,54 @@ class Option(NamedTuple):
 def known(
     options: type, path: str = "", prefix: str = "", omitted: bool = False
 ) -> dict[str, Option]:
-    """The settings of a class of options: the path of each (config.network.width) and its option
-    (--width)."""
-    found = {}
+    """Returns the settings of a class of options: the path of each (config.network.width) and its
+    option (--width). The other arguments are those of a class within another: its path, the prefix
+    of its options, and whether prefixes are omitted."""
+    settings = {}
     hints = typing.get_type_hints(options, include_extras=True)
     for field in dataclasses.fields(options):
-        hint = hints[field.name]
+        hint, place = hints[field.name], f"{path}{field.name}"
         notes = getattr(hint, "__metadata__", ())
         inner = typing.get_args(hint)[0] if notes else hint
         name = next((note.name for note in notes if getattr(note, "name", None)), field.name)
-        own = f"{path}{field.name}"
         if _SUPPRESSED in notes:
             continue
         if dataclasses.is_dataclass(inner):
             without = omitted or _OMITTED in notes
             below = "" if without else f"{prefix}{name}."
-            found |= known(typing.cast(type, inner), f"{own}.", below, without)
+            settings |= known(typing.cast(type, inner), f"{place}.", below, without)
         else:
             flag = f"--{prefix}{name}".replace("_", "-")
             aliases = [other for note in notes for other in getattr(note, "aliases", None) or ()]
-            found[own] = Option(flag, types.NoneType in typing.get_args(inner), tuple(aliases))
-    return found
+            settings[place] = Option(flag, types.NoneType in typing.get_args(inner), tuple(aliases))
+    return settings
 
 
 def value_of(flag: str, arguments: list[str]) -> str | None:
-    """What `arguments` give `flag`, the last if it is there twice; None where it is not there."""
-    found = [
-        argument.partition("=")[2] if "=" in argument else following
-        for argument, following in zip(arguments, [*arguments, ""][1:], strict=True)
-        if argument.partition("=")[0] == flag
-    ]
-    return found[-1] if found else None
+    """Returns the last value that `arguments` give `flag`, or None."""
+    value = None
+    for argument, following in zip(arguments, [*arguments, ""][1:], strict=True):
+        name, equals, given = argument.partition("=")
+        if name == flag:
+            value = given if equals else following
+    return value
 
 
 def named_in(arguments: list[str]) -> Path | None:
-    """The file that `--config` names among `arguments`."""
+    """Returns the file that `--config` names among `arguments`."""
     if "--config=" in arguments:
         raise ValueError("--config names no file")
-    found = value_of("--config", arguments)
-    return Path(os.path.expanduser(found)) if found else None
+    file = value_of("--config", arguments)
+    return Path(os.path.expanduser(file)) if file else None
 
 
 def arguments_of(
     file: Path, options: type, others: Literal["refuse", "skip"], without: Container[str] = ()
 ) -> list[str]:
-    """What a YAML or JSON file says, as arguments of a command with these options.
-
-    Keys are the options (learning_rate, with - or _), or paths as in a run's config.json; others:
-    what to do with keys that `options` does not have; without: options that do not count. Raises
-    ValueError or OSError, one line.
-    """
+    """Returns the content of a YAML or JSON file as arguments of a command with these options. Keys
+    are the options (learning_rate, with - or _), or paths as in a run's config.json. others: what
+    to do with keys that `options` does not have. without: flags to leave out. Raises ValueError or
+    OSError, one line."""
     try:
         content = yaml.load(file.read_text(), _Loader)
         settings = flat(content) if isinstance(content, dict) else {}
@@ -116,10 +114,8 @@ def arguments_of(
         if option is None and others == "skip":
             continue
         if option is None:
-            names = [*by_path, *by_name]
-            close = difflib.get_close_matches(path, names, 1) or difflib.get_close_matches(
-                name, names, 1
-            )
+            likely = partial(difflib.get_close_matches, possibilities=[*by_path, *by_name], n=1)
+            close = likely(path) or likely(name)
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{file}: this command has no option {path!r}{hint}")
         if option.flag in without:

@@ -1,4 +1,4 @@
-"""Say what this installation has: versions, devices, datasets, folders that can be written."""
+"""Print what this installation has: versions, devices, datasets, folders that can be written."""
 
 from __future__ import annotations
 
@@ -42,32 +42,24 @@ class Options(Command):
 
 
 def _writable(folder: Path) -> str:
-    """ok, or why nothing can be written below the first part of `folder` that exists."""
+    """Returns ok, or why nothing can be written in `folder`, or the parent of it that exists."""
     existing = folder
     try:
         while not existing.exists() and existing != existing.parent:
             existing = existing.parent
         with tempfile.TemporaryFile(dir=existing):
-            free = psutil.disk_usage(str(existing)).free / 2**30
-            return f"ok, {free:.1f} GiB free"
+            return f"ok, {psutil.disk_usage(str(existing)).free / 2**30:.1f} GiB free"
     except OSError as error:
         return f"cannot be written: {error.strerror}"
 
 
 def _computes(device) -> str:
-    """ok, or what went wrong in a small product on the device."""
+    """Returns ok, or what failed in a small product on the device."""
     try:
         ones = jax.device_put(jnp.ones((64, 64)), device)
         return "ok" if float((ones @ ones)[0, 0]) == 64 else "a product came out wrong"
-    except Exception as error:  # the point is to name whatever it is
+    except Exception as error:  # any failure is to be named
         return f"fails: {first_line(error)}"
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def _found(name: str, data_dir: str | Path | None, cache_data: bool) -> str:
@@ -87,11 +79,14 @@ def _found(name: str, data_dir: str | Path | None, cache_data: bool) -> str:
 
 
 def run(options: Options) -> int:
-    """Print what was found; 2 where something that every run needs is broken."""
+    """Print the state of the installation; returns 2 if a part that every run needs is broken."""
     broken = False
     print(f"Python {platform.python_version()}, {sys.executable}")
     for package in PACKAGES:
-        print(f"{package} {_version(package)}")
+        try:
+            print(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            print(f"{package} not installed")
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB of memory"
     print(f"{cores()} physical CPU cores for this process, {os.cpu_count()} logical ones, {memory}")
     for device in jax.devices():

@@ -27,17 +27,15 @@ class Options(Command):
 
 
 def run(options: Options) -> None:
-    """Raises ValueError, DataError or OSError, each with one line to show."""
+    """Write the set. Raises ValueError, DataError or OSError, each with a message of one line."""
     data = DistilledDataset.load(options.path).unpacked()
+    written = f"{len(data.images)} images of {data.dataset}: {options.output}"
     if options.format == "safetensors":
         if options.output.exists():
             raise FileExistsError(f"{options.output} exists already")
         options.output.parent.mkdir(parents=True, exist_ok=True)
         exports.save_safetensors(options.output, data)
-        print(f"{len(data.images)} images of {data.dataset}: {options.output}")
+        print(written)
         return
-    cut = exports.save_image_folder(options.output, data)
-    print(
-        f"{len(data.images)} images of {data.dataset}: {options.output}; {100 * cut:.1f}% of the "
-        "pixels lay beyond black or white and were cut, the other formats keep them"
-    )
+    cut = f"{100 * exports.save_image_folder(options.output, data):.1f}% of the pixels lay beyond"
+    print(f"{written}; {cut} black or white and were cut, the other formats keep them")

@@ -1,9 +1,8 @@
-"""The command line, made from the options of each system."""
+"""The command line, which is made from the options of each system."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import os
@@ -15,25 +14,28 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
 import tyro
+
+from evojax_suite import __version__
+from evojax_suite.cli import config_file
+from evojax_suite.runtime import devices, loop
+from evojax_suite.runtime.results import owned_runs
 
 if TYPE_CHECKING:
     from evojax_suite.reporting.comparison import Columns
     from evojax_suite.running.options import Command, RunOptions
     from evojax_suite.running.system import System
 
-_LOST = 75  # EX_TEMPFAIL of sysexits.h: to try again may help
 
-
-def _fail(message: str) -> int:
-    print(f"evojax-suite: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _say(text: str) -> None:
+    print(f"evojax-suite: {text}", file=sys.stderr, flush=True)
 
 
 def _in_one_line(text: str, command: list[str]) -> str:
-    """tyro's box, without the options of other commands that it also thinks of."""
+    """Returns tyro's error message on one line, without the options of other commands."""
     drawn = r"[─-╿]+|-{9,}|Error parsing (__tyro\S+|Placement:|Options:)|Value error"
     text = " ".join(re.sub(drawn, " ", text).split())
     text, _, ending = text.partition("For full helptext, ")
@@ -46,26 +48,22 @@ def _in_one_line(text: str, command: list[str]) -> str:
 
 
 def _parse(commands, arguments: list[str], **settings):
-    """tyro's result; what it says of a wrong option becomes one line."""
-    said = io.StringIO()
+    """Returns tyro's result. Raises ValueError, one line, for a wrong option."""
+    about = "Evolution over thousands of small neural networks, in JAX."
+    errors = io.StringIO()
+    settings |= {"prog": "evojax-suite", "description": about}
     try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(
-                commands,
-                prog="evojax-suite",
-                description="Evolution over thousands of small neural networks, in JAX.",
-                args=arguments,
-                **settings,
-            )
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(commands, args=arguments, **settings)
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise ValueError(_in_one_line(said.getvalue(), arguments[:1])) from None
+        raise ValueError(_in_one_line(errors.getvalue(), arguments[:1])) from None
 
 
 @contextlib.contextmanager
 def _terminate_like_interrupt(received: list[int]):
-    """SIGTERM raises KeyboardInterrupt, as SIGINT does; `received` tells it from that."""
+    """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does, and adds its number to `received`."""
 
     def raise_interrupt(number, frame):
         del frame
@@ -83,21 +81,20 @@ def _terminate_like_interrupt(received: list[int]):
 
 
 def _settle(arguments: list[str]) -> None:
-    """Take the devices and meet the other processes, before a command is imported: evosax starts
-    the devices when it is."""
-    from evojax_suite.cli.config_file import arguments_of, named_in
+    """Take the devices and join the other processes, before a command is imported, as the import of
+    evosax starts the devices."""
     from evojax_suite.running.options import Placement
 
     asks = {"-h", "--help"} & set(arguments)
     if not asks and not any(argument.startswith("--tyro-") for argument in arguments):
-        file = named_in(arguments)
-        said = arguments_of(file, Placement, "skip") if file else []
-        placement, _ = _parse(Placement, [*said, *arguments], return_unknown_args=True)
+        file = config_file.named_in(arguments)
+        in_file = config_file.arguments_of(file, Placement, "skip") if file else []
+        placement, _ = _parse(Placement, [*in_file, *arguments], return_unknown_args=True)
         placement.settle()
 
 
 class _Command(NamedTuple):
-    """What a command takes, and what it does with it."""
+    """A command: its options, the function that runs it, and its recipes, arguments by name."""
 
     options: type[Command]
     run: Callable[[Any], int | None]
@@ -105,52 +102,46 @@ class _Command(NamedTuple):
 
 
 def _commands() -> dict[str, _Command]:
-    """The commands by name: the systems, then what works on what they made."""
+    """Returns the commands by name: the systems, then those that work on their results."""
     from evojax_suite import systems
     from evojax_suite.cli import compare, doctor, evaluate, export
 
     records = systems.find()
     columns = {system.name: system.columns for system in records.values()}
-    found = {
-        name: _Command(
-            system.options, functools.partial(_run_system, system, columns), system.recipes
-        )
+    commands = {
+        name: _Command(system.options, partial(_run_system, system, columns), system.recipes)
         for name, system in records.items()
     }
-    return found | {
+    return commands | {
         "evaluate": _Command(evaluate.Options, evaluate.run),
         "export": _Command(export.Options, export.run),
-        "compare": _Command(compare.Options, functools.partial(compare.run, columns=columns)),
+        "compare": _Command(compare.Options, partial(compare.run, columns=columns)),
         "doctor": _Command(doctor.Options, doctor.run),
     }
 
 
 def _completed(arguments: list[str], commands: dict[str, _Command]) -> list[str]:
-    """`arguments`, before them those of the recipe and of the file that they name: what is given
-    later wins."""
-    from evojax_suite.cli.config_file import arguments_of, named_in, value_of
-
+    """Returns `arguments` with those of the recipe and of the file that they name before them, as
+    the last value of an option counts."""
     command = commands.get(arguments[0]) if arguments else None
     if command is None:
         return arguments
-    said: list[str] = []
-    if (file := named_in(arguments)) is not None:
+    in_file: list[str] = []
+    if (file := config_file.named_in(arguments)) is not None:
         typed = {argument.partition("=")[0] for argument in arguments}
         without = ({"--seed", "--seeds"} if {"--seed", "--seeds"} & typed else set()) - typed
-        said = arguments_of(file, command.options, "refuse", without)
-    recipe = value_of("--recipe", [*said, *arguments])
-    return [arguments[0], *command.recipes.get(recipe or "", ()), *said, *arguments[1:]]
+        in_file = config_file.arguments_of(file, command.options, "refuse", without)
+    recipe = config_file.value_of("--recipe", [*in_file, *arguments])
+    return [arguments[0], *command.recipes.get(recipe or "", ()), *in_file, *arguments[1:]]
 
 
 @contextlib.contextmanager
 def _naming_the_file(arguments: list[str]):
-    """What is wrong with an option may be wrong in the file that the arguments name."""
-    from evojax_suite.cli.config_file import named_in
-
+    """Adds the file that `arguments` name to an error, as a wrong option may come from it."""
     try:
         yield
     except ValueError as error:
-        file = named_in(arguments)
+        file = config_file.named_in(arguments)
         if file is None or str(file) in str(error):
             raise
         raise ValueError(f"{error} (with the options of {file})") from None
@@ -158,29 +149,30 @@ def _naming_the_file(arguments: list[str]):
 
 @contextlib.contextmanager
 def _compiled_once():
-    """What is compiled is not compiled again inside, by another run with the same program."""
+    """Keeps compiled programs until the context ends, for other runs with the same program."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
-    wanted = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
-    before = {name: getattr(jax.config, name) for name in wanted}
-    if before["jax_compilation_cache_dir"] is not None:
+    def configure(settings: dict[str, Any]) -> None:
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # JAX asks once whether there is one
+
+    names = "jax_compilation_cache_dir", "jax_persistent_cache_min_compile_time_secs"
+    before = {name: getattr(jax.config, name) for name in names}
+    if before[names[0]] is not None:
         yield
         return
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
         try:
-            for name, value in (wanted | {"jax_compilation_cache_dir": folder}).items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()  # JAX asks once whether there is one
+            configure(dict(zip(names, (folder, 0.0), strict=True)))
             yield
         finally:
-            for name, value in before.items():
-                jax.config.update(name, value)
-            compilation_cache.reset_cache()
+            configure(before)
 
 
 def _run_system(system: System, columns: Mapping[str, Columns], options: RunOptions) -> None:
-    """A run; one for each seed where there are several, and then a page of them all."""
+    """Run `system`; with several seeds once for each, and then write a page of all."""
     from evojax_suite.reporting import comparison
     from evojax_suite.reporting.progress import console
     from evojax_suite.running import runner
@@ -191,11 +183,11 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
     if options.seeds is None:
         runner.run(system, options.here())
         return
-    each = [one.here() for one in options.each()]
-    at_once = options.resolved_seeds_in_flight()
-    parts = [each[first : first + at_once] for first in range(0, len(each), at_once)]
+    each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
+    runs = []
     with _compiled_once():
-        runs = [directory for part in parts for directory in runner.run(system, *part)]
+        for first in range(0, len(each), at_once):
+            runs += runner.run(system, *each[first : first + at_once])
     folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
     repeat = [shlex.join(["evojax-suite", *options.typed])]
     console.say(comparison.write(runs, folder, repeat, columns))
@@ -203,12 +195,8 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 2 for errors, 75 where another process of
-    the run is lost, 128 + signal when stopped."""
-    from evojax_suite import __version__
-    from evojax_suite.runtime import devices, loop
-    from evojax_suite.runtime.results import owned_runs
-
+    """Run the command line and return its exit code: 0, 2 for errors, 75 if another process of the
+    run is lost, 128 + signal if stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if arguments == ["--version"]:
         print(__version__)
@@ -221,39 +209,30 @@ def main(arguments: list[str] | None = None) -> int:
             with _naming_the_file(arguments):
                 _settle(arguments)
             commands = _commands()
-            choices = Union[  # noqa: UP007
-                tuple(
-                    Annotated[command.options, tyro.conf.subcommand(name)]
-                    for name, command in commands.items()
-                )
-            ]
+            kinds = [Annotated[c.options, tyro.conf.subcommand(n)] for n, c in commands.items()]
             with _naming_the_file(arguments):
-                options = _parse(choices, _completed(arguments, commands))
+                options = _parse(Union[tuple(kinds)], _completed(arguments, commands))  # noqa: UP007
             command = next(c for c in commands.values() if isinstance(options, c.options))
             options = options.from_command_line(arguments).here()
             with owned_runs():
                 return command.run(options) or 0
     except loop.Interrupted as stop:
-        print(f"evojax-suite: {stop}; the same command with --resume goes on", file=sys.stderr)
+        _say(f"{stop}; the same command with --resume goes on")
         return 128 + stop.signal_number
-    except KeyboardInterrupt:  # outside the generations: what they saved is complete
-        number = received[0] if received else signal.SIGINT
-        print("evojax-suite: stopped; a run goes on with --resume", file=sys.stderr)
-        return 128 + number
+    except KeyboardInterrupt:  # outside the loops, whose saved states are complete
+        _say("stopped; a run goes on with --resume")
+        return 128 + (received[0] if received else signal.SIGINT)
     except devices.ProcessLost as lost:
-        print(
-            f"evojax-suite: another process of the run is lost; {devices.HOW_TO_GO_ON} ({lost})",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(_LOST)  # the usual way out would wait for the other process
+        _say(f"another process of the run is lost; {devices.HOW_TO_GO_ON} ({lost})")
+        os._exit(75)  # EX_TEMPFAIL of sysexits.h; a usual exit would wait for the other process
     except (ValueError, OSError) as error:
         if os.environ.get("EVOJAX_SUITE_TRACEBACK"):
             traceback.print_exc()
-        return _fail(str(error))
+        _say(f"error: {' '.join(str(error).split())}")
+        return 2
 
 
 def run() -> None:
-    """The entry point. A network or a fitness function may lie in the working directory."""
+    """The entry point, which also imports a user's modules from the working directory."""
     sys.path.append(os.getcwd())
     sys.exit(main())

@@ -1,1 +1,1 @@
-"""What people see of a run: progress, loggers, charts, pages, comparisons."""
+"""How a run is shown: progress, loggers, charts, pages, comparisons."""

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def duration(seconds: float) -> str:
-    """The duration as text, in seconds or in hours and minutes."""
+    """Returns a duration as text, in seconds or in hours and minutes."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
@@ -14,7 +14,7 @@ def duration(seconds: float) -> str:
 
 
 def short_duration(seconds: float) -> str:
-    """The duration as text in one unit, from milliseconds to days."""
+    """Returns a duration as text in one unit, from milliseconds to days."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
@@ -22,10 +22,10 @@ def short_duration(seconds: float) -> str:
 
 
 def percent(accuracies: np.ndarray | list[float]) -> str:
-    """Mean ± standard deviation in per cent, of accuracies in [0, 1]."""
+    """Returns mean ± standard deviation in per cent, of accuracies in [0, 1]."""
     return f"{100 * np.mean(accuracies):.2f} ± {100 * np.std(accuracies):.2f}"
 
 
 def settings(values: dict[str, object]) -> str:
-    """Settings as `name=value`, or none."""
+    """Returns settings as `name=value`, or "none"."""
     return ", ".join(f"{name}={value}" for name, value in values.items()) or "none"

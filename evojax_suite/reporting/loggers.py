@@ -1,4 +1,4 @@
-"""Metrics for TensorBoard and Weights & Biases as they come; metrics.jsonl has them anyway."""
+"""Loggers that send metrics to TensorBoard and Weights & Biases; metrics.jsonl has them anyway."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from evojax_suite.data.errors import first_line
 from evojax_suite.runtime.loop import StepReport
@@ -17,7 +17,7 @@ _MODULES: dict[Logger, str] = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 def check(names: Sequence[Logger]) -> None:
-    """Raise ValueError where what a logger needs is not there."""
+    """Raises ValueError if a package or a login that a logger needs is missing."""
     for name in names:
         if importlib.util.find_spec(_MODULES[name]) is None:
             raise ValueError(f"logger {name} needs: pip install 'evojax-suite[{name}]'")
@@ -28,49 +28,36 @@ def check(names: Sequence[Logger]) -> None:
         try:
             wandb.Api()
         except Error as error:
-            raise ValueError(
-                f"logger wandb: {first_line(error)} WANDB_MODE=offline needs no login"
-            ) from None
-
-
-def _numbers(row: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: value
-        for name, value in row.items()
-        if isinstance(value, int | float) and name != "generation"
-    }
+            hint = "WANDB_MODE=offline needs no login"
+            raise ValueError(f"logger wandb: {first_line(error)} {hint}") from None
 
 
 @contextmanager
 def logged(
     names: Sequence[Logger], directory: Path, settings: dict
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Give a function that logs a report; directory: of the run, which names it."""
+    """Yields a function that logs a report. directory: the folder of the run, whose name it has."""
     writer = run = None
 
     def log(report: StepReport) -> None:
         nonlocal writer, run
         for row in report.rows:
-            step, numbers = int(row["generation"]), _numbers(row)
+            step = int(row["generation"])
+            numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+            del numbers["generation"]
             if "tensorboard" in names:
                 from tensorboardX import SummaryWriter
 
-                # What an interrupted run logged after its checkpoint is done again.
-                writer = writer or SummaryWriter(
-                    str(directory / "tensorboard"), purge_step=step, flush_secs=10
-                )
+                # Steps that an interrupted run logged after its checkpoint are done again.
+                folder = str(directory / "tensorboard")
+                writer = writer or SummaryWriter(folder, purge_step=step, flush_secs=10)
                 for name, value in numbers.items():
                     writer.add_scalar(name, value, step)
             if "wandb" in names:
                 import wandb
 
-                run = run or wandb.init(
-                    project="evojax_suite",
-                    name=directory.name,
-                    dir=directory,
-                    config=settings,
-                    reinit="create_new",
-                )
+                where = {"project": "evojax_suite", "name": directory.name, "dir": directory}
+                run = run or wandb.init(**where, config=settings, reinit="create_new")
                 run.log(numbers, step=step)
 
     try:

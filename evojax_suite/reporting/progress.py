@@ -1,4 +1,4 @@
-"""Progress of a run on the terminal; plain lines now and then where there is none."""
+"""The progress of a run as a bar on the terminal, or as occasional lines where there is none."""
 
 from __future__ import annotations
 
@@ -9,15 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
+from rich import progress as bars
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from evojax_suite.runtime.loop import StepReport
 from evojax_suite.runtime.results import to_jsonable
@@ -26,19 +19,18 @@ LogFormat = Literal["text", "json"]
 
 
 class Terminal(Console):
-    """Standard error, where a run tells how it goes."""
+    """Standard error, where a run reports its progress."""
 
     log_format: LogFormat = "text"
 
     def say(self, text: str, **more: object) -> None:
-        """A line; as JSON with `more`, what it tells apart."""
+        """Print a line; if the format is JSON with `more`, its values as fields."""
         if self.log_format == "json":
             text = json.dumps(to_jsonable({"time": time.time(), "message": text} | more))
         self.print(text, markup=False)
 
 
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)
-
 
 SHOWN = {
     "fitness_best": "best",
@@ -47,7 +39,7 @@ SHOWN = {
     "accuracy": "accuracy",
     "validation_accuracy": "validation accuracy",
 }
-"""Metrics that the progress of any run shows, and how they are called there."""
+"""The metrics that the progress of any run shows, with their titles."""
 
 
 def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str]) -> str:
@@ -68,40 +60,30 @@ def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str
 def progress(
     title: str, num_steps: int, members_per_step: int = 0, shown: Mapping[str, str] = SHOWN
 ) -> Iterator[Callable[[StepReport], None]]:
-    """Give a function for `loop.run(on_report=...)` that shows how a run goes; shown: metrics, and
-    how they are called."""
+    """Yields a function for `loop.run(on_report=...)`, which shows the metrics in `shown`, by their
+    titles, and the time that is left."""
     if not console.is_terminal or console.log_format == "json":
         last, first = 0.0, None
 
         def line(report: StepReport) -> None:
             nonlocal last, first
-            now = time.monotonic()
-            first = first or (report.step - 1, now - report.seconds_per_step)
-            if now - last >= 15 or report.step == report.num_steps:
+            now, step, steps = time.monotonic(), report.step, report.num_steps
+            first = first or (step - 1, now - report.seconds_per_step)
+            if now - last >= 15 or step == steps:
                 last = now
-                pace = (now - first[1]) / (report.step - first[0])
-                left = (report.num_steps - report.step) * pace
-                console.say(
-                    f"{title} {report.step}/{report.num_steps}: "
-                    f"{_describe(report, members_per_step, shown)}, {left:.0f} s left",
-                    title=title,
-                    step=report.step,
-                    num_steps=report.num_steps,
-                    seconds_left=left,
-                    metrics=report.metrics,
-                )
+                pace = (now - first[1]) / (step - first[0])
+                left = (steps - step) * pace
+                state = _describe(report, members_per_step, shown)
+                more = {"title": title, "step": step, "num_steps": steps, "seconds_left": left}
+                text = f"{title} {step}/{steps}: {state}, {left:.0f} s left"
+                console.say(text, **more, metrics=report.metrics)
 
         yield line
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[state]}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as bar:
+    name, state = map(bars.TextColumn, ("{task.description}", "{task.fields[state]}"))
+    times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
+    columns = name, bars.BarColumn(bar_width=20), bars.MofNCompleteColumn(), state, *times
+    with bars.Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=num_steps, state="compiling")
 
         def update(report: StepReport) -> None:

@@ -1,4 +1,4 @@
-"""The page of a run, or of several: one HTML file that needs nothing else, no network either."""
+"""The page of a run, or of several: one HTML file that needs no other file and no network."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text; the first cell of each names it."""
+    """Rows of text; the first cell of a row is its name."""
 
     heading: str
     header: Sequence[str]
@@ -84,77 +84,62 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """Charts, or a picture that lies in figures/ already."""
+    """Charts, or a picture that is in figures/ already."""
 
     name: str
-    """Name of its PNG, without the ending."""
+    """The name of its PNG, without the ending."""
     caption: str
     charts: Sequence[Chart] = ()
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the page of a run shows, and what is said when it ends."""
+    """The content of the page of a run, and the last lines on the terminal."""
 
     title: str
     lead: str
     """The result in one or two sentences."""
     headline: Sequence[tuple[str, str]] = ()
-    """Numbers with what they are."""
+    """Pairs of a number and its name."""
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     numbers: Sequence[Sequence[str]] = ()
-    """Numbers of the run, before each what it is."""
+    """Rows of a name and a number of the run."""
     closing: Sequence[str] = ()
     """Lines for the terminal."""
 
 
 def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, object]) -> None:
-    """Write the page, and figures/ beside it with the charts as PNG.
-
-    repeat: lines of shell. details: what can be unfolded, by name, shown as JSON.
-    """
-    folder = path.parent / "figures"
-    for figure in report.figures:
-        if figure.charts:
-            charts.save_png(folder / f"{figure.name}.png", figure.charts)
+    """Write the page, and figures/ beside it with the charts as PNG; repeat: lines of shell that
+    repeat the run; details: values by name, which are shown as JSON when they are unfolded."""
     drawn = [chart for figure in report.figures for chart in figure.charts]
-    script, elements = charts.as_html(drawn)
-    waiting = iter(elements)
-    shown = [
-        {
-            "caption": figure.caption,
-            "elements": [Markup(next(waiting)) for _ in figure.charts],
-            "png": ""
-            if figure.charts
-            else base64.b64encode((folder / f"{figure.name}.png").read_bytes()).decode(),
-        }
-        for figure in report.figures
-    ]
-    page = (
-        Environment(autoescape=True)
-        .from_string(_PAGE)
-        .render(
-            title=report.title,
-            lead=report.lead,
-            headline=report.headline,
-            tables=report.tables,
-            figures=shown,
-            numbers=Table("The run", ("", ""), report.numbers),
-            repeat="\n".join(repeat),
-            made_with=made_with(),
-            details={
-                name: json.dumps(to_jsonable(value), indent=2) for name, value in details.items()
-            },
-            library=Markup(charts.library() if drawn else ""),
-            script=Markup(script),
-        )
-    )
+    script, waiting = charts.as_html(drawn)
+    figures = []
+    for figure in report.figures:
+        file = path.parent / "figures" / f"{figure.name}.png"
+        elements = [Markup(waiting.pop(0)) for _ in figure.charts]
+        shown = {"caption": figure.caption, "elements": elements}
+        if figure.charts:
+            charts.save_png(file, figure.charts)
+        else:
+            shown["png"] = base64.b64encode(file.read_bytes()).decode()
+        figures.append(shown)
+    content = {
+        **{name: getattr(report, name) for name in ("title", "lead", "headline", "tables")},
+        "figures": figures,
+        "numbers": Table("The run", ("", ""), report.numbers),
+        "repeat": "\n".join(repeat),
+        "made_with": made_with(),
+        "details": {name: json.dumps(to_jsonable(v), indent=2) for name, v in details.items()},
+        "library": Markup(charts.library() if drawn else ""),
+        "script": Markup(script),
+    }
+    page = Environment(autoescape=True).from_string(_PAGE).render(content)
     write_atomically(path, page)
 
 
 def made_with() -> str:
-    """Versions and devices, in one line."""
+    """Returns versions and devices in one line."""
     packages = ", ".join(f"{name} {version(name)}" for name in ("evojax-suite", "jax", "evosax"))
     kinds = [device.device_kind for device in jax.devices()]
     devices = ", ".join(f"{kinds.count(kind)} x {kind}" for kind in dict.fromkeys(kinds))
@@ -164,8 +149,7 @@ def made_with() -> str:
 def commands(
     directory: Path, command: str, typed: Sequence[str], data_dir: Path | None
 ) -> list[str]:
-    """What repeats the run in `directory`: as it was `typed`, if it was, and from what it resolved
-    to."""
+    """Returns commands that repeat a run: as it was `typed`, if it was, and from its settings."""
     again = [command, "--config", str(directory / "config.json"), "--name", "again"]
     again += ["--data-dir", str(data_dir)] if data_dir else []
     return [shlex.join(["evojax-suite", *words]) for words in (typed, again) if words]

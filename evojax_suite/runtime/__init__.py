@@ -1,1 +1,1 @@
-"""What any run needs: the loop, checkpoints, devices, the files of a run; no system, no report."""
+"""The loop of any run, with its checkpoints, devices and files; no system, no report."""

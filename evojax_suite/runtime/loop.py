@@ -1,8 +1,8 @@
 """Drive an algorithm step by step: metrics, checkpoints, resume, stop on a signal.
 
 A run is a function of its key: step g uses `fold_in(run_key, g)` and the state alone, so a run that
-was killed and goes on from its last checkpoint writes what it would have written without. Runs that
-differ in the key alone may go on in one program; each has its own directory all the same.
+was killed and goes on from its last checkpoint writes the same bytes. Runs that differ in the key
+alone may share a program; each has a directory all the same.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
+from jaxtyping import Key
 
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.program import Program, ProgramTooLarge
 from evojax_suite.runtime.run_files import LoopResult, RunFiles
-from evojax_suite.types import Algorithm, Array, PyTree
+from evojax_suite.types import Algorithm, Array, PRNGKey, PyTree
 
 __all__ = ["Interrupted", "LoopResult", "StepReport", "run", "run_together"]
 
@@ -37,7 +37,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What the loop tells after each call: the newest metrics and how it goes."""
+    """The progress of a run, with its newest metrics, after each call."""
 
     step: int
     num_steps: int
@@ -48,7 +48,7 @@ class StepReport:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM; a second one acts as usual."""
+    """Collects SIGINT and SIGTERM; a second one acts as usual."""
     received: list[int] = []
     before = {}
 
@@ -60,7 +60,7 @@ def _stop_signals() -> Iterator[list[int]]:
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
             before[number] = signal.signal(number, receive)
-    except ValueError:  # not the main thread: a script that brings its own signals
+    except ValueError:  # not the main thread, as in a script, which handles signals itself
         before.clear()
     try:
         yield received
@@ -69,32 +69,23 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-class _Turn(NamedTuple):
-    """Steps that are done in one call, from `first` on, of the runs that are `going`."""
-
-    first: int
-    num_steps: int
-    going: np.ndarray  # (R,) bool
-
-
-def _next_turn(
-    done: Sequence[int], finished: np.ndarray, num_steps: int, steps_per_call: int
-) -> _Turn | None:
-    """The next call for runs that have `done` so many steps, None where nothing is left. Those that
-    are behind go on alone until they have caught up."""
-    steps = np.array(done)
-    left = (steps < num_steps) & ~finished
+def _next_call(
+    program: Program, files: Sequence[RunFiles], states: Sequence[PyTree], num_steps: int
+) -> tuple[int, int, np.ndarray] | None:
+    """Returns the first step of the next call, the number of its steps and which runs do them (R,),
+    or None if nothing is left to do. Runs that are behind go on alone until they have caught up."""
+    done = np.array([file.done for file in files])
+    left = (done < num_steps) & ~program.finished(states)
     if not left.any():
         return None
-    first = int(steps[left].min())
-    ahead = steps[left & (steps > first)]
-    until = min([num_steps, *ahead.tolist()])
-    return _Turn(first, min(steps_per_call, until - first), left & (steps == first))
+    first = int(done[left].min())
+    until = min([num_steps, *done[left & (done > first)].tolist()])
+    return first, min(program.steps_per_call, until - first), left & (done == first)
 
 
 def run(
     algorithm: Algorithm,
-    key: Array,
+    key: PRNGKey,
     params: PyTree,
     data: PyTree,
     num_steps: int,
@@ -108,28 +99,26 @@ def run(
 ) -> LoopResult:
     """Run `algorithm` for `num_steps` steps in `directory`, going on from its last checkpoint.
 
-    `steps_per_call` steps run in one compiled call where the algorithm is scannable; it is not
-    where its population is over several devices (`num_devices` of each process). Writes
-    metrics.jsonl (deterministic), timing.jsonl and checkpoints/ below `directory`. `on_note` gets
-    a sentence where the run goes on with its population over another number of devices. Raises
-    Interrupted, after saving, on SIGINT and SIGTERM.
+    Writes metrics.jsonl (deterministic), timing.jsonl and checkpoints/ there. Raises Interrupted,
+    after saving, on SIGINT and SIGTERM.
+
+    steps_per_call: steps in one compiled call, if the algorithm is scannable, which it is not over
+    several devices. checkpoint_seconds: the least time between checkpoints. num_devices: devices of
+    each process. on_report: called after each call. on_note: called with a sentence if the run goes
+    on over another number of devices.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
     program = Program(algorithm, [key], params, data, steps_per_call)
-    (result,) = _drive(
-        program,
-        [directory],
-        num_steps,
-        checkpoint_seconds,
-        lambda reports: on_report(reports[0]),
-        on_note,
-    )
-    return result
+
+    def report(reports: Mapping[int, StepReport]) -> None:
+        on_report(reports[0])
+
+    return _drive(program, [directory], num_steps, checkpoint_seconds, report, on_note)[0]
 
 
 def run_together(
     algorithm: Algorithm,
-    keys: Sequence[Array] | Array,
+    keys: Sequence[PRNGKey] | Key[Array, "runs"],
     params: PyTree,
     data: PyTree,
     num_steps: int,
@@ -140,45 +129,33 @@ def run_together(
     on_report: Callable[[Mapping[int, StepReport]], None] = lambda reports: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> list[LoopResult]:
-    """`run` with each of `keys` (R,) in one of R `directories`, all in one program on one device:
-    a run may be begun or gone on with alone as well, and its numbers differ by rounding.
+    """`run` of a scannable algorithm with each of `keys` in one of `directories`, all in a program
+    on one device. A run may be started or continued alone as well; its numbers then differ by
+    rounding. If the memory does not suffice, one half of the runs follows the other. The seconds of
+    a run are its share of those of the program.
 
-    algorithm: a scannable one. `on_report` gets the reports of the runs that went on, by their
-    places. Where the memory does not suffice, one half of the runs follows the other. The seconds
-    of a run are its share of the program's.
+    on_report: called with the reports of the runs that went on, by their indices.
     """
     keys = list(keys)
-    results = None
-    try:
-        program = Program(algorithm, keys, params, data, steps_per_call)
-        results = _drive(program, directories, num_steps, checkpoint_seconds, on_report, on_note)
-    except ProgramTooLarge:
-        pass
-    except jax.errors.JaxRuntimeError as error:
-        if len(keys) == 1 or "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-    if results is not None:
-        return results
-    # Here the arrays of the attempt are gone; what it has saved is not.
-    half = len(keys) // 2
-    return [
-        result
-        for part in (slice(half), slice(half, None))
-        for result in run_together(
-            algorithm,
-            keys[part],
-            params,
-            data,
-            num_steps,
-            directories[part],
-            steps_per_call=steps_per_call,
-            checkpoint_seconds=checkpoint_seconds,
-            on_report=lambda reports, first=part.start or 0: on_report(
-                {first + place: report for place, report in reports.items()}
-            ),
-            on_note=on_note,
-        )
-    ]
+
+    def drive(first: int, last: int) -> list[LoopResult]:
+        def report(reports: Mapping[int, StepReport]) -> None:
+            on_report({first + index: report for index, report in reports.items()})
+
+        folders = directories[first:last]
+        try:
+            program = Program(algorithm, keys[first:last], params, data, steps_per_call)
+            return _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
+        except ProgramTooLarge:
+            pass
+        except jax.errors.JaxRuntimeError as error:
+            if last - first == 1 or "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+        # Here the arrays of the attempt are gone; what it has saved is not.
+        middle = (first + last) // 2
+        return drive(first, middle) + drive(middle, last)
+
+    return drive(0, len(keys))
 
 
 def _drive(
@@ -190,16 +167,16 @@ def _drive(
     on_note: Callable[[str], None],
 ) -> list[LoopResult]:
     """Do the steps of the runs of `program`, each with its files in one of `directories`."""
-    algorithm = program.algorithm
     start = time.perf_counter()
     states = program.initial_states()
     init_seconds = time.perf_counter() - start
+    has_population = program.algorithm.generation is not None
     with ExitStack() as stack:
-        files = [RunFiles(directory, algorithm.num_devices) for directory in directories]
-        for place, file in enumerate(files):
-            states[place] = file.restore(states[place])
+        files = [RunFiles(folder, program.algorithm.num_devices) for folder in directories]
+        for index, file in enumerate(files):
+            states[index] = file.restore(states[index])
             stack.callback(file.close)
-            note = file.other_devices() if algorithm.generation and file.done < num_steps else None
+            note = file.other_devices() if has_population and file.done < num_steps else None
             if note:
                 on_note(note)
 
@@ -209,35 +186,22 @@ def _drive(
 
         saved_at = time.perf_counter()
         with _stop_signals() as signals:
-            while turn := _next_turn(
-                [file.done for file in files],
-                program.finished(states),
-                num_steps,
-                program.steps_per_call,
-            ):
-                states, metrics, seconds, compile_seconds = program.advance(states, *turn)
-                share = 1 / turn.going.sum()
-                compile_seconds += init_seconds
+            while call := _next_call(program, files, states, num_steps):
+                states, metrics, seconds, compile_seconds = program.advance(states, *call)
+                first, count, going = call
+                share = 1 / going.sum()
+                seconds, compile_seconds = seconds * share, (compile_seconds + init_seconds) * share
                 init_seconds = 0.0
-                reports = {}
-                for place in np.flatnonzero(turn.going).tolist():
-                    rows = files[place].write(
-                        metrics[place], turn.num_steps, seconds * share, compile_seconds * share
-                    )
-                    reports[place] = StepReport(
-                        turn.first + turn.num_steps,
-                        num_steps,
-                        rows[-1],
-                        seconds * share / turn.num_steps,
-                        rows,
-                    )
+                step, reports = first + count, {}
+                for index in np.flatnonzero(going).tolist():
+                    rows = files[index].write(metrics[index], count, seconds, compile_seconds)
+                    reports[index] = StepReport(step, num_steps, rows[-1], seconds / count, rows)
                 on_report(reports)
                 stopped = devices.any_process(bool(signals))
                 if stopped or time.perf_counter() - saved_at >= checkpoint_seconds:
                     save()
                     saved_at = time.perf_counter()
                 if stopped:
-                    number = signals[0] if signals else signal.SIGTERM
-                    raise Interrupted(number, turn.first + turn.num_steps)
+                    raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
             save()
     return [file.result(state) for file, state in zip(files, states, strict=True)]

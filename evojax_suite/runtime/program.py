@@ -1,34 +1,25 @@
-"""The steps of one run, or of several that differ in their keys alone, as one program."""
+"""The steps of a run, or of several runs that differ in their keys alone, as one program."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from evojax_suite.types import Algorithm, Array, PyTree
+from evojax_suite.types import Algorithm, PRNGKey, PyTree
 
 
 class ProgramTooLarge(Exception):
     """A program of several runs needs more memory than there is."""
 
 
-class Advance(NamedTuple):
-    """What a call of a program brought."""
-
-    states: list[PyTree]  # of each run
-    metrics: list[dict[str, Any]]  # of each run, arrays whose leading axis is that of the steps
-    seconds: float  # without compilation
-    compile_seconds: float
-
-
 def free_bytes() -> float:
-    """The memory that a program may take, of the device where it tells."""
+    """Returns the free memory of the device, or of the machine if the device does not tell."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
@@ -36,107 +27,103 @@ def free_bytes() -> float:
 
 
 def _of_runs(function: Callable[..., PyTree], num_runs: int, shared: int) -> Callable[..., tuple]:
-    """`function` of the values of one run as a function of tuples, a value for each of `num_runs`
-    runs, that returns such a tuple; the last `shared` arguments are the same for all."""
+    """Returns `function` of the values of one run as a function of tuples with a value for each of
+    `num_runs` runs, which also returns a tuple; all share the last `shared` arguments."""
     if num_runs == 1:
-        return lambda *of: (function(*(one for (one,) in of[:-shared]), *of[-shared:]),)
+        return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
 
-    def mapped(*of):
-        own = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *each) for each in of[:-shared]]
-        in_axes = (0,) * len(own) + (None,) * shared
-        found = jax.vmap(function, in_axes)(*own, *of[-shared:])
-        return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], found) for i in range(num_runs))
+    def mapped(*args):
+        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg) for arg in args[:-shared]]
+        in_axes = (0,) * len(stacked) + (None,) * shared
+        outputs = jax.vmap(function, in_axes)(*stacked, *args[-shared:])
+        return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(num_runs))
 
     return mapped
 
 
 class Program:
-    """The steps of R runs of `algorithm`, compiled at the first call of `advance`.
-
-    A scannable algorithm does up to `steps_per_call` steps in a call, whose number is traced, so
-    that the last call of a run compiles none; the states are donated to it. An algorithm that is
-    not scannable does one step of one run.
-    """
+    """The steps of R runs of `algorithm`, compiled at the first call of `advance`. A scannable one
+    does up to `steps_per_call` steps in a call, whose number is traced, so that the last call of a
+    run compiles nothing; the states are donated to it. Another does one step of one run."""
 
     def __init__(
         self,
         algorithm: Algorithm,
-        keys: Sequence[Array],
+        keys: Sequence[PRNGKey],
         params: PyTree,
         data: PyTree,
         steps_per_call: int = 1,
     ):
-        """keys: of the R runs."""
+        """keys: one for each of the R runs."""
+        if len(keys) > 1 and not algorithm.scannable:
+            raise ValueError(f"{len(keys)} runs in one program need a scannable algorithm")
         self.algorithm = algorithm
         self.steps_per_call = steps_per_call if algorithm.scannable else 1
         self._num_runs = len(keys)
         self._params, self._data = params, data
         self._keys_init, self._keys_steps = zip(*map(jax.random.split, keys), strict=True)
         self._compiled: Callable[..., Any] | None = None
-        finished = algorithm.finished
-        self._finished = jax.jit(finished) if algorithm.scannable else finished
-        if self._num_runs > 1 and not algorithm.scannable:
-            raise ValueError(f"{self._num_runs} runs in one program need a scannable algorithm")
+        self._finished = jax.jit(algorithm.finished) if algorithm.scannable else algorithm.finished
 
     def initial_states(self) -> list[PyTree]:
-        """The state that each run begins with."""
+        """Returns the initial state of each run."""
         init = _of_runs(self.algorithm.init, self._num_runs, 2)
         init = jax.jit(init) if self.algorithm.scannable else init
         return list(jax.block_until_ready(init(self._keys_init, self._params, self._data)))
 
     def finished(self, states: Sequence[PyTree]) -> np.ndarray:
-        """Whether further steps would change nothing, (R,)."""
+        """Returns whether further steps would change nothing, (R,)."""
         return np.array([bool(self._finished(state)) for state in states])
 
     def advance(
         self, states: Sequence[PyTree], first: int, count: int, going: np.ndarray
-    ) -> Advance:
-        """Do the steps `first` to `first + count` of the runs that are `going` (R,); the others
-        stay as they are. Raises ProgramTooLarge before the first call of several runs."""
-        advance = self._scanned if self.algorithm.scannable else self._stepped
+    ) -> tuple[list[PyTree], list[dict[str, Any]], float, float]:
+        """Do the steps `first` to `first + count` of the runs that are `going` (R,); the states of
+        the others stay as they are. Raises ProgramTooLarge before the first call of several runs.
+
+        Returns the state of each run, the metrics of each run, arrays whose leading axis is that of
+        the steps, the seconds without compilation and those of compilation.
+        """
         start = time.perf_counter()
-        found, compile_seconds = advance(states, first, count, going)
-        own = [state for state, _ in found]
-        metrics = [metrics._asdict() for metrics in jax.device_get([m for _, m in found])]
+        if self.algorithm.scannable:
+            each = self._keys_steps, tuple(states), tuple(going), np.int32(first), np.int32(count)
+        else:
+            each = jax.random.fold_in(self._keys_steps[0], first), states[0]
+        arguments = *each, self._params, self._data
+        compile_seconds = 0.0
+        if self._compiled is None:
+            compile_start = time.perf_counter()
+            self._compiled = self._compile(arguments)
+            compile_seconds = time.perf_counter() - compile_start
+        outputs = self._compiled(*arguments)
+        if not self.algorithm.scannable:
+            state, metrics = outputs
+            outputs = [(state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics))]
+        new_states, metrics = zip(*outputs, strict=True)
+        metrics = [metrics._asdict() for metrics in jax.device_get(metrics)]
         seconds = time.perf_counter() - start - compile_seconds
-        return Advance(own, metrics, seconds, compile_seconds)
+        return list(new_states), metrics, seconds, compile_seconds
 
-    def _stepped(self, states, first, count, going):
-        del count, going
-        key = jax.random.fold_in(self._keys_steps[0], first)
-        arguments = (key, states[0], self._params, self._data)
-        seconds = 0.0
-        if self._compiled is None:
-            start = time.perf_counter()
-            compiled = self.algorithm.compiled
-            self._compiled = compiled(*arguments) if compiled else self.algorithm.step
-            seconds = time.perf_counter() - start
-        state, metrics = self._compiled(*arguments)
-        return [(state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics))], seconds
-
-    def _scanned(self, states, first, count, going):
-        own = (self._keys_steps, tuple(states), tuple(going))
-        arguments = (*own, np.int32(first), np.int32(count), self._params, self._data)
-        seconds = 0.0
-        if self._compiled is None:
-            start = time.perf_counter()
-            steps = jax.jit(_of_runs(self._steps, self._num_runs, 4), donate_argnums=1)
-            self._compiled = steps.lower(*arguments).compile(self.algorithm.compiler_options)
-            seconds = time.perf_counter() - start
-            memory = self._compiled.memory_analysis() if self._num_runs > 1 else None
-            if memory:
-                new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-                if memory.temp_size_in_bytes + new > free_bytes():
-                    raise ProgramTooLarge
-        return self._compiled(*arguments), seconds
+    def _compile(self, arguments: tuple) -> Callable[..., Any]:
+        algorithm = self.algorithm
+        if not algorithm.scannable:
+            return algorithm.compiled(*arguments) if algorithm.compiled else algorithm.step
+        steps = jax.jit(_of_runs(self._steps, self._num_runs, 4), donate_argnums=1)
+        compiled = steps.lower(*arguments).compile(algorithm.compiler_options)
+        memory = compiled.memory_analysis() if self._num_runs > 1 else None
+        if memory:
+            new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+            if memory.temp_size_in_bytes + new > free_bytes():
+                raise ProgramTooLarge
+        return compiled
 
     def _steps(self, key, state, going, first, count, params, data):
-        """`count` steps of one run, and their metrics (steps_per_call, ...)."""
+        """Returns the state of one run after `count` steps, and the metrics of the steps, whose
+        leading axis is `steps_per_call`."""
 
         def one(state, index):
-            after, metrics = self.algorithm.step(
-                jax.random.fold_in(key, index), state, params, data
-            )
+            step_key = jax.random.fold_in(key, index)
+            after, metrics = self.algorithm.step(step_key, state, params, data)
             if self._num_runs > 1:
                 after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
             return after, metrics
@@ -145,8 +132,6 @@ class Program:
             state, metrics = one(carry[0], first + i)
             return state, jax.tree.map(lambda all, new: all.at[i].set(new), carry[1], metrics)
 
-        empty = jax.tree.map(
-            lambda leaf: jnp.zeros((self.steps_per_call, *leaf.shape), leaf.dtype),
-            jax.eval_shape(one, state, first)[1],
-        )
+        shapes = jax.eval_shape(one, state, first)[1]
+        empty = jax.tree.map(lambda m: jnp.zeros((self.steps_per_call, *m.shape), m.dtype), shapes)
         return jax.lax.fori_loop(0, count, body, (state, empty))

@@ -1,4 +1,4 @@
-"""What a process may take of its machine, and what it takes over time."""
+"""The cores that a process may use, and a record of the resources that it uses over time."""
 
 from __future__ import annotations
 
@@ -17,29 +17,27 @@ from evojax_suite.runtime.results import read_lines
 
 
 def _quota(groups: Path, mounts: Path) -> float:
-    """CPUs' worth of time that control groups, as containers have them, leave this process."""
+    """The time that control groups, as those of containers, leave this process, in CPUs."""
     least = math.inf
     for line in groups.read_text().splitlines() if groups.exists() else []:
-        _, controllers, own = line.split(":", 2)
+        _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
         root = mounts / "cpu" if controllers else mounts  # version 1, and version 2
         files = ("cpu.cfs_quota_us", "cpu.cfs_period_us") if controllers else ("cpu.max",)
-        group = root / own.lstrip("/")
+        group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(root):
                 break
             with suppress(OSError, ValueError):  # no such file; "max" in place of a number
-                quota, period = (
-                    int(n) for name in files for n in (folder / name).read_text().split()
-                )
+                quota, period = map(int, " ".join((folder / f).read_text() for f in files).split())
                 least = min(least, quota / period) if quota > 0 else least
     return least
 
 
 def cores(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int:
-    """Physical cores that this process may use, at least one: of the machine's those that its
-    affinity and its control groups leave it."""
+    """Returns how many physical cores this process may use, at least one: those that its affinity
+    and its control groups leave it."""
     try:
         allowed = os.sched_getaffinity(0)
     except AttributeError:  # not Linux
@@ -54,8 +52,8 @@ def cores(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs
 
 @contextmanager
 def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
-    """Append a JSON line each `interval` seconds: `seconds` recorded, those already in the file
-    included, `cpu_percent` of this process (100 is one core), `memory_mib` that it holds."""
+    """Appends a JSON line every `interval` seconds: the `seconds` recorded, with those already in
+    the file, `cpu_percent` of this process (100 is one core) and the `memory_mib` that it holds."""
     before = read_lines(path)
     start = time.monotonic() - (before[-1]["seconds"] if before else 0.0)
     process, stop = psutil.Process(), threading.Event()
@@ -64,11 +62,8 @@ def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
     def sample() -> None:
         with path.open("a") as file:
             while not stop.wait(interval):
-                line = {
-                    "seconds": time.monotonic() - start,
-                    "cpu_percent": process.cpu_percent(),
-                    "memory_mib": process.memory_info().rss / 2**20,
-                }
+                line = {"seconds": time.monotonic() - start, "cpu_percent": process.cpu_percent()}
+                line["memory_mib"] = process.memory_info().rss / 2**20
                 file.write(json.dumps(line) + "\n")
                 file.flush()
 

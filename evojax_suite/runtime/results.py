@@ -22,17 +22,14 @@ from evojax_suite.types import PyTree
 
 
 def to_jsonable(value: Any, non_finite: Callable[[float], Any] = lambda number: None) -> Any:
-    """`value` as JSON has it: dataclasses and named tuples as objects, NaN and infinity as null, or
-    as `non_finite` makes them.
+    """Returns `value` as JSON has it: dataclasses as objects, tuples and arrays as lists, NaN and
+    infinity as `non_finite` of them, by default null.
 
     >>> to_jsonable({"shape": (1, 2), "loss": float("nan"), "path": Path("a") / "b"})
     {'shape': [1, 2], 'loss': None, 'path': 'a/b'}
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            f.name: to_jsonable(getattr(value, f.name), non_finite)
-            for f in dataclasses.fields(value)
-        }
+        value = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(name): to_jsonable(item, non_finite) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -47,16 +44,15 @@ def to_jsonable(value: Any, non_finite: Callable[[float], Any] = lambda number: 
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write `path` whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
+    """Write the file `path` as a whole or not at all."""
     temporary = path.with_name(f".{path.name}.partial")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:  # a full disk does not say where
+    except OSError as error:  # the error of a full disk names no file
         raise type(error)(error.errno, error.strerror, str(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
@@ -68,21 +64,20 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Lines:
-    """A file of JSON lines that is cut back to where a checkpoint lies before it grows again."""
+    """A file of JSON lines, of which those whose `generation` is at most `keep_up_to` are kept."""
 
     def __init__(self, path: Path, keep_up_to: int):
-        """Keep the lines whose `generation` is at most `keep_up_to`, drop a torn last line."""
         kept = [line for line in read_lines(path) if line["generation"] <= keep_up_to]
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
     def write(self, lines: Iterable[dict]) -> None:
-        """Append `lines`; readers of the file see them at once."""
+        """Append `lines`, which readers of the file see at once."""
         self._file.writelines(json.dumps(to_jsonable(line)) + "\n" for line in lines)
         self._file.flush()
 
     def sync(self) -> None:
-        """Everything written so far is on disk when this returns."""
+        """Wait until everything written so far is on disk."""
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
@@ -91,7 +86,7 @@ class Lines:
 
 
 def read_lines(path: Path) -> list[dict]:
-    """The complete lines of a JSON lines file; none where it does not exist."""
+    """Returns the complete lines of a file of JSON lines; none if it does not exist."""
     if not path.exists():
         return []
     lines = []
@@ -104,12 +99,10 @@ def read_lines(path: Path) -> list[dict]:
 
 
 class Rows:
-    """The rows of a study in one JSON file, written as they come: a study that was interrupted
-    goes on, another one begins anew."""
+    """The rows of a study in one JSON file, written as they come. A study that was interrupted goes
+    on; it starts again with other `options`, a dataclass, but for its fields named in `without`."""
 
     def __init__(self, path: Path, options: Any, *without: str):
-        """options: what the study is of, a dataclass, but for the fields named in `without`, which
-        may change while it is the same study."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
         self.about = to_jsonable(options) | {"device": jax.devices()[0].device_kind}
@@ -122,33 +115,32 @@ class Rows:
         return iter(self.rows)
 
     def add(self, row: dict) -> None:
-        """Keep a row, as it will be read again, and write the file."""
+        """Append a row, as it will be read again, and write the file."""
         self.rows.append(json.loads(json.dumps(to_jsonable(row))))
-        content = {"about": self.about, "rows": self.rows}
-        write_atomically(self.path, json.dumps(content) + "\n")
+        write_atomically(self.path, json.dumps({"about": self.about, "rows": self.rows}) + "\n")
 
 
 def spread(values: Iterable[float], digits: int = 1) -> str:
-    """`mean ± standard deviation` over runs, for a table."""
+    """Returns `mean ± standard deviation` over runs, for a table."""
     values = np.asarray(list(values), float)
     return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
 
 
 def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
-    """A nested mapping as one, its paths joined by dots.
+    """Returns a nested mapping as a flat one, whose keys are paths joined by dots.
 
     >>> flat({"seed": 0, "config": {"width": 8}})
     {'seed': 0, 'config.width': 8}
     """
-    found = {}
+    result = {}
     for name, value in settings.items():
         path = f"{prefix}{name}"
-        found |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
-    return found
+        result |= flat(value, f"{path}.") if isinstance(value, dict) else {path: value}
+    return result
 
 
 def typed_option(flag: str, value: Any) -> list[str]:
-    """An option and its value, as they are typed."""
+    """Returns the arguments that give the option `flag` the value `value` on the command line."""
     if isinstance(value, bool):
         return [flag if value else f"--no-{flag.removeprefix('--')}"]
     values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
@@ -157,7 +149,7 @@ def typed_option(flag: str, value: Any) -> list[str]:
 
 
 class RunExists(ValueError):
-    """The run directory holds another run."""
+    """The directory of a run is taken."""
 
 
 _OWNED: ContextVar[ExitStack | None] = ContextVar("owned", default=None)
@@ -165,7 +157,7 @@ _OWNED: ContextVar[ExitStack | None] = ContextVar("owned", default=None)
 
 @contextmanager
 def owned_runs() -> Iterator[None]:
-    """No other process opens a run that was opened inside, until the end."""
+    """Until the context ends, no other process can open a run that was opened in it."""
     with ExitStack() as stack:
         token = _OWNED.set(stack)
         try:
@@ -174,40 +166,32 @@ def owned_runs() -> Iterator[None]:
             _OWNED.reset(token)
 
 
-@contextmanager
-def _owned(directory: Path) -> Iterator[None]:
-    """While inside, and inside `owned_runs`, `directory` is this process's. Raises RunExists."""
+def _lock(directory: Path, stack: ExitStack) -> None:
+    """Locks `directory` for this process until `stack` is closed. Raises RunExists."""
     try:
         import fcntl
     except ImportError:  # not on Windows
-        yield
         return
-    with ExitStack() as stack:
-        file = os.open(directory, os.O_RDONLY)
-        stack.callback(os.close, file)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunExists(f"{directory}: another process is at work in this run") from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-        kept = _OWNED.get()
-        if kept is not None:
-            kept.enter_context(stack.pop_all())
+    file = os.open(directory, os.O_RDONLY)
+    stack.callback(os.close, file)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RunExists(f"{directory}: another process is at work in this run") from None
+    except OSError:  # a file system without locks
+        pass
 
 
 def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
-    """Create the directory of a run, or check that `config` is the one it was started with.
-
-    `may_grow` names the one entry that may be larger than at the start (the generations). Raises
-    RunExists where the directory is taken, where another process is at work in it (`owned_runs`),
-    or where `resume` finds another configuration.
-    """
+    """Create the directory of a run, or check that it was started with `config`, in which the entry
+    `may_grow` (the generations) may be larger than it was. Raises RunExists where the directory is
+    taken, where another process is at work in it (`owned_runs`), or where `resume` is set and the
+    configuration is another."""
     config = to_jsonable(config)
     _check_run(directory, config, resume, may_grow)
     directory.mkdir(parents=True, exist_ok=True)
-    with _owned(directory):
+    with ExitStack() as stack:
+        _lock(directory, stack)
         _check_run(directory, config, resume, may_grow)  # alone now
         try:
             write_json(directory / "config.json", config)
@@ -215,22 +199,23 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
             if not any(directory.iterdir()):
                 directory.rmdir()
             raise
+        if owned := _OWNED.get():
+            owned.enter_context(stack.pop_all())
 
 
 def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None) -> None:
     path = directory / "config.json"
     if path.exists():
         if not resume:
-            raise RunExists(
-                f"{directory} holds a run already: --resume goes on with it, --name starts another"
-            )
+            ways = "--resume goes on with it, --name starts another"
+            raise RunExists(f"{directory} holds a run already: {ways}")
         try:
-            found = json.loads(path.read_text())
+            content = json.loads(path.read_text())
         except ValueError as error:
             raise ValueError(f"{path} is damaged: {error}") from None
-        if not isinstance(found, dict):
+        if not isinstance(content, dict):
             raise ValueError(f"{path} is damaged: it holds no settings")
-        before, now = flat(found), flat(config)
+        before, now = flat(content), flat(config)
         changed = [
             f"{name} was {before.get(name)!r} and is {now.get(name)!r}"
             for name in sorted(before.keys() | now.keys())
@@ -244,12 +229,12 @@ def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None
 
 
 def save_variables(path: Path, variables: PyTree) -> None:
-    """flax variables as safetensors, their paths joined by `/`."""
-    flat = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
-    arrays = {name: np.ascontiguousarray(array) for name, array in flat.items()}
+    """Write flax variables as safetensors, with their paths joined by `/` as names."""
+    named = flax.traverse_util.flatten_dict(jax.device_get(variables), sep="/")
+    arrays = {name: np.ascontiguousarray(array) for name, array in named.items()}
     write_atomically(path, safetensors.numpy.save(arrays))
 
 
 def load_variables(path: Path) -> PyTree:
-    """What `save_variables` wrote."""
+    """Returns the flax variables that `save_variables` wrote."""
     return flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")

@@ -1,7 +1,8 @@
-"""What a run keeps below its directory, and how far it has come."""
+"""The files of a run that its loop writes, and the steps that they say are done."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,17 @@ from evojax_suite.types import PyTree
 
 @dataclass(frozen=True)
 class LoopResult:
-    """The end of a run. Seconds add up over all its sessions."""
+    """The final state of a run and its costs, summed over all sessions of the run."""
 
     state: PyTree
-    seconds: float  # in steps, compilation not counted
+    seconds: float  # of all steps, without compilation
     compile_seconds: float
     num_failed: int  # evaluations that were NaN or infinite, over all steps
-    stage_seconds: dict[str, float]  # where an algorithm times its stages, their share of seconds
+    stage_seconds: dict[str, float]  # of each stage, where an algorithm times its stages
 
 
 class RunFiles:
-    """metrics.jsonl (deterministic), timing.jsonl and checkpoints/ of one run.
-
-    done: the number of steps that are done.
-    """
+    """metrics.jsonl (deterministic), timing.jsonl and checkpoints/ of a run after `done` steps."""
 
     def __init__(self, directory: Path, num_devices: int):
         directory.mkdir(parents=True, exist_ok=True)
@@ -36,7 +34,7 @@ class RunFiles:
         self.done = 0
 
     def restore(self, initial: PyTree) -> PyTree:
-        """Return the state to go on from; to be called once, before all else."""
+        """Returns the state to go on from. To be called once, before any other method."""
         done, state = devices.from_first(self._checkpoints.newest(initial))
         self.done = self._saved = int(done)
         self._metrics = Lines(self._directory / "metrics.jsonl", self.done)
@@ -44,8 +42,7 @@ class RunFiles:
         return state
 
     def other_devices(self) -> str | None:
-        """Return what a user should know where the steps so far were done on another number of
-        devices."""
+        """Returns a warning if the steps so far were done over another number of devices."""
         timings = read_lines(self._directory / "timing.jsonl")
         before = timings[-1].get("devices") if timings else None
         if before in (None, self._num_devices):
@@ -58,22 +55,20 @@ class RunFiles:
     def write(
         self, metrics: dict[str, Any], count: int, seconds: float, compile_seconds: float
     ) -> list[dict[str, float]]:
-        """Write `count` further steps and return a row for each; metrics: arrays whose leading axis
-        is that of the steps."""
-        # Times are no part of metrics.jsonl, which is deterministic.
-        stages = metrics.pop("stage_seconds", {})
+        """Write `count` further steps and return a row for each; the leading axis of each array in
+        `metrics` is that of the steps."""
+        stages = metrics.pop("stage_seconds", {})  # metrics.jsonl is deterministic, without times
         rows = [{name: value[i].item() for name, value in metrics.items()} for i in range(count)]
         self.done += count
         self._metrics.write(rows)
         timing = {"generation": self.done, "steps": count, "seconds": seconds}
-        timing["compile_seconds"] = compile_seconds
-        timing["devices"] = self._num_devices
+        timing |= {"compile_seconds": compile_seconds, "devices": self._num_devices}
         timing["stages"] = {name: float(value[0]) for name, value in stages.items()}
         self._timing.write([timing])
         return rows
 
     def save(self, state: PyTree) -> None:
-        """Save a checkpoint, after the lines: what it counts as done must be on disk before it."""
+        """Save a checkpoint, after the lines of the steps that it counts as done."""
         if self._saved < self.done:
             self._metrics.sync()
             self._timing.sync()
@@ -87,17 +82,13 @@ class RunFiles:
         self._timing.close()
 
     def result(self, state: PyTree) -> LoopResult:
-        """Return the result of the run, whose files are closed."""
+        """Returns the result of the run. To be called once its files are closed."""
         timings = read_lines(self._directory / "timing.jsonl")
         metrics = read_lines(self._directory / "metrics.jsonl")
-        stage_seconds: dict[str, float] = {}
+        stage_seconds = Counter()
         for line in timings:
-            for name, value in line.get("stages", {}).items():
-                stage_seconds[name] = stage_seconds.get(name, 0.0) + value
-        return LoopResult(
-            state=state,
-            seconds=sum(line["seconds"] for line in timings),
-            compile_seconds=sum(line["compile_seconds"] for line in timings),
-            num_failed=sum(line.get("num_failed", 0) for line in metrics),
-            stage_seconds=stage_seconds,
-        )
+            stage_seconds.update(line.get("stages", {}))
+        seconds = sum(line["seconds"] for line in timings)
+        compile_seconds = sum(line["compile_seconds"] for line in timings)
+        num_failed = sum(line.get("num_failed", 0) for line in metrics)
+        return LoopResult(state, seconds, compile_seconds, num_failed, dict(stage_seconds))
