@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jaxtyping import Float, Int32
+from jaxtyping import Float, Int32, UInt8
 
 from evojax_suite import training as engine
 from evojax_suite.data.transforms import normalize
@@ -19,7 +19,7 @@ from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Genome, Space, Unit
 from evojax_suite.systems.de_nas.config import Config
 from evojax_suite.systems.de_nas.networks import PaddedNetwork, SequenceNetwork, for_genome, fresh
-from evojax_suite.types import Array, Dataset, PRNGKey, PyTree, TrainingData, training_data
+from evojax_suite.types import Array, Dataset, Images, Labels, PRNGKey, PyTree, training_data
 
 # On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
 # compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
@@ -33,10 +33,14 @@ _MOST_PADDED_WORK = 3 * 10**11
 
 
 @struct.dataclass
-class Data(TrainingData):
+class Data:
     """Training and validation split on the device."""
 
+    images: UInt8[Array, "images height width channels"] | Images  # floats in [0, 1]
+    labels: Labels
     validation: engine.Batches  # normalised
+    mean: Float[Array, "channels"]
+    std: Float[Array, "channels"]
 
 
 def make_data(config: Config, dataset: Dataset) -> Data:
