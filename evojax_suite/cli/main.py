@@ -21,8 +21,7 @@ import tyro
 
 from evojax_suite import __version__
 from evojax_suite.cli import config_file
-from evojax_suite.runtime import devices, loop
-from evojax_suite.runtime.results import owned_runs
+from evojax_suite.runtime import devices, loop, results
 
 if TYPE_CHECKING:
     from evojax_suite.reporting.comparison import Columns
@@ -214,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
                 options = _parse(Union[tuple(kinds)], _completed(arguments, commands))  # noqa: UP007
             command = next(c for c in commands.values() if isinstance(options, c.options))
             options = options.from_command_line(arguments).here()
-            with owned_runs():
+            with results.owned_runs():
                 return command.run(options) or 0
     except loop.Interrupted as stop:
         _say(f"{stop}; the same command with --resume goes on")

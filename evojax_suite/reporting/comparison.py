@@ -66,7 +66,7 @@ class Run:
 
     @property
     def results(self) -> list[dict[str, Any]]:
-        """Of devs and coreset, a row for each small set."""
+        """A row for each small set of devs and coreset; none of other systems."""
         return self.summary.get("results", [])
 
     def numbers(self) -> dict[str, float]:

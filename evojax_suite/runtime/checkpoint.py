@@ -55,7 +55,7 @@ class Checkpoints:
         """Start to write `state`; returns before it is on disk."""
         if self._manager is None:
             return
-        filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)  # none are empty
+        filled = jax.tree.map(lambda leaf: leaf if leaf.size else None, state)  # Orbax's limit
         on_host = jax.device_get(filled)
         # Orbax expects that arrays on devices are spread over all processes.
         saved = {"state": on_host if self._shared else filled, "digest": _digest(on_host)}

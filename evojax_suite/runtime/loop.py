@@ -136,16 +136,18 @@ def run_together(
 
     on_report: called with the reports of the runs that went on, by their indices.
     """
-    keys = list(keys)
+    keys, results, waiting = list(keys), [], [(0, len(keys))]
+    while waiting:
+        first, last = waiting.pop()
 
-    def drive(first: int, last: int) -> list[LoopResult]:
-        def report(reports: Mapping[int, StepReport]) -> None:
+        def report(reports: Mapping[int, StepReport], first: int = first) -> None:
             on_report({first + index: report for index, report in reports.items()})
 
         folders = directories[first:last]
         try:
             program = Program(algorithm, keys[first:last], params, data, steps_per_call)
-            return _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
+            results += _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
+            continue
         except ProgramTooLarge:
             pass
         except jax.errors.JaxRuntimeError as error:
@@ -153,9 +155,8 @@ def run_together(
                 raise
         # Here the arrays of the attempt are gone; what it has saved is not.
         middle = (first + last) // 2
-        return drive(first, middle) + drive(middle, last)
-
-    return drive(0, len(keys))
+        waiting += [(middle, last), (first, middle)]
+    return results
 
 
 def _drive(

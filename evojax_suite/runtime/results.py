@@ -64,7 +64,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 class Lines:
-    """A file of JSON lines, of which those whose `generation` is at most `keep_up_to` are kept."""
+    """A file of JSON lines, cut back to those whose `generation` is at most `keep_up_to`."""
 
     def __init__(self, path: Path, keep_up_to: int):
         kept = [line for line in read_lines(path) if line["generation"] <= keep_up_to]
