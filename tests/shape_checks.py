@@ -18,6 +18,7 @@ from beartype.door import is_bearable
 
 _CONF = BeartypeConf(is_pep484_tower=True)  # an int is a float, too
 _SHAPE = re.compile(r"(Array|ndarray), ['\"]")
+_WORD = re.compile(r"\w+")  # which may be an alias of a shape
 
 
 def checked(function):
@@ -60,8 +61,10 @@ def shapes(owner: Any) -> dict[str, Any]:
     found = {}
     for name, hint in inspect.get_annotations(owner).items():
         text = getattr(hint, "__forward_arg__", hint)  # so are the fields of a NamedTuple kept
-        if isinstance(text, str) and _SHAPE.search(text):
-            found[name] = eval(text, vars(sys.modules[owner.__module__]))
+        names = vars(sys.modules[owner.__module__])
+        aliases = (names.get(word) for word in _WORD.findall(text)) if isinstance(text, str) else ()
+        if isinstance(text, str) and (_SHAPE.search(text) or any(map(_tells_shape, aliases))):
+            found[name] = eval(text, names)
     return found
 
 

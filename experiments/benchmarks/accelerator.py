@@ -9,7 +9,7 @@ is not begun, and what fails leaves its error:
 
     agreement   each system's first steps against the numbers of a CPU (agreement.json), in float32
                 and in bfloat16
-    engine      paper 002's training steps and evaluations at full size, by lowering and by members
+    engine      Sato et al.'s training steps and evaluations at full size, by lowering and members
                 in flight, beside what the roofline says of the very programs; a whole generation
     pytorch     members a second at full size, each way of pytorch_on_gpu.py
     systems     EComp's 70 runs, candidates of DE-NAS, a reduction of DEvS, an epoch of CEST

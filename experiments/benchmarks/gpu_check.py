@@ -121,7 +121,7 @@ def one_step(
 
 
 def of_ga_distillation(options: Options) -> System:
-    """Paper 002 on MNIST: 300 individuals, ConvNet-3 of 128, 300 steps, 12,000 fitness images."""
+    """Sato et al. on MNIST: 300 individuals, ConvNet-3 of 128, 300 steps, 12,000 fitness images."""
     network = NetworkConfig(compute_dtype=options.compute_dtype, convolution=options.convolution)
     config = ga_distillation.Config(network=network, engine=options.engine)
     algorithm = ga_distillation.build(config, 10, MNIST)
@@ -139,7 +139,7 @@ def of_gradient_matching(options: Options) -> System:
 
 
 def of_devs(options: Options) -> System:
-    """Paper 000 on CIFAR-10: the first reduction's network, 20 epochs on 50,000 images, and what it
+    """DEvS on CIFAR-10: the first reduction's network, 20 epochs on 50,000 images, and what it
     sees."""
     config = devs.Config()
     number, training = 50_000, config.feature_training
@@ -164,7 +164,7 @@ def of_devs(options: Options) -> System:
 
 
 def of_cest(options: Options) -> System:
-    """Paper 001: VGG10 of width 256, Fashion-MNIST, batches of 64 of a quarter of 48,000 images."""
+    """CEST: VGG10 of width 256, Fashion-MNIST, batches of 64 of a quarter of 48,000 images."""
     config, dataset = cest.Config(), noise(48_000, 12_000, MNIST)
     algorithm = cest.build(config, 10, MNIST)
     batches = config.training.num_batches(round(config.fraction * len(dataset.train)))
@@ -178,7 +178,7 @@ def of_cest(options: Options) -> System:
 
 
 def of_ecomp(options: Options) -> System:
-    """Paper 003: 100 children of 784-256-256-10."""
+    """EComp: 100 children of 784-256-256-10."""
     config, dataset = ecomp.Config(), noise(60_000, 10, MNIST)
     parent = feed_forward.zeros((784, 256, 256, 10))
     step = one_step(
@@ -191,7 +191,7 @@ def of_ecomp(options: Options) -> System:
 
 
 def of_de_nas(options: Options) -> System:
-    """Paper 004 on CIFAR-10: ten epochs of the candidate of median work among 21 random ones."""
+    """DE-NAS on CIFAR-10: ten epochs of the candidate of median work among 21 random ones."""
     config, dataset = de_nas.Config(), noise(45_000, 5_000, CIFAR)
     keys = jax.random.split(jax.random.key(0), 21)
     genomes = jax.vmap(lambda key: architectures.random_genome(key, config.space, CIFAR))(keys)

@@ -1,9 +1,9 @@
 """What the five systems are measured against: plain PyTorch loops, one network after the other.
 
 They do the work of ours on the same arrays, in the way of the papers' programs, and nothing that
-would slow them: no logging, no synchronisation but one at the end. Images are (N, C, H, W). Of
-paper 002's loop there are also the variants that an informed user would try. As a program this file
-is one of the processes of `Processes`.
+would slow them: no logging, no synchronisation but one at the end. Images are (N, C, H, W). The
+loop of Sato et al. also comes in the variants that an informed user would try. As a program this
+file is one of the processes of `Processes`.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class ConvNet(nn.Module):
 
 
 class VGG10(nn.Module):
-    """Paper 001's, for images of 28x28: maps of 28, 14, 7, 3 and 1 pixels."""
+    """CEST's, for images of 28x28: maps of 28, 14, 7, 3 and 1 pixels."""
 
     def __init__(self, width: int, channels: int = 1, num_classes: int = 10):
         super().__init__()
@@ -80,7 +80,7 @@ def learn(network, optimizer, images, labels, autocast=None) -> None:
 
 
 class GaDistillation:
-    """Paper 002: each set (10, C, H, W) trains a network, which classifies all images.
+    """Sato et al.: each set (10, C, H, W) trains a network, which classifies all images.
 
     bfloat16: autocast. compiled: `torch.compile` of the network, which the first call does; each
     set then starts the one network anew.
@@ -178,7 +178,7 @@ def correctness(network, images, labels, batch_size: int) -> float:
 
 
 class Cest:
-    """Paper 001: a network that goes on learning from subsets, which DEAP evolves."""
+    """CEST: a network that goes on learning from subsets, which DEAP evolves."""
 
     def __init__(self, width, images, labels, validation, validation_labels, fraction=0.25):
         from deap import base, creator, tools  # of this case alone
@@ -239,7 +239,7 @@ class Cest:
 
 
 class Ecomp:
-    """Paper 003: each child is compared with its parent by t-SNE's divergence, layer by layer, as
+    """EComp: each child is compared with its parent by t-SNE's divergence, layer by layer, as
     the released program does with scikit-learn. Selection, crossover and mutation are left out."""
 
     def __init__(self, parent, networks, images, labels, perplexity=30.0):
@@ -275,7 +275,7 @@ class Ecomp:
 
 
 class Devs:
-    """Paper 000: a reduction of a set to clusters of its features."""
+    """DEvS: a reduction of a set to clusters of its features."""
 
     def __init__(self, width, images, labels):
         self.images, self.labels, self.width = images, labels, width

@@ -1,4 +1,4 @@
-"""Paper 002's members by PyTorch on a GPU, each way that an informed user would try.
+"""Sato et al.'s members by PyTorch on a GPU, each way that an informed user would try.
 
 All do the work of `pytorch_loops.ga_distillation`: a fresh ConvNet-3 for each set, full-batch Adam,
 then all images classified. `VARIANTS` maps a name to a function of (width, sets, steps, images,

@@ -1,4 +1,4 @@
-"""What a generation of paper 002's strategy costs: predicted, measured, and the least it could.
+"""What a generation of Sato et al.'s strategy costs: predicted, measured, and the least it could.
 
     python experiments/benchmarks/scaling.py
     python experiments/benchmarks/scaling.py --devices 2 --output experiments/benchmarks/scaling-2
@@ -84,7 +84,7 @@ CHECKS = (
     Size(40, members=4, steps=60, images=500, side=64, channels=3, depth=4),
 )
 PLANS = {
-    "paper 002, MNIST": Size(128, 300, 300, 12_000),
+    "Sato et al., MNIST": Size(128, 300, 300, 12_000),
     "the same, a tenth of the images in each generation": Size(128, 300, 300, 1_200),
     "CIFAR-10": Size(128, 300, 300, 10_000, side=32, channels=3),
     "MedMNIST, 224 pixels, 8 classes, ConvNet-6": Size(128, 300, 300, 2_400, 8, 224, 3, 6),
@@ -261,7 +261,7 @@ def peaks(repeats: int) -> tuple[float, float, float]:
 
 
 def floor(repeats: int) -> dict:
-    """Floors of the phases of paper 002's member: what they count and what they take, in a loop."""
+    """Floors of the phases of Sato et al.'s member: what they count and take, in a loop."""
     gflops, gigabytes, from_memory = peaks(repeats)
     print(
         f"\nproducts {gflops:.0f} GFLOP/s, {gigabytes:.1f} GB/s in the cache, "

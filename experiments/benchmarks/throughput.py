@@ -1,6 +1,6 @@
 """Members per second: our engine against PyTorch, in one run on one machine.
 
-A member is paper 002's evaluation of one individual: a fresh ConvNet-3, trained full batch with
+A member is Sato et al.'s evaluation of one individual: a fresh ConvNet-3, trained full batch with
 Adam on 10 images of 28x28 and evaluated on held images. The plain PyTorch loop trains one member
 after the other; its variants are what an informed user would try: bfloat16, channels_last,
 torch.compile, a process on every core. All take turns; a ratio is the median over the turns.

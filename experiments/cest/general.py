@@ -1,4 +1,4 @@
-"""The paper's general scheme (section II; paper 001): predators are a population too.
+"""The paper's general scheme (section II; CEST): predators are a population too.
 
     python experiments/cest/general.py
 

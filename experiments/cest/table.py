@@ -1,4 +1,4 @@
-"""CEST and what it competes with on equal budgets (paper 001): every rule in the same trainer.
+"""CEST and what it competes with on equal budgets: every rule in the same trainer.
 
     python experiments/cest/table.py                  # Table I and Figs. 2 to 7, the rules compared
     python experiments/cest/table.py --study noise    # 10% of the training labels flipped

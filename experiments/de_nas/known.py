@@ -1,4 +1,4 @@
-"""The networks of paper 004's Table 3 that are not its own, built and counted.
+"""The networks of DE-NAS's Table 3 that are not its own, built and counted.
 
     python experiments/de_nas/known.py
 

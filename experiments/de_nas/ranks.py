@@ -1,4 +1,4 @@
-"""What ten epochs say of a full training (paper 004): rank correlation over random architectures.
+"""What ten epochs say of a full training (DE-NAS): rank correlation over random architectures.
 
     python experiments/de_nas/ranks.py
     python experiments/de_nas/ranks.py --max-filters 16 --max-features 256 --full-epochs 50 \\

@@ -1,4 +1,4 @@
-"""Fig. 6 and Table 3 of paper 004 at a size for two cores, random search at equal budget beside it.
+"""Fig. 6 and Table 3 of DE-NAS at a size for two cores, random search at equal budget beside it.
 
     python experiments/de_nas/table.py                  # five seeds of both
     python experiments/de_nas/table.py --seeds 0 --methods evolution

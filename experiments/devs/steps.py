@@ -1,4 +1,4 @@
-"""Step-wise against one-step reduction (paper 000, section 3.2): equal settings, equal judges.
+"""Step-wise against one-step reduction (DEvS, section 3.2): equal settings, equal judges.
 
     python experiments/devs/steps.py
 

@@ -32,7 +32,7 @@ from evojax_suite.training import TrainingConfig
 
 METHODS = ("random", "herding", "k_center", "forgetting", "gradient_matching", "DEvS")
 SIZES = (10, 100, 500)
-REPORTED = {  # paper 000, Table 1, CIFAR-10
+REPORTED = {  # DEvS, Table 1, CIFAR-10
     "random": ("14.4±2.0", "26.0±1.2", "43.4±1.0"),
     "herding": ("21.5±1.2", "31.6±0.7", "40.4±0.6"),
     "k_center": ("21.5±1.3", "24.7±0.9", "27.0±1.4"),

@@ -1,4 +1,4 @@
-"""Table 1 of EComp (paper 003): seven weightings, ten runs each, as one compiled program.
+"""Table 1 of EComp: seven weightings, ten runs each, as one compiled program.
 
     python experiments/ecomp/study.py                     # Table 1, Figs. 2 to 5
     python experiments/ecomp/study.py --study similarity  # a sweep of the similarity weight

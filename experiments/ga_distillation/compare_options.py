@@ -1,4 +1,4 @@
-"""The options beyond paper 002 against its setting, on equal budgets of trained networks.
+"""The options beyond Sato et al. against its setting, on equal budgets of trained networks.
 
 Every variant distils digits with the same number of networks trained, over several seeds; ten fresh
 networks judge each result on the test split. The size is reduced (see `Options`), so the figures

@@ -1,4 +1,4 @@
-"""GA distillation: what paper 002 says of individuals, generations and the result."""
+"""GA distillation: what Sato et al. 2026 says of individuals, generations and the result."""
 
 from __future__ import annotations
 
