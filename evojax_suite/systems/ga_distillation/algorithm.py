@@ -148,8 +148,8 @@ def _strategy(config: Config, num_classes: int, num_dims: int) -> EvolutionaryAl
     name, std = config.strategy, config.strategy_std
     options: dict[str, Any] = {}
     if name == "LaplaceGA":
-        options = {"survival_ratio": config.survival_ratio, "sign": config.laplace_sign}
-        options["crossover"] = config.crossover
+        ratio, sign = config.survival_ratio, config.laplace_sign
+        options = {"survival_ratio": ratio, "crossover": config.crossover, "sign": sign}
     elif name == "BlockES" and config.fitness == "kernel_regression":
         options["blocks"] = _blocks(config, num_classes, num_dims)
     elif std is not None and "std_schedule" in strategies.options(name):

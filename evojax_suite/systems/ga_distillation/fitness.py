@@ -190,7 +190,7 @@ def _judged(
 
 def _users_function(config: Config) -> tuple[Callable | None, bool]:
     """The user's function that `fitness` names, None where it names none, and whether it takes
-    images. Raises ValueError where there is no such function."""
+    images. Raises ValueError where it cannot be imported."""
     if config.fitness in FITNESS:
         return None, False
     function = import_object(config.fitness)
@@ -236,7 +236,7 @@ def score_on(
 
 def own_score(config: Config, num_classes: int) -> Score | None:
     """The user's function of predictions that `fitness` names, None where it names none. Raises
-    ValueError where there is no such function, or it does not give a number for each prediction."""
+    ValueError where it cannot be imported or does not give a number for each prediction."""
     function, takes_images = _users_function(config)
     if function is None or takes_images:
         return None

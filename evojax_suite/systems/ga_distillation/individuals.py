@@ -111,7 +111,7 @@ def decode(
 
     Labels that evolve are clipped at 0 and scaled to sum 1; where all are zero they are uniform. By
     kernel regression, whose predictions become probabilities by a softmax, they do so too: a
-    network that fits such a label has the logits that the regression was given.
+    network that fits these labels has the logits that the regression was given.
     """
     images, targets = images_and_targets(config, num_classes, image_shape, individual, data)
     by_kernel = config.fitness == "kernel_regression"
