@@ -26,7 +26,7 @@ Beyond the paper, all off by default: the options from `common_random_numbers` o
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -183,57 +183,57 @@ def history(
     return generations[last], results
 
 
-def build(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm[State, Params, Data, Metrics, Individual]:
-    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
-    shape = num_classes, image_shape
-    networks.create(config.network, *shape)  # fails early where it does not fit
-    fitness.own_score(config, num_classes)
-    fitness.check_judge(config, *shape)
-    strategy = _strategy(config, num_classes, individuals.num_dims(config, *shape))
-    population_based = strategies.is_population_based(strategy)
-    for name, value in (("best_of", config.best_of), ("start", config.start)):
-        if population_based and value in ("mean", "class_means", "k_means", "given"):
-            raise ValueError(
-                f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
-                f"or SNES, got {config.strategy}"
-            )
+@dataclass(frozen=True)
+class _Distillation:
+    """The functions of the algorithm, and what does not change in a search."""
 
-    def evosax_params(params: Params, data: Data):
-        if config.strategy != "LaplaceGA":
-            return _params_with_std(config, strategy)
-        lower, upper = _bounds(config, *shape, data)
-        return strategy.default_params.replace(**vars(params), lower=lower, upper=upper)
+    config: Config
+    shape: tuple[int, tuple[int, int, int]]  # the number of classes, height, width and channels
+    strategy: EvolutionaryAlgorithm
 
-    def real_individuals(key: Array, data: Data) -> Array:
-        size = config.population_size
-        return individuals.random_individuals(key, config, num_classes, data, size)
+    @property
+    def num_classes(self) -> int:
+        return self.shape[0]
 
-    def first_mean(key: Array, data: Data) -> Array:
-        match config.start:
+    @property
+    def population_based(self) -> bool:
+        """Whether the strategy evolves a population rather than a mean."""
+        return strategies.is_population_based(self.strategy)
+
+    def _evosax_params(self, params: Params, data: Data):
+        if self.config.strategy != "LaplaceGA":
+            return _params_with_std(self.config, self.strategy)
+        lower, upper = _bounds(self.config, *self.shape, data)
+        return self.strategy.default_params.replace(**vars(params), lower=lower, upper=upper)
+
+    def _real_individuals(self, key: Array, data: Data) -> Array:
+        size = self.config.population_size
+        return individuals.random_individuals(key, self.config, self.num_classes, data, size)
+
+    def _first_mean(self, key: Array, data: Data) -> Array:
+        match self.config.start:
             case "class_means":
-                return individuals.class_means(config, num_classes, data)
+                return individuals.class_means(self.config, self.num_classes, data)
             case "k_means":
-                return individuals.class_centres(key, config, num_classes, data)
+                return individuals.class_centres(key, self.config, self.num_classes, data)
             case "given":
                 if data.given is None:
                     raise ValueError("start given needs images that are given with the data")
-                return individuals.encode(config, num_classes, data.given, data.spread)
+                return individuals.encode(self.config, self.num_classes, data.given, data.spread)
             case _:
-                return real_individuals(key, data).mean(0)
+                return self._real_individuals(key, data).mean(0)
 
-    def init(key: Array, params: Params, data: Data) -> State:
+    def init(self, key: Array, params: Params, data: Data) -> State:
         key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
-        evosax = evosax_params(params, data)
-        if population_based:
-            worst = jnp.full(config.population_size, jnp.inf)
-            population = real_individuals(key_individuals, data)
-            state = strategy.init(key_strategy, population, worst, evosax)
+        evosax = self._evosax_params(params, data)
+        if self.population_based:
+            worst = jnp.full(self.config.population_size, jnp.inf)
+            population = self._real_individuals(key_individuals, data)
+            state = self.strategy.init(key_strategy, population, worst, evosax)
         else:
-            mean = first_mean(key_individuals, data)
-            state = strategy.init(key_strategy, mean, evosax)
-            population, state = strategy.ask(key_ask, state, evosax)
+            mean = self._first_mean(key_individuals, data)
+            state = self.strategy.init(key_strategy, mean, evosax)
+            population, state = self.strategy.ask(key_ask, state, evosax)
         first = State(
             strategy=state,
             population=population,
@@ -245,19 +245,22 @@ def build(
         )
         return strategies.strip_weak_types(first)
 
+    @staticmethod
     def split_key(key: Array) -> StepKeys:
         key_evaluate, *keys_tell = jax.random.split(key, 3)
         return StepKeys(None, key_evaluate, tuple(keys_tell))
 
+    @staticmethod
     def ask(key: None, state: State, params: Params, data: Data) -> Array:
         del key, params, data
         return state.population
 
-    def evaluate(key: Array, population: Array, params: Params, data: Data, members: Array):
+    def evaluate(self, key: Array, population: Array, params: Params, data: Data, members: Array):
         del params
-        return fitness.score_population(key, config, *shape, population, data, members)
+        return fitness.score_population(key, self.config, *self.shape, population, data, members)
 
     def tell(
+        self,
         keys: tuple[Array, ...],
         state: State,
         population: Array,
@@ -266,7 +269,7 @@ def build(
         data: Data,
     ) -> tuple[State, Metrics]:
         key_tell, key_ask = keys
-        evosax = evosax_params(params, data)
+        evosax = self._evosax_params(params, data)
         failed = ~jnp.isfinite(scores.fitness)
         loss = scores.credit
         if loss is None:  # evosax minimises and knows NaN
@@ -274,29 +277,31 @@ def build(
 
         def first(old):
             del old
-            return strategies.strip_weak_types(strategy.init(key_tell, population, loss, evosax))
+            return strategies.strip_weak_types(
+                self.strategy.init(key_tell, population, loss, evosax)
+            )
 
         def later(old):
-            new, _ = strategy.tell(key_tell, population, loss, old, evosax)
+            new, _ = self.strategy.tell(key_tell, population, loss, old, evosax)
             return strategies.strip_weak_types(new)
 
-        if population_based:
+        if self.population_based:
             strategy_state = jax.lax.cond(state.generation == 0, first, later, state.strategy)
         else:
             strategy_state = later(state.strategy)
-        next_population, strategy_state = strategy.ask(key_ask, strategy_state, evosax)
+        next_population, strategy_state = self.strategy.ask(key_ask, strategy_state, evosax)
 
         mean_fitness = jnp.mean(scores.fitness, where=~failed)
         ranked = fitness.rank_last(scores.fitness)
         leader = ranked.argmax()
-        if config.best_of == "mean":
-            candidate, score = strategies.mean_of(strategy, strategy_state), mean_fitness
+        if self.config.best_of == "mean":
+            candidate, score = strategies.mean_of(self.strategy, strategy_state), mean_fitness
         else:
-            held_out = config.holdout_ratio > 0
+            held_out = self.config.holdout_ratio > 0
             score = (fitness.rank_last(scores.holdout) if held_out else ranked)[leader]
             candidate = population[leader]
         generation = state.generation + 1
-        better = (score > state.best_score) | (config.best_of != "run")
+        better = (score > state.best_score) | (self.config.best_of != "run")
         best = jnp.where(better, candidate, state.best)
         best_score = jnp.where(better, score, state.best_score)
         state = State(
@@ -320,15 +325,33 @@ def build(
         )
         return strategies.strip_weak_types(state), metrics
 
-    def result(state: State, params: Params, data: Data) -> Individual:
+    def result(self, state: State, params: Params, data: Data) -> Individual:
         del params
-        return individuals.decode(config, *shape, state.best, data)
+        return individuals.decode(self.config, *self.shape, state.best, data)
 
-    def finished(state: State) -> Array:
-        if config.patience is None:
+    def finished(self, state: State) -> Array:
+        if self.config.patience is None:
             return jnp.bool_(False)
-        return state.generation - state.best_generation >= config.patience
+        return state.generation - state.best_generation >= self.config.patience
 
-    generation = Generation(config.population_size, split_key, ask, evaluate, tell)
-    algorithm = Algorithm(init, generation.step, result, finished, generation=generation)
-    return with_judge(config, algorithm)
+
+def build(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Algorithm[State, Params, Data, Metrics, Individual]:
+    """The algorithm for datasets of `num_classes` classes of images (H, W, C)."""
+    shape = num_classes, image_shape
+    networks.create(config.network, *shape)  # fails early where it does not fit
+    fitness.own_score(config, num_classes)
+    fitness.check_judge(config, *shape)
+    strategy = _strategy(config, num_classes, individuals.num_dims(config, *shape))
+    search = _Distillation(config, shape, strategy)
+    for name, value in (("best_of", config.best_of), ("start", config.start)):
+        if search.population_based and value in ("mean", "class_means", "k_means", "given"):
+            raise ValueError(
+                f"{name} {value} needs an algorithm that searches around a mean, such as BlockES "
+                f"or SNES, got {config.strategy}"
+            )
+    parts = search.split_key, search.ask, search.evaluate, search.tell
+    generation = Generation(config.population_size, *parts)
+    functions = search.init, generation.step, search.result, search.finished
+    return with_judge(config, Algorithm(*functions, generation=generation))
