@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -88,6 +90,27 @@ def test_no_module_imports_itself_in_a_circle():
 
     for module in graph:
         visit(module, ())
+
+
+SCRIPTS = sorted(PACKAGE.parent.glob("experiments/**/*.py"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_scripts_use_names_that_exist(script):
+    """What a script imports of the package, and what it uses of the modules that it imports."""
+    nodes = list(ast.walk(ast.parse(script.read_text())))
+    modules: dict[str, ModuleType] = {}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("evojax_suite"):
+            for name in node.names:
+                origin = importlib.import_module(node.module)
+                if not hasattr(origin, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+                if isinstance(value := getattr(origin, name.name), ModuleType):
+                    modules[name.asname or name.name] = value
+    for node in nodes:
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in modules:
+            assert hasattr(modules[ast.unparse(node.value)], node.attr), ast.unparse(node)
 
 
 def test_the_public_names_are_the_systems():

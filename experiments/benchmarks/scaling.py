@@ -201,9 +201,7 @@ def calibrated(options: Options) -> tuple[Model, list[dict]]:
 
 def seconds_of_a_generation(size: Size, num_devices: int, repeats: int) -> float:
     """A step of the algorithm as users run it."""
-    from evojax_suite.systems.ga_distillation import (
-        algorithm as ga_distillation,  # evosax starts the devices
-    )
+    from evojax_suite import ga_distillation  # evosax starts the devices
 
     _, images, labels, _ = arrays_of(size, 1)
     images = np.clip((images * 0.2 + 0.5) * 255, 0, 255).astype(np.uint8)

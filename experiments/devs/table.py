@@ -25,9 +25,10 @@ from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.charts import save_png
+from evojax_suite.running import runner
 from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.coresets import experiment as coreset, gradient_matching
-from evojax_suite.systems.devs import algorithm, experiment as devs
+from evojax_suite.systems.devs import NETWORK, experiment as devs
 from evojax_suite.training import TrainingConfig
 
 METHODS = ("random", "herding", "k_center", "forgetting", "gradient_matching", "DEvS")
@@ -97,8 +98,8 @@ class Options:
     output: Path = Path("experiments/devs")
 
 
-def devs_config(setting: Setting) -> algorithm.Config:
-    return algorithm.Config(
+def devs_config(setting: Setting) -> devs.Config:
+    return devs.Config(
         target_sizes=SIZES[::-1],
         feature_epochs=setting.feature_epochs,
         min_training_steps=setting.min_training_steps,
@@ -107,7 +108,7 @@ def devs_config(setting: Setting) -> algorithm.Config:
 
 
 def network_of(setting: Setting) -> NetworkConfig:
-    return replace(algorithm.NETWORK, width=setting.width)
+    return replace(NETWORK, width=setting.width)
 
 
 def recipe_of(options: Options, setting: Setting, size: int) -> TrainingConfig:
@@ -134,7 +135,7 @@ def make_sets(options: Options, setting: Setting, seed: int) -> None:
 
     def make(module, name, **more):
         if not (options.runs_dir / name / "summary.json").exists():
-            module.run(module.Options(name=name, **shared, **more))
+            runner.run(module.SYSTEM, module.Options(name=name, **shared, **more))
 
     if "DEvS" in options.methods:
         make(devs, f"devs-{seed}", config=devs_config(setting), random_baseline=False)
