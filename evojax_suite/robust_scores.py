@@ -30,10 +30,10 @@ class Judged:
     random_own: Accuracies
     """On as many random real images, labelled and trained in the same way."""
     set_augmented: Accuracies
-    """As `set_own`, with augmentation."""
+    """The accuracies of `set_own`, with augmentation."""
     random_augmented: Accuracies
     set_plain: Accuracies
-    """As `set_own`, without augmentation."""
+    """The accuracies of `set_own`, without augmentation."""
     random_plain: Accuracies
 
 

@@ -215,7 +215,7 @@ class _Stages:
     def run_if(
         self, condition: Array, name: str, function: Callable[..., State], state: State, *more: Any
     ) -> State:
-        """As `run` where `condition` is true, else `state`."""
+        """Returns what `run` returns where `condition` is true, else `state`."""
         if self.timed:
             return self.run(name, function, state, *more) if condition else state
         return jax.lax.cond(

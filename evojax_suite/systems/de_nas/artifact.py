@@ -16,8 +16,8 @@ from jaxtyping import Float, UInt8
 
 from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
+from evojax_suite.inference import export, in_batches
 from evojax_suite.runtime import results
-from evojax_suite.stablehlo import export
 from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 from evojax_suite.types import Array, Images, Probabilities, PyTree
 
@@ -63,9 +63,7 @@ class SearchedNetwork:
         batch_size: int = 500,
     ) -> Float[np.ndarray, "images classes"]:
         """Logits of images, uint8 or float in [0, 1]."""
-        scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-        parts = np.split(images, range(batch_size, len(images), batch_size))
-        return np.concatenate([self._forward(part.astype(np.float32) / scale) for part in parts])
+        return in_batches(self._forward, images, batch_size)
 
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],

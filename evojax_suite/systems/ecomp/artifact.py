@@ -15,8 +15,8 @@ from pydantic import PositiveInt
 
 from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
+from evojax_suite.inference import export, in_batches
 from evojax_suite.runtime.results import write_atomically, write_json
-from evojax_suite.stablehlo import export
 from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.types import Array, Dataset, Images, Probabilities
@@ -79,23 +79,19 @@ class CompressedNetwork:
             f"pooling ({self.pooling}), then fully connected, ReLU between the layers"
         )
 
+    def _forward(self, images: Array | np.ndarray) -> Array:
+        return _logits(self.network, images, self.mean, self.std, self.pooling)
+
     def logits(
         self, images: Real[np.ndarray, "images height width channels"], batch_size: int = 1000
     ) -> Float[np.ndarray, "images classes"]:
         """Logits of images, uint8 or float in [0, 1]."""
-        scale = np.float32(255) if images.dtype == np.uint8 else np.float32(1)
-        batches = np.split(images, range(batch_size, len(images), batch_size))
-        inputs = (batch.astype(np.float32) / scale for batch in batches)
-        rest = self.mean, self.std, self.pooling
-        return np.concatenate([_logits(self.network, batch, *rest) for batch in inputs])
+        return in_batches(self._forward, images, batch_size)
 
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
         float32, on CPU, GPU and TPU; `jax.export.deserialize` reads it."""
-        return export(
-            lambda images: _logits(self.network, images, self.mean, self.std, self.pooling),
-            self.image_shape,
-        )
+        return export(lambda images: self._forward(images), self.image_shape)
 
     def save(self, directory: Path) -> None:
         """Write network.safetensors, network.json and network.stablehlo into `directory`."""

@@ -43,9 +43,9 @@ class Population:
     images). There is room for at least as many tails as members.
     """
 
-    # With the leading axis of members; the first layer's weights from the first `reach` inputs.
+    # The layers have a leading axis of members; the first one has weights from `reach` inputs only.
     layers: Network
-    # The first layer's weights from the other inputs, of the lines alive.
+    # The tails are the first layer's weights from the other inputs, for each line that is alive.
     tails: Float[Array, "room width beyond_reach ..."]
     tail_of: Int32[Array, "members"]  # each member's place in `tails`
     sizes: Int32[Array, "members hidden_layers"]  # units

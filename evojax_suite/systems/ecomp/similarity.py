@@ -78,7 +78,7 @@ class Joint(NamedTuple):
     """Probabilities of pairs of points, and the precision of each point's Gaussian."""
 
     probabilities: Float[Array, "points points"]
-    # Of distances scaled point by point: comparable between layers.
+    # Distances are scaled point by point, so that precisions compare between layers.
     log_precisions: Float[Array, "points"]
 
 
