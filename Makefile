@@ -9,7 +9,7 @@ $(VENV)/installed-%: pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable .$(if $(filter-out user,$*),[$*])
 	touch $@
 
-.PHONY: demo test bench gpu-check docs clean
+.PHONY: demo test types bench gpu-check docs clean
 
 # What we would use, for images of 8x8.
 DEMO := --recipe recommended --population-size 64 --generations 700 --depth 1 --num-epochs 60 \
@@ -23,6 +23,9 @@ test: $(VENV)/installed-dev
 	$(BIN)/ruff check evojax_suite tests experiments
 	$(BIN)/python -m pytest -n 2 --max-worker-restart 0 --dist loadfile \
 		--no-loadscope-reorder $(PYTEST)
+
+types: $(VENV)/installed-dev
+	$(BIN)/pyright
 
 # Against PyTorch; let nothing else run.
 bench: $(VENV)/installed-bench

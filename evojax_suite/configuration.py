@@ -37,7 +37,7 @@ def configuration(kind: type[T]) -> type[T]:
     validate = checked.__init__
 
     @functools.wraps(validate)
-    def init(self, *values, **named):
+    def init(self: Any, *values: Any, **named: Any):
         try:
             validate(self, *map(_plain, values), **{name: _plain(v) for name, v in named.items()})
         except ValidationError as error:
@@ -64,7 +64,9 @@ def from_json(kind: type, content: dict[str, Any], names: Iterable[str]) -> dict
     return {name: _valid(name, hints[name], validate, json.dumps(content[name])) for name in names}
 
 
-def _valid(name: str, hint: Any, validate: Callable[[TypeAdapter, Any], Any], value: Any) -> Any:
+def _valid(
+    name: str, hint: Any, validate: Callable[[TypeAdapter[Any], Any], Any], value: Any
+) -> Any:
     try:
         return validate(_adapter(hint), value)
     except ValidationError as error:
@@ -72,7 +74,7 @@ def _valid(name: str, hint: Any, validate: Callable[[TypeAdapter, Any], Any], va
 
 
 @functools.cache
-def _adapter(hint: Any) -> TypeAdapter:
+def _adapter(hint: Any) -> TypeAdapter[Any]:
     """The validator of a type; a configuration brings its settings itself."""
     return TypeAdapter(hint, config=None if dataclasses.is_dataclass(hint) else _SETTINGS)
 

@@ -206,7 +206,7 @@ def _trained_and_evaluated(
 ) -> Callable[[PyTree, PyTree], Array]:
     """A function of members and data -> accuracies, one object for each architecture and recipe."""
 
-    def evaluate(members, data):
+    def evaluate(members: PyTree, data: PyTree):
         keys, sets = members
         shared, test_images, test_labels, mean, std = data
         batches = engine.batches(transforms.normalize(test_images, mean, std), test_labels)

@@ -23,7 +23,7 @@ from evojax_suite.systems.cest.subsets import Groups
 from evojax_suite.systems.ecomp import compression, feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.training import judge_each, map_members
-from evojax_suite.types import Array, Dataset, PyTree
+from evojax_suite.types import Array, Dataset, PRNGKey, PyTree
 
 
 @struct.dataclass
@@ -45,7 +45,9 @@ class _WithData(Problem):
         return State(jnp.int32(0), self.data)
 
     @partial(jax.jit, static_argnames=("self",))
-    def eval(self, key: Array, solutions: PyTree, state: State) -> tuple[Array, State, dict]:
+    def eval(
+        self, key: Array, solutions: PyTree, state: State
+    ) -> tuple[Array, State, dict[str, Any]]:
         """Fitness (P,), lower is better, NaN where an evaluation failed; the next state; an empty
         dictionary."""
         fitness = self.losses(key, solutions, state.counter, state.data)
@@ -82,7 +84,7 @@ class DistillationProblem(_WithData):
         about = self.config, self.num_classes, self.data
         return ga_distillation.random_individuals(key, *about, 1)[0]
 
-    def losses(self, key, solutions, counter, data):
+    def losses(self, key: PRNGKey, solutions: PyTree, counter: Array, data: PyTree):
         """Minus the fitness (P,) of networks trained on the solutions (P, D), in [-1, 0] or, as a
         cross-entropy, from 0."""
         del counter
@@ -141,14 +143,14 @@ class CompressionProblem(_WithData):
         kept = [jnp.sort(o[:n]) for o, n in zip(orders, self.hidden_units, strict=True)]
         pruned = compression.part(parent, [slice(None), *kept, slice(None)])
 
-        def changed(leaf, key):
+        def changed(leaf: Array, key: PRNGKey):
             return leaf * (1 + self.deviation * jax.random.normal(key, leaf.shape))
 
         structure = jax.tree.structure(pruned)
         keys = jax.tree.unflatten(structure, jax.random.split(key, structure.num_leaves))
         return jax.tree.map(changed, pruned, keys)
 
-    def losses(self, key, solutions, counter, data):
+    def losses(self, key: PRNGKey, solutions: PyTree, counter: Array, data: PyTree):
         """Minus the fitness (P,) of networks with leading axis P on this evaluation's batch."""
         del key
         size = self.config.batch_size
@@ -159,7 +161,7 @@ class CompressionProblem(_WithData):
         *hidden, _ = feed_forward.forward(data.parent, images, data.pooling)
         targets = ecomp.targets_of(self.config, self.params, hidden)
 
-        def member(network):
+        def member(network: Network):
             outputs = feed_forward.forward(network, images, data.pooling)
             return ecomp.relations_and_accuracy(self.config, outputs, labels)
 
@@ -213,7 +215,7 @@ class SubsetProblem(_WithData):
         """Uniform ranks (N,): a random subset."""
         return jax.random.uniform(key, self.data.difficulty.shape)
 
-    def losses(self, key, solutions, counter, data):
+    def losses(self, key: PRNGKey, solutions: PyTree, counter: Array, data: PyTree):
         """Minus the mean difficulty (P,) of the subsets that the solutions (P, N) stand for."""
         del key, counter
         chosen = jax.vmap(lambda solution: subsets.ranked(solution, data.groups))(solutions)

@@ -79,13 +79,13 @@ class TrainingConfig:
 
 
 def _optimizer(config: TrainingConfig, num_steps: int | IntScalar) -> optax.GradientTransformation:
-    def cosine(step):
+    def cosine(step: Any) -> Any:
         return rate * (1 + jnp.cos(jnp.pi * jnp.minimum(step / jnp.maximum(num_steps, 1), 1))) / 2
 
-    def halfway(step):
+    def halfway(step: Any) -> Any:
         return rate * jnp.where(step < jnp.maximum(num_steps // 2, 1), 1.0, 0.1)
 
-    def decay(strength):
+    def decay(strength: float):
         return [optax.add_decayed_weights(strength)] if strength else []
 
     rate = config.learning_rate
@@ -176,7 +176,7 @@ def _fit_step(
     if _is_random(network, config):
         images, labels = _augment(key, config, images, labels)
 
-    def loss(parameters):
+    def loss(parameters: PyTree):
         logits, updated = network.apply(
             {"params": parameters, **state.statistics},
             images,
@@ -219,11 +219,11 @@ def fit(
         num_classes = jax.eval_shape(network.apply, state.variables, images[:1]).shape[-1]
         labels = jax.nn.one_hot(labels, num_classes)
 
-    def full_batch_epoch(state, epoch):
+    def full_batch_epoch(state: FitState, epoch: Array):
         key, weights = jax.random.fold_in(key_fit, epoch), jnp.ones(num_images)
         return step(key, state=state, images=images, labels=labels, weights=weights)[0], None
 
-    def minibatch_epoch(state, epoch):
+    def minibatch_epoch(state: FitState, epoch: Array):
         key_order, key_steps = jax.random.split(jax.random.fold_in(key_fit, epoch))
         order = jax.random.permutation(key_order, num_images)
         positions = jnp.arange(num_batches * batch_size)
@@ -231,9 +231,13 @@ def fit(
         indices = order[positions % num_images].reshape(num_batches, batch_size)
         keys = jax.random.split(key_steps, num_batches)
 
-        def minibatch_step(state, inputs):
+        def minibatch_step(state: FitState, inputs: PyTree):
             key, index, weight = inputs
-            batch = {"images": images[index], "labels": labels[index], "weights": weight}
+            batch: dict[str, Any] = {
+                "images": images[index],
+                "labels": labels[index],
+                "weights": weight,
+            }
             return step(key, state=state, **batch)[0], None
 
         return jax.lax.scan(minibatch_step, state, (keys, indices, weights))[0], None
@@ -270,12 +274,12 @@ def fit_epochs(
     capacity = images.shape[0]
     batch_size = min(config.batch_size or capacity, capacity)
 
-    def epoch(index, carry):
+    def epoch(index: Array, carry: PyTree) -> PyTree:
         key_order, key_steps = jax.random.split(jax.random.fold_in(key, index))
         priorities = jax.random.uniform(key_order, (capacity,))
         order = jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
 
-        def step(batch, carry):
+        def step(batch: Array, carry: PyTree):
             state, seen = carry
             positions = batch * batch_size + jnp.arange(batch_size)
             chosen = order[positions % num_images]
@@ -313,10 +317,10 @@ def extract_features(
     capacity = images.shape[0]
     batch_size = min(batch_size, capacity)
 
-    def features_of(batch):
+    def features_of(batch: Array):
         return jnp.asarray(network.apply(variables, batch, features_only=True))
 
-    def body(batch, features):
+    def body(batch: Array, features: Array):
         start = jnp.minimum(batch * batch_size, capacity - batch_size)
         images_of_batch = jax.lax.dynamic_slice_in_dim(images, start, batch_size)
         return jax.lax.dynamic_update_slice_in_dim(features, features_of(images_of_batch), start, 0)
@@ -334,7 +338,7 @@ def judge_each(
     num_images = images.shape[0]
     batch_size = min(batch_size, num_images)
 
-    def body(batch, seen):
+    def body(batch: Array, seen: ExampleStatistics):
         start = jnp.minimum(batch * batch_size, num_images - batch_size)
         shown, classes = (
             jax.lax.dynamic_slice_in_dim(array, start, batch_size) for array in (images, labels)
@@ -376,7 +380,7 @@ def make_batches(images: Images, labels: Labels, batch_size: int) -> Batches:
     num_batches = -(-num_images // batch_size)
     padding = num_batches * batch_size - num_images
 
-    def cut(array):
+    def cut(array: Array):
         padded = jnp.pad(array, [(0, padding)] + [(0, 0)] * (array.ndim - 1))
         return padded.reshape(num_batches, batch_size, *array.shape[1:])
 
@@ -392,7 +396,7 @@ def evaluate(
 ) -> Evaluation:
     """Returns accuracy, cross-entropy and mean `score` of a network, a batch at a time."""
 
-    def evaluate_batch(batch):
+    def evaluate_batch(batch: PyTree):
         images, labels, weights = batch
         logits = jnp.asarray(network.apply(variables, images))
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
@@ -486,7 +490,7 @@ def map_members(
     size = -(-population_size // num_groups)
     later = then if members_at_once < size else None
 
-    def whole(*member):
+    def whole(*member: PyTree):
         result = function(*member)
         return result if then is None or later else then(result)
 
@@ -494,11 +498,11 @@ def map_members(
         return jax.lax.map(lambda member: whole(*member), members)
     index = (jnp.arange(num_groups * size) % population_size).reshape(num_groups, size)
 
-    def grouped(leaf):
+    def grouped(leaf: Array):
         even = num_groups * size == population_size  # then nothing is copied
         return leaf.reshape(num_groups, size, *leaf.shape[1:]) if even else leaf[index]
 
-    def of_group(group):
+    def of_group(group: PyTree):
         results = jax.vmap(whole)(*group)
         return map_members(later, (results,), members_at_once) if later else results
 

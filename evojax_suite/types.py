@@ -171,3 +171,8 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     ) = None
     """A function of the arguments of `step` that returns a `step` for such arguments, compiled
     already; None where it is scannable or cannot tell."""
+
+
+AnyAlgorithm: TypeAlias = Algorithm[PyTree, PyTree, PyTree, PyTree, Any]
+"""An algorithm whose state, params, data, metrics and result the code that drives it does not look
+into."""

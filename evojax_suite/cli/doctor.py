@@ -8,6 +8,7 @@ import sys
 import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +54,7 @@ def _writable(folder: Path) -> str:
         return f"cannot be written: {error.strerror}"
 
 
-def _computes(device) -> str:
+def _computes(device: Any) -> str:
     """Returns ok, or what failed in a small product on the device."""
     try:
         ones = jax.device_put(jnp.ones((64, 64)), device)

@@ -15,6 +15,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
 import tyro
@@ -46,7 +47,7 @@ def _in_one_line(text: str, command: list[str]) -> str:
     return f"{text.strip()}; for the options, {ending}".replace(" ;", ";")
 
 
-def _parse(commands, arguments: list[str], **settings):
+def _parse(commands: Any, arguments: list[str], **settings: Any):
     """Returns tyro's result. Raises ValueError, one line, for a wrong option."""
     about = "Evolution over thousands of small neural networks, in JAX."
     errors = io.StringIO()
@@ -64,7 +65,7 @@ def _parse(commands, arguments: list[str], **settings):
 def _terminate_like_interrupt(received: list[int]):
     """Makes SIGTERM raise KeyboardInterrupt, as SIGINT does, and adds its number to `received`."""
 
-    def raise_interrupt(number, frame):
+    def raise_interrupt(number: int, frame: FrameType | None):
         del frame
         received.append(number)
         raise KeyboardInterrupt

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 
 
 class DataError(ValueError):
@@ -20,7 +20,7 @@ def first_line(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def data_error(message: str, *kinds: type[Exception], advice: str = "") -> Iterator[None]:
+def data_error(message: str, *kinds: type[Exception], advice: str = "") -> Generator[None]:
     """A context that raises errors as DataError: `message`, their first line in brackets, `advice`.
 
     kinds: the errors to convert; by default all, as readers of damaged files raise nearly any.

@@ -71,7 +71,7 @@ def from_arrays(
     return _assemble(Source(parts, names, name), None, name)
 
 
-def _expanded(path: str | os.PathLike) -> Path:
+def _expanded(path: str | os.PathLike[str]) -> Path:
     """`path` with the home folder for ~; pathlib raises RuntimeError for an unknown user's."""
     if not isinstance(path, str | os.PathLike):
         raise DataError(f"{path!r} is no path")

@@ -75,7 +75,7 @@ def _crop(key: PRNGKey, images: Images, count: int) -> Images:
     last = 2 * jnp.array([reach_y, reach_x])
     corners = jax.random.randint(key, (count, 2), 0, last + 1)
 
-    def window(image, corner):
+    def window(image: Array, corner: Array):
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), images.shape[1:])
 
     return _apply(window, padded, corners)
@@ -88,7 +88,7 @@ def _cutout(key: PRNGKey, images: Images, count: int) -> Images:
     last = [length - size % 2 for length, size in zip(lengths, sizes, strict=True)]
     centres = jax.random.randint(key, (count, 2), 0, jnp.array(last) + 1)
 
-    def inside(axis):
+    def inside(axis: int):
         start = centres[:, axis, None] - sizes[axis] // 2
         positions = jnp.arange(lengths[axis])
         return (positions >= start) & (positions < start + sizes[axis])

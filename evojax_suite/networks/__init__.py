@@ -25,6 +25,7 @@ from evojax_suite.networks.zoo import (
     LeNet as LeNet,
     ResNet18 as ResNet18,
 )
+from evojax_suite.types import Array, PRNGKey
 
 NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "ResNet18"]
 _NETWORKS: dict[str, type] = {
@@ -102,7 +103,7 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
     else:
         network = own_module(config.network)(num_classes=num_classes)
 
-    def outputs(key, images):
+    def outputs(key: PRNGKey, images: Array):
         logits, variables = network.init_with_output(key, images)
         if not is_named:
             statistics = [name for name in variables if name != "params"]

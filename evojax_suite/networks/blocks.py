@@ -17,6 +17,7 @@ The functions agree with the layers of `networks.layers` up to rounding; tests/t
 from __future__ import annotations
 
 from functools import partial, reduce
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +26,7 @@ from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from evojax_suite.networks.layers import convolve, corners, padded
-from evojax_suite.types import Array
+from evojax_suite.types import Array, PyTree
 
 LAYERS = "instance", "relu", "average"
 """Normalisation, activation and pooling of a block."""
@@ -45,7 +46,7 @@ def block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int)
     return function(images, kernel, scale, bias, padding)
 
 
-def _later_block(images, kernel, scale, bias, padding):
+def _later_block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
     maps = convolve(images, kernel.astype(images.dtype), padding, 1, "adaptive")
     return normalized_pool(maps, scale, bias)
 
@@ -59,14 +60,14 @@ def _channels_last(maps: Array) -> Array:
 def _sums(first: Array, second: Array) -> tuple[Array, Array]:
     """Sums over the pixels of two maps (N, H, W, C), in one pass."""
 
-    def add(one, other):
+    def add(one: tuple[Array, Array], other: tuple[Array, Array]):
         return one[0] + other[0], one[1] + other[1]
 
     return lax.reduce((first, second), (jnp.float32(0), jnp.float32(0)), add, (1, 2))
 
 
 @_sums.defjvp
-def _sums_jvp(maps, tangents):
+def _sums_jvp(maps: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
     return _sums(*maps), tuple(tangent.sum((1, 2)) for tangent in tangents)
 
 
@@ -85,7 +86,7 @@ def normalized_pool(maps: Array, scale: Array, bias: Array) -> Array:
     return _normalized_pool_forward(maps, scale, bias)[0]
 
 
-def _normalized_pool_forward(maps, scale, bias):
+def _normalized_pool_forward(maps: Array, scale: Array, bias: Array):
     inputs, pixels = maps.astype(jnp.float32), maps.shape[1] * maps.shape[2]
     mean, square = (total / pixels for total in _sums(inputs, inputs * inputs))
     inverse = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
@@ -97,11 +98,11 @@ def _normalized_pool_forward(maps, scale, bias):
     return pooled.astype(maps.dtype), (maps, mean, inverse, scale, bias)
 
 
-def _normalized_pool_backward(residuals, gradient):
+def _normalized_pool_backward(residuals: PyTree, gradient: Array):
     maps, mean, inverse, scale, bias = residuals
     expand = (slice(None), None, None)
 
-    def passed(maps, gradient):
+    def passed(maps: Array, gradient: Array):
         """What the activation lets through, and the normalised map before scale and bias."""
         standard = (maps.astype(jnp.float32) - mean[expand]) * inverse[expand]
         share = _upsampled(gradient).astype(jnp.float32) * 0.25
@@ -157,7 +158,7 @@ def _moments(views: Array, taps: np.ndarray) -> tuple[Array, Array]:
     return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
-def _statistics(moments, weights):
+def _statistics(moments: tuple[Array, Array], weights: Array):
     """Mean and 1 / standard deviation (N, F) of the products of patches with weights (T, F)."""
     mean, covariance = moments
     variance = _exact("tf,ntu,uf->nf", weights, covariance, weights)
@@ -171,11 +172,13 @@ def first_block(images: Array, kernel: Array, scale: Array, bias: Array, padding
     return _first_block_forward(images, kernel, scale, bias, padding)[0]
 
 
-def _normalized(views, taps, weights, slope, offset) -> list[Array]:
+def _normalized(
+    views: Array, taps: np.ndarray, weights: Array, slope: Array, offset: Array
+) -> list[Array]:
     """The map at each corner of the pooling windows (N, H'/2, W'/2, F), normalised. A sum that is
     written out fuses with what follows."""
 
-    def of_corner(corner):
+    def of_corner(corner: np.ndarray):
         inputs = [views[..., tap, None].astype(jnp.float32) for tap in corner]
         products = [tap * weight for tap, weight in zip(inputs, weights, strict=True)]
         total = sum(products[1:], products[0])
@@ -184,7 +187,7 @@ def _normalized(views, taps, weights, slope, offset) -> list[Array]:
     return [of_corner(corner) for corner in taps]
 
 
-def _first_block_forward(images, kernel, scale, bias, padding):
+def _first_block_forward(images: Array, kernel: Array, scale: Array, bias: Array, padding: int):
     views = _views(images, kernel.shape[0], padding)
     taps = _taps(kernel.shape[0], images.shape[-1])
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
@@ -196,7 +199,7 @@ def _first_block_forward(images, kernel, scale, bias, padding):
     return pooled.astype(images.dtype), (images, kernel, scale, bias, moments, mean, inverse)
 
 
-def _first_block_backward(padding, residuals, gradient):
+def _first_block_backward(padding: int, residuals: PyTree, gradient: Array) -> PyTree:
     # Without the barrier XLA would keep the large map of the forward pass after all.
     images, kernel, scale, bias, moments, mean, inverse = lax.optimization_barrier(residuals)
     views = _views(images, kernel.shape[0], padding)

@@ -7,6 +7,8 @@ section 3.1); 1 elsewhere, and where `first_padding` says so.
 
 from __future__ import annotations
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -39,7 +41,7 @@ class ConvNet(nn.Module):
     def __call__(
         self, images: jax.Array, train: bool = False, features_only: bool = False
     ) -> jax.Array:
-        shared = {"dtype": self.dtype, "initialization": self.initialization}
+        shared: dict[str, Any] = {"dtype": self.dtype, "initialization": self.initialization}
         padding = self.first_padding
         if padding is None:
             padding = 3 if images.shape[1] == 28 else 1

@@ -22,17 +22,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial, reduce
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 Convolution = Literal["native", "split_gradient", "patches", "adaptive"]
 CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_TwoArrays: TypeAlias = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def default_convolution(train: bool, channels: int, platform: str | None = None) -> Convolution:
@@ -66,7 +68,7 @@ def convolve(
     return _native(images, kernel, padding, stride)
 
 
-def _native(images, kernel, padding, stride=1):
+def _native(images: jax.Array, kernel: jax.Array, padding: int, stride: int = 1):
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
     )
@@ -77,7 +79,7 @@ def padded(images: jax.Array, padding: int) -> jax.Array:
     return jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
 
 
-def _shifted(images, size, padding, stride=1):
+def _shifted(images: jax.Array, size: int, padding: int, stride: int = 1):
     """The size*size shifted views that a kernel of that size is multiplied with, row by row."""
     images = padded(images, padding)
     height, width = (stride * ((side - size) // stride) + 1 for side in images.shape[1:3])
@@ -92,14 +94,14 @@ def _concatenate(parts: Callable[[jax.Array], list[jax.Array]], array: jax.Array
     of 32, take a quarter of the time.
     """
 
-    def plain(array):
+    def plain(array: jax.Array):
         return jnp.concatenate(parts(array), axis=-1)
 
     if array.dtype.itemsize != 2 or array.shape[-1] % 2:
         return plain(array)
 
     @jax.custom_jvp
-    def in_pairs(array):
+    def in_pairs(array: jax.Array):
         pairs = lax.bitcast_convert_type(array.reshape(*array.shape[:-1], -1, 2), jnp.uint32)
         outputs = lax.bitcast_convert_type(plain(pairs), array.dtype)
         return outputs.reshape(*outputs.shape[:-2], -1)
@@ -108,12 +110,12 @@ def _concatenate(parts: Callable[[jax.Array], list[jax.Array]], array: jax.Array
     return in_pairs(array)
 
 
-def _patches(images, kernel, padding, stride):
+def _patches(images: jax.Array, kernel: jax.Array, padding: int, stride: int):
     columns = _concatenate(lambda pixels: _shifted(pixels, len(kernel), padding, stride), images)
     return columns @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _patches_of_two(images, kernel, padding):
+def _patches_of_two(images: jax.Array, kernel: jax.Array, padding: int):
     """`_patches` of stride 1 that computes two neighbouring pixels at once: a kernel of one more
     column, of stride 2, with two sets of filters. With a 3x3 kernel it moves 6 values a pixel, not
     9, for a third more products. Where kernels weigh more than the pixels, or the columns are odd
@@ -123,13 +125,15 @@ def _patches_of_two(images, kernel, padding):
     if width % 2 or not size % 2 or len(images) * height * width < 8 * filters:
         return _patches(images, kernel, padding, 1)
 
-    def rows_of_pairs(images):  # the inputs of two pixels in a row lie together in memory
+    def rows_of_pairs(
+        images: jax.Array,
+    ):  # the inputs of two pixels in a row lie together in memory
         images = padded(images, padding)
         shape = *images.shape[:2], width // 2, -1
         pairs = [images[:, :, j : j + width].reshape(shape) for j in range(0, size + 1, 2)]
         return [pair[:, i : i + height] for i in range(size) for pair in pairs]
 
-    def both(kernel):
+    def both(kernel: jax.Array):
         return [jnp.pad(kernel, ((0, 0), (k, 1 - k), (0, 0), (0, 0))) for k in (0, 1)]
 
     columns = _concatenate(rows_of_pairs, images)
@@ -137,17 +141,19 @@ def _patches_of_two(images, kernel, padding):
     return (columns @ kernels).reshape(len(images), height, width, filters)
 
 
-def _by_members(alone: Callable, together: Callable, over_images: bool = True) -> Callable:
+def _by_members(alone: _TwoArrays, together: _TwoArrays, over_images: bool = True) -> _TwoArrays:
     """A function of two arrays, the first of images: `alone`, or `together` where `vmap` gives each
     member its second one. over_images: whether outputs have the images' axis, so that the images of
     all members may be taken at once where the second array is the same."""
 
     @jax.custom_batching.custom_vmap
-    def function(images, second):
+    def function(images: jax.Array, second: jax.Array) -> jax.Array:
         return alone(images, second)
 
     @function.def_vmap
-    def rule(axis_size, batched, images, second):
+    def rule(
+        axis_size: int, batched: list[bool], images: jax.Array, second: jax.Array
+    ) -> tuple[jax.Array, bool]:
         if batched[1] or not over_images:
             axes = tuple(0 if is_batched else None for is_batched in batched)
             return jax.vmap(together, axes)(images, second), True
@@ -158,7 +164,9 @@ def _by_members(alone: Callable, together: Callable, over_images: bool = True) -
 
 
 @cache
-def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
+def _adaptive(
+    size: int, padding: int, stride: int, sides: tuple[int, int]
+) -> tuple[_TwoArrays, _TwoArrays, _TwoArrays]:
     """The convolution (images, kernel) of images of these sides, its gradient for the images
     (output's gradient, kernel), and for the kernel (images, output's gradient).
 
@@ -166,29 +174,31 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
     they can be differentiated any number of times.
     """
 
-    def native(images, kernel):
+    def native(images: jax.Array, kernel: jax.Array):
         return _native(images, kernel, padding, stride)
 
-    def patches(images, kernel):
+    def patches(images: jax.Array, kernel: jax.Array):
         if stride > 1:
             return _patches(images, kernel, padding, stride)
         return _patches_of_two(images, kernel, padding)
 
-    def to_images(convolution):
-        def gradient(outputs, kernel):
+    def to_images(convolution: _TwoArrays) -> _TwoArrays:
+        def gradient(outputs: jax.Array, kernel: jax.Array) -> jax.Array:
             images = jnp.zeros((len(outputs), *sides, kernel.shape[2]), outputs.dtype)
             return jax.vjp(lambda images: convolution(images, kernel), images)[1](outputs)[0]
 
         return gradient
 
-    def to_kernel(convolution):
-        def gradient(images, outputs):
+    def to_kernel(convolution: _TwoArrays) -> _TwoArrays:
+        def gradient(images: jax.Array, outputs: jax.Array) -> jax.Array:
             kernel = jnp.zeros((size, size, images.shape[-1], outputs.shape[-1]), images.dtype)
             return jax.vjp(lambda kernel: convolution(images, kernel), kernel)[1](outputs)[0]
 
         return gradient
 
-    def differentiable(function, first, second):
+    def differentiable(
+        function: _TwoArrays, first: Callable[..., jax.Array], second: Callable[..., jax.Array]
+    ) -> _TwoArrays:
         """The function with its gradients for the two arguments, `first` and `second`: functions
         of both arguments and the output's gradient."""
         wrapped = jax.custom_vjp(function)
@@ -218,11 +228,11 @@ def _adaptive(size: int, padding: int, stride: int, sides: tuple[int, int]):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _split_gradient(images, kernel, padding):
+def _split_gradient(images: jax.Array, kernel: jax.Array, padding: int):
     return _native(images, kernel, padding)
 
 
-def _split_gradient_forward(images, kernel, padding):
+def _split_gradient_forward(images: jax.Array, kernel: jax.Array, padding: int):
     return _native(images, kernel, padding), (images, kernel)
 
 
@@ -232,7 +242,7 @@ def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], 
     num_images, height, width, filters = gradient.shape
     flat = gradient.reshape(-1, filters)
 
-    def plain(view):
+    def plain(view: jax.Array):
         return view.reshape(-1, view.shape[-1]).T @ flat
 
     if not (64 <= filters < 96 and channels >= 32 and len(flat) > 5000):
@@ -245,27 +255,29 @@ def _products_with(gradient: jax.Array, channels: int) -> Callable[[jax.Array], 
     blocks = gradient.reshape(-1, images_of_block * height * width, filters)
     transposed = lax.optimization_barrier(jnp.swapaxes(blocks, 1, 2))
 
-    def in_blocks(view):
+    def in_blocks(view: jax.Array):
         columns = view.reshape(*blocks.shape[:2], -1)
         return jnp.einsum("bfp,bpc->bfc", transposed, columns).sum(0).T
 
     return in_blocks
 
 
-def _split_gradient_backward(padding, residuals, gradient):
+def _split_gradient_backward(
+    padding: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     images, kernel = residuals
     size, channels = len(kernel), images.shape[-1]
     _, height, width, _ = gradient.shape
     wide = padded(images, padding)
     product = _products_with(gradient, channels)
 
-    def row(first):
+    def row(first: jax.Array) -> jax.Array:
         """Gradient of a row of the kernel, as one product: thin ones waste the matrix unit."""
         rows = lax.dynamic_slice_in_dim(wide, first, height, 1)
         columns = [rows[:, :, j : j + width] for j in range(size)]
         return product(jnp.concatenate(columns, axis=-1))
 
-    def position(place):
+    def position(place: tuple[jax.Array, jax.Array]):
         return product(lax.dynamic_slice(wide, (0, *place, 0), (*gradient.shape[:3], channels)))
 
     # A loop over a kernel's positions compiles in a fraction of the time of all written out, and is
@@ -298,7 +310,7 @@ def _initializers(name: str, fan_in: int) -> tuple[Callable[..., jax.Array], ...
         raise ValueError(f"initialization must be pytorch or kaiming, got {name!r}")
     bound = fan_in**-0.5
 
-    def uniform(key, shape, dtype=jnp.float32):
+    def uniform(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return uniform, uniform
@@ -380,7 +392,7 @@ class GroupNorm(nn.Module):
                     f"group normalization needs a multiple of {num_groups} channels, got {channels}"
                 )
 
-            def share(statistic):
+            def share(statistic: jax.Array):
                 size = channels // num_groups
                 groups = statistic.reshape(-1, 1, 1, num_groups, size).mean(-1)
                 return jnp.repeat(groups, size, axis=-1)
@@ -427,7 +439,7 @@ def corners(images: jax.Array, size: int) -> list[jax.Array]:
     return [images[:, i:height:size, j:width:size] for i in range(size) for j in range(size)]
 
 
-def _interleaved(views, size, shape):
+def _interleaved(views: list[jax.Array], size: int, shape: tuple[int, ...]):
     """The images of that shape whose `corners` are `views`, 0 in rows and columns beyond."""
     number, height, width, channels = views[0].shape
     pairs = [jnp.stack(views[i * size : (i + 1) * size], 3) for i in range(size)]
@@ -437,30 +449,30 @@ def _interleaved(views, size, shape):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _average_pool(images, size):
+def _average_pool(images: jax.Array, size: int):
     views = corners(images, size)
     return sum(views[1:], views[0]) * (1 / size**2)
 
 
-def _average_pool_forward(images, size):
+def _average_pool_forward(images: jax.Array, size: int):
     return _average_pool(images, size), images.shape
 
 
-def _average_pool_backward(size, shape, gradient):
+def _average_pool_backward(size: int, shape: tuple[int, ...], gradient: jax.Array):
     return (_interleaved([gradient * (1 / size**2)] * size**2, size, shape),)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _max_pool(images, size):
+def _max_pool(images: jax.Array, size: int):
     return reduce(jnp.maximum, corners(images, size))
 
 
-def _max_pool_forward(images, size):
+def _max_pool_forward(images: jax.Array, size: int):
     pooled = _max_pool(images, size)
     return pooled, (images, pooled)
 
 
-def _max_pool_backward(size, residuals, gradient):
+def _max_pool_backward(size: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array):
     """Gradient of the images: that of a window goes to the first of equal pixels, as in PyTorch."""
     images, pooled = residuals
     taken, gradients = jnp.zeros(pooled.shape, bool), []

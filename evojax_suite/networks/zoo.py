@@ -9,12 +9,14 @@ network whose poolings do not fit the images refuses them with one line.
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from evojax_suite.networks.layers import Conv, Convolution, Dense, normalize_features, pool
+from evojax_suite.types import Array
 
 
 def _flat(features: jax.Array) -> jax.Array:
@@ -86,7 +88,7 @@ class VGG11(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        shared = {"lowering": self.lowering, "dtype": self.dtype}
+        shared: dict[str, Any] = {"lowering": self.lowering, "dtype": self.dtype}
         features, padding = images, 3 if images.shape[1] == 28 else 1
         for stage in ((64,), (128,), (256, 256), (512, 512), (512, 512)):
             for filters in stage:
@@ -116,7 +118,7 @@ class VGG10(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-        def dropped(features):
+        def dropped(features: jax.Array) -> jax.Array:
             return nn.Dropout(self.dropout, deterministic=not train)(features)
 
         features = images
@@ -145,7 +147,7 @@ class _ResidualBlock(nn.Module):
     def __call__(self, images: jax.Array, train: bool) -> jax.Array:
         conv = partial(Conv, use_bias=False, lowering=self.lowering, dtype=self.dtype)
 
-        def convolution(features, size, stride):
+        def convolution(features: Array, size: int, stride: int):
             features = conv(self.filters, size, size // 2, stride)(features, train)
             return normalize_features(self.normalization, features, train)
 

@@ -51,7 +51,7 @@ def non_dominated_ranks(
     no_worse = (objectives[:, None] <= objectives[None]).all(-1)
     dominates = no_worse & (objectives[:, None] < objectives[None]).any(-1)
 
-    def peel(carry):
+    def peel(carry: tuple[Array, Array]):
         front, ranks = carry
         left = ranks < 0
         dominated = (dominates & left[:, None]).any(0)
@@ -70,7 +70,7 @@ def crowding_distances(
     each divided by the population's range (in NSGA-II the front's).
     """
 
-    def gaps(values):
+    def gaps(values: Array):
         finite = jnp.isfinite(values)
         low = jnp.where(finite, values, jnp.inf).min()
         spread = jnp.where(finite, values, -jnp.inf).max() - low

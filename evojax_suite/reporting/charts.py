@@ -91,7 +91,7 @@ def _numbers(values: ArrayLike) -> np.ndarray:
     return np.array([np.nan if v is None else v for v in np.asarray(values, object)], float)
 
 
-def column(lines: Sequence[dict], name: str) -> np.ndarray:
+def column(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     """Returns the values of `name` in `lines`, (n,) float64, with None as NaN."""
     return _numbers([line[name] for line in lines])
 

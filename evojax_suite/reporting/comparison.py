@@ -76,7 +76,7 @@ class Run:
         return numbers | {_set(row): row["test_accuracy_mean"] for row in tested}
 
 
-def _set(row: dict) -> str:
+def _set(row: dict[str, Any]) -> str:
     return f"{row['method']}, {row['num_images']} images"
 
 

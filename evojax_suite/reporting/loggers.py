@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from evojax_suite.data.errors import first_line
 from evojax_suite.runtime.loop import StepReport
@@ -34,8 +34,8 @@ def check(names: Sequence[Logger]) -> None:
 
 @contextmanager
 def logged(
-    names: Sequence[Logger], directory: Path, settings: dict
-) -> Iterator[Callable[[StepReport], None]]:
+    names: Sequence[Logger], directory: Path, settings: dict[str, Any]
+) -> Generator[Callable[[StepReport], None]]:
     """Yields a function that logs a report. directory: the folder of the run, whose name it has."""
     writer = run = None
 
@@ -43,7 +43,7 @@ def logged(
         nonlocal writer, run
         for row in report.rows:
             step = int(row["generation"])
-            numbers = {name: value for name, value in row.items() if isinstance(value, int | float)}
+            numbers = dict(row)
             del numbers["generation"]
             if "tensorboard" in names:
                 from tensorboardX import SummaryWriter
@@ -56,8 +56,13 @@ def logged(
             if "wandb" in names:
                 import wandb
 
-                where = {"project": "evojax_suite", "name": directory.name, "dir": directory}
-                run = run or wandb.init(**where, config=settings, reinit="create_new")
+                run = run or wandb.init(
+                    project="evojax_suite",
+                    name=directory.name,
+                    dir=directory,
+                    config=settings,
+                    reinit="create_new",
+                )
                 run.log(numbers, step=step)
 
     try:

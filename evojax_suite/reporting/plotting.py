@@ -17,12 +17,12 @@ from evojax_suite.types import Dataset
 _IN_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
-def _curve(lines: list[dict], x: str, y: str, name: str, **look: Any) -> Series:
+def _curve(lines: list[dict[str, Any]], x: str, y: str, name: str, **look: Any) -> Series:
     return Series(name, column(lines, x), column(lines, y), **look)
 
 
 def fitness_curves(
-    metrics: list[dict], fitness: str, strong_random: list[float] | None
+    metrics: list[dict[str, Any]], fitness: str, strong_random: list[float] | None
 ) -> list[Chart]:
     """Best and mean fitness by generation, with the fitness of strong random selection."""
     mean, deviation = column(metrics, "fitness_mean"), column(metrics, "fitness_std")
@@ -172,7 +172,7 @@ def accuracy_by_size(results: dict[str, list[tuple[int, float, float]]]) -> list
     return [Chart("images", "accuracy on the test split (%)", series, log_x=True)]
 
 
-def compression_curves(metrics: list[dict]) -> list[Chart]:
+def compression_curves(metrics: list[dict[str, Any]]) -> list[Chart]:
     """Accuracy, relative size and similarity loss of a population by generation (Figs. 2 to 4 of
     van den Beemt et al. 2021): the mean, shaded from the worst to the best member."""
     generations = column(metrics, "generation") - 1
@@ -188,7 +188,9 @@ def compression_curves(metrics: list[dict]) -> list[Chart]:
     return charts
 
 
-def accuracy_front(front: list[dict], parent: float, chosen: tuple[float, float]) -> list[Chart]:
+def accuracy_front(
+    front: list[dict[str, Any]], parent: float, chosen: tuple[float, float]
+) -> list[Chart]:
     """A Pareto front of networks: accuracy against parameters, as parts of the parent's and of 1.
 
     front: rows with `relative_parameters`, `evolution_accuracy` and `hidden_units`. parent: its
@@ -205,7 +207,7 @@ def accuracy_front(front: list[dict], parent: float, chosen: tuple[float, float]
     return [Chart(x_title, y_title, [networks, one], levels={"parent": 100 * parent})]
 
 
-def training_curves(runs: dict[str, list[dict]]) -> list[Chart]:
+def training_curves(runs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
     """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
     gradient examples where they were counted (Figs. 2 to 7 of Ryan et al. 2024; Figs. 7 and 9 of
     Pei et al. 2022). runs: metrics of each, by name."""
@@ -226,7 +228,7 @@ def training_curves(runs: dict[str, list[dict]]) -> list[Chart]:
     return charts
 
 
-def resource_curves(runs: dict[str, list[dict]]) -> list[Chart]:
+def resource_curves(runs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
     """Processor and memory over time (Figs. 8 and 9 of Ryan et al. 2024). runs: lines of
     `resources.recorded`, by name."""
     kinds = {"cpu_percent": "processor (%, 100 is one core)", "memory_mib": "memory (MiB)"}
@@ -237,7 +239,9 @@ def resource_curves(runs: dict[str, list[dict]]) -> list[Chart]:
     return charts
 
 
-def population_movement(populations: list[list[dict]], size: str, title: str) -> list[Chart]:
+def population_movement(
+    populations: list[list[dict[str, Any]]], size: str, title: str
+) -> list[Chart]:
     """Error rate and size of each generation's survivors, and their means (Fig. 6 of Pei et al.
     2022). populations: by generation, rows with `accuracy`, `units` and what `size` names, which is
     called `title`."""
@@ -265,7 +269,7 @@ def population_movement(populations: list[list[dict]], size: str, title: str) ->
     ]
 
 
-def _described(units: list[dict]) -> str:
+def _described(units: list[dict[str, Any]]) -> str:
     """Returns the units of a network on one line."""
     return ", ".join(
         f"{unit['filters']} of {unit['kernel']}x{unit['kernel']}"

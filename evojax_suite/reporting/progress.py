@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Literal
 
@@ -59,7 +59,7 @@ def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str
 @contextmanager
 def progress(
     title: str, num_steps: int, members_per_step: int = 0, shown: Mapping[str, str] = SHOWN
-) -> Iterator[Callable[[StepReport], None]]:
+) -> Generator[Callable[[StepReport], None]]:
     """Yields a function for `loop.run(on_report=...)`, which shows the metrics in `shown`, by their
     titles, and the time that is left."""
     if not console.is_terminal or console.log_format == "json":

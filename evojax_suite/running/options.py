@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import field, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import jax
 import tyro
@@ -46,7 +46,7 @@ class Command:
         """Returns these options, which came from `arguments`, with ~ in paths as the home
         folder."""
 
-        def at_home(value):
+        def at_home(value: Any) -> Any:
             if isinstance(value, tuple):
                 return tuple(map(at_home, value))
             return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
@@ -196,7 +196,7 @@ class RunOptions(Placement):
         """Returns the directory of a run of `system` on the dataset of this name."""
         return self.runs_dir / (self.name or f"{system}-{Path(dataset).name}-seed{self.seed}")
 
-    def settings(self) -> dict:
+    def settings(self) -> dict[str, Any]:
         """Returns the options that decide the result, for config.json."""
         return {
             name: setting
@@ -213,13 +213,13 @@ class JudgedRunOptions(RunOptions):
     """Networks that judge a dataset on the test split; devs and coreset take 0 for none."""
 
 
-def option_difference(options: Command, *names: str) -> dict:
+def option_difference(options: Command, *names: str) -> dict[str, Any]:
     """Returns the options among `names` that are not left at their defaults."""
     values = {name: getattr(options, name) for name in names}
     return {name: v for name, v in values.items() if v != getattr(type(options), name)}
 
 
-def config_difference(value: object, default: object) -> dict:
+def config_difference(value: object, default: object) -> dict[str, Any]:
     """Returns the settings of a configuration that differ from those of `default`, but for those
     that say how it is computed."""
     differences, defaults = {}, to_jsonable(default)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,7 +70,7 @@ class Scored(NamedTuple):
             for name, one in rows.items()
         ]
 
-    def summary(self) -> dict:
+    def summary(self) -> dict[str, Any]:
         """Returns accuracies, scores, augmentation and the training on all images, for a file."""
         return {
             "accuracies": self.judged,
@@ -179,7 +179,9 @@ def judge(
         )
     done = {}
 
-    def on(name: str, images, labels, training: TrainingConfig) -> np.ndarray:
+    def on(
+        name: str, images: Array | np.ndarray, labels: Array | np.ndarray, training: TrainingConfig
+    ) -> np.ndarray:
         if (name, training) not in done:
             how = network, training, num_networks, engine, num_devices
             done[name, training] = distilled.accuracies_on(

@@ -34,7 +34,7 @@ class _Run:
     """A run whose directory is open. The test split waits here for `finish`."""
 
     system: System
-    job: Job
+    job: Job[Any]
     test: Split
 
     def folder(self, phase: Phase) -> Path:

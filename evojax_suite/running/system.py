@@ -21,7 +21,7 @@ from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.report import Report
 from evojax_suite.running.options import RunOptions
 from evojax_suite.runtime.loop import LoopResult
-from evojax_suite.types import Algorithm, Array, Dataset, PyTree, Split
+from evojax_suite.types import AnyAlgorithm, Array, Dataset, PyTree, Split
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Phase:
     """A loop of a run: `num_steps` steps of an algorithm."""
 
     title: str
-    algorithm: Algorithm
+    algorithm: AnyAlgorithm
     key: Array
     params: PyTree
     data: PyTree
@@ -88,7 +88,7 @@ class System:
     name: str
     """The name of its folder, its runs and its command (with - in place of _)."""
     options: type[RunOptions]
-    prepare: Callable[[Any, Dataset, Path], Job]
+    prepare: Callable[[Any, Dataset, Path], Job[Any]]
     search: Callable[[Any], Search]
     finish: Callable[[Any, Any, Split], Summary]
     present: Callable[[Any, Any], Report | None]

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import jax
@@ -101,7 +101,7 @@ class Checkpoints:
                 self._manager.close()
 
     @contextlib.contextmanager
-    def _saving(self) -> Iterator[None]:
+    def _saving(self) -> Generator[None]:
         """Raises OSError for a failed save, which Orbax reports at the next call."""
         try:
             yield

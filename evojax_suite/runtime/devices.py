@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from pydantic import PositiveInt
 
 from evojax_suite.runtime.resources import cores
-from evojax_suite.types import Algorithm, Array, PRNGKey, PyTree
+from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
 Devices: TypeAlias = PositiveInt | Literal["auto", "all"]
 """A number of devices of this process. all: every accelerator, or as many as a CPU has cores for
@@ -124,7 +124,7 @@ class _Evaluation(NamedTuple):
     collect: the outputs of `program` -> arrays on the host.
     """
 
-    place: Callable[..., tuple]
+    place: Callable[..., tuple[Any, ...]]
     program: Any
     collect: Callable[[PyTree], PyTree]
 
@@ -147,7 +147,7 @@ def evaluator(
     everywhere, divided = PartitionSpec(), PartitionSpec(_AXIS)
     replicated = NamedSharding(mesh, everywhere)
 
-    def on_one_device(key, candidates, params, data):
+    def on_one_device(key: PRNGKey, candidates: PyTree, params: PyTree, data: PyTree):
         place = process * num_devices + jax.lax.axis_index(_AXIS)
         # Places beyond the population evaluate its first members again, and are cut off below.
         members = (place * count + jnp.arange(count)) % population_size
@@ -158,7 +158,7 @@ def evaluator(
     )
     placed: list[Any] = [None, None]  # the newest data, and its copy on the devices
 
-    def place(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree) -> tuple:
+    def place(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree) -> tuple[Any, ...]:
         if placed[0] is not data:
             placed[:] = data, jax.device_put(data, replicated)
         return *jax.device_put((key, candidates, params), replicated), placed[1]
@@ -196,7 +196,7 @@ def map_population(
     return _mapped(function, population_size, take(num_devices))(None, members, None, data)
 
 
-def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
+def over_devices(algorithm: AnyAlgorithm, num_devices: int) -> AnyAlgorithm:
     """Returns `algorithm` with its population evaluated on `num_devices` devices of each process,
     without devices that would have no members; a step is then no longer scannable. With only one
     device, or no population, it is `algorithm` itself."""
@@ -214,7 +214,9 @@ def over_devices(algorithm: Algorithm, num_devices: int) -> Algorithm:
         keys = generation.split_key(key)
         return keys, generation.ask(keys.ask, state, params, data)
 
-    def step_of(ask, evaluate, tell):
+    def step_of(
+        ask: Callable[..., PyTree], evaluate: Callable[..., PyTree], tell: Callable[..., PyTree]
+    ):
         def step(key: PRNGKey, state: PyTree, params: PyTree, data: PyTree):
             keys, candidates = ask(key, state, params, data)
             evaluations = evaluate(keys.evaluate, candidates, params, data)

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from jaxtyping import Key
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.program import Program, ProgramTooLarge
 from evojax_suite.runtime.run_files import LoopResult, RunFiles
-from evojax_suite.types import Algorithm, Array, PRNGKey, PyTree
+from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
 __all__ = ["Interrupted", "LoopResult", "StepReport", "run", "run_together"]
 
@@ -47,12 +48,12 @@ class StepReport:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[list[int]]:
+def _stop_signals() -> Generator[list[int]]:
     """Collects SIGINT and SIGTERM; a second one acts as usual."""
     received: list[int] = []
     before = {}
 
-    def receive(number, frame):
+    def receive(number: int, frame: FrameType | None):
         del frame
         received.append(number)
         signal.signal(number, before[number])
@@ -84,7 +85,7 @@ def _next_call(
 
 
 def run(
-    algorithm: Algorithm,
+    algorithm: AnyAlgorithm,
     key: PRNGKey,
     params: PyTree,
     data: PyTree,
@@ -117,7 +118,7 @@ def run(
 
 
 def run_together(
-    algorithm: Algorithm,
+    algorithm: AnyAlgorithm,
     keys: Sequence[PRNGKey] | Key[Array, "runs"],
     params: PyTree,
     data: PyTree,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from evojax_suite.types import Algorithm, PRNGKey, PyTree
+from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
 
 class ProgramTooLarge(Exception):
@@ -26,13 +26,15 @@ def free_bytes() -> float:
     return psutil.virtual_memory().available
 
 
-def _of_runs(function: Callable[..., PyTree], num_runs: int, shared: int) -> Callable[..., tuple]:
+def _of_runs(
+    function: Callable[..., PyTree], num_runs: int, shared: int
+) -> Callable[..., tuple[Any, ...]]:
     """Returns `function` of the values of one run as a function of tuples with a value for each of
     `num_runs` runs, which also returns a tuple; all share the last `shared` arguments."""
     if num_runs == 1:
         return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
 
-    def mapped(*args):
+    def mapped(*args: PyTree):
         stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg) for arg in args[:-shared]]
         in_axes = (0,) * len(stacked) + (None,) * shared
         outputs = jax.vmap(function, in_axes)(*stacked, *args[-shared:])
@@ -48,7 +50,7 @@ class Program:
 
     def __init__(
         self,
-        algorithm: Algorithm,
+        algorithm: AnyAlgorithm,
         keys: Sequence[PRNGKey],
         params: PyTree,
         data: PyTree,
@@ -104,7 +106,7 @@ class Program:
         seconds = time.perf_counter() - start - compile_seconds
         return list(new_states), metrics, seconds, compile_seconds
 
-    def _compile(self, arguments: tuple) -> Callable[..., Any]:
+    def _compile(self, arguments: tuple[Any, ...]) -> Callable[..., Any]:
         algorithm = self.algorithm
         if not algorithm.scannable:
             return algorithm.compiled(*arguments) if algorithm.compiled else algorithm.step
@@ -117,18 +119,27 @@ class Program:
                 raise ProgramTooLarge
         return compiled
 
-    def _steps(self, key, state, going, first, count, params, data):
+    def _steps(
+        self,
+        key: PRNGKey,
+        state: PyTree,
+        going: Array,
+        first: Array,
+        count: Array,
+        params: PyTree,
+        data: PyTree,
+    ) -> tuple[PyTree, PyTree]:
         """Returns the state of one run after `count` steps, and the metrics of the steps, whose
         leading axis is `steps_per_call`."""
 
-        def one(state, index):
+        def one(state: PyTree, index: Array) -> tuple[PyTree, PyTree]:
             step_key = jax.random.fold_in(key, index)
             after, metrics = self.algorithm.step(step_key, state, params, data)
             if self._num_runs > 1:
                 after = jax.tree.map(lambda new, old: jnp.where(going, new, old), after, state)
             return after, metrics
 
-        def body(i, carry):
+        def body(i: Array, carry: PyTree) -> tuple[PyTree, PyTree]:
             state, metrics = one(carry[0], first + i)
             return state, jax.tree.map(lambda all, new: all.at[i].set(new), carry[1], metrics)
 

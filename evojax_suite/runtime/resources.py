@@ -7,7 +7,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def cores(groups: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs
 
 
 @contextmanager
-def recorded(path: Path, interval: float = 1.0) -> Iterator[None]:
+def recorded(path: Path, interval: float = 1.0) -> Generator[None]:
     """Appends a JSON line every `interval` seconds: the `seconds` recorded, with those already in
     the file, `cpu_percent` of this process (100 is one core) and the `memory_mib` that it holds."""
     before = read_lines(path)

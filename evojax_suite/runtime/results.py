@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -71,7 +71,7 @@ class Lines:
         write_atomically(path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = path.open("a")
 
-    def write(self, lines: Iterable[dict]) -> None:
+    def write(self, lines: Iterable[dict[str, Any]]) -> None:
         """Append `lines`, which readers of the file see at once."""
         self._file.writelines(json.dumps(to_jsonable(line)) + "\n" for line in lines)
         self._file.flush()
@@ -85,7 +85,7 @@ class Lines:
         self._file.close()
 
 
-def read_lines(path: Path) -> list[dict]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Returns the complete lines of a file of JSON lines; none if it does not exist."""
     if not path.exists():
         return []
@@ -109,12 +109,14 @@ class Rows:
         for name in without:
             del self.about[name]
         before = json.loads(path.read_text()) if path.exists() else {}
-        self.rows: list[dict] = before["rows"] if before.get("about") == self.about else []
+        self.rows: list[dict[str, Any]] = (
+            before["rows"] if before.get("about") == self.about else []
+        )
 
     def __iter__(self):
         return iter(self.rows)
 
-    def add(self, row: dict) -> None:
+    def add(self, row: dict[str, Any]) -> None:
         """Append a row, as it will be read again, and write the file."""
         self.rows.append(json.loads(json.dumps(to_jsonable(row))))
         write_atomically(self.path, json.dumps({"about": self.about, "rows": self.rows}) + "\n")
@@ -126,7 +128,7 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
     return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
 
 
-def flat(settings: dict, prefix: str = "") -> dict[str, Any]:
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns a nested mapping as a flat one, whose keys are paths joined by dots.
 
     >>> flat({"seed": 0, "config": {"width": 8}})
@@ -156,7 +158,7 @@ _OWNED: ContextVar[ExitStack | None] = ContextVar("owned", default=None)
 
 
 @contextmanager
-def owned_runs() -> Iterator[None]:
+def owned_runs() -> Generator[None]:
     """Until the context ends, no other process can open a run that was opened in it."""
     with ExitStack() as stack:
         token = _OWNED.set(stack)
@@ -182,7 +184,9 @@ def _lock(directory: Path, stack: ExitStack) -> None:
         pass
 
 
-def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None = None) -> None:
+def open_run(
+    directory: Path, config: dict[str, Any], resume: bool, may_grow: str | None = None
+) -> None:
     """Create the directory of a run, or check that it was started with `config`, in which the entry
     `may_grow` (the generations) may be larger than it was. Raises RunExists where the directory is
     taken, where another process is at work in it (`owned_runs`), or where `resume` is set and the
@@ -203,7 +207,7 @@ def open_run(directory: Path, config: dict, resume: bool, may_grow: str | None =
             owned.enter_context(stack.pop_all())
 
 
-def _check_run(directory: Path, config: dict, resume: bool, may_grow: str | None) -> None:
+def _check_run(directory: Path, config: dict[str, Any], resume: bool, may_grow: str | None) -> None:
     path = directory / "config.json"
     if path.exists():
         if not resume:

@@ -61,7 +61,7 @@ class RunFiles:
         rows = [{name: value[i].item() for name, value in metrics.items()} for i in range(count)]
         self.done += count
         self._metrics.write(rows)
-        timing = {"generation": self.done, "steps": count, "seconds": seconds}
+        timing: dict[str, Any] = {"generation": self.done, "steps": count, "seconds": seconds}
         timing |= {"compile_seconds": compile_seconds, "devices": self._num_devices}
         timing["stages"] = {name: float(value[0]) for name, value in stages.items()}
         self._timing.write([timing])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ def options(name: str) -> frozenset[str]:
     return frozenset(inspect.signature(_find(name).__init__).parameters)
 
 
-def create(name: str, population_size: int, num_dims: int, **options) -> EvolutionaryAlgorithm:
+def create(name: str, population_size: int, num_dims: int, **options: Any) -> EvolutionaryAlgorithm:
     """The evosax algorithm `name` for vectors of `num_dims` real numbers. Raises ValueError for an
     unknown name, and where the algorithm refuses the population size."""
     try:

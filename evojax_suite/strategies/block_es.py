@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ from evosax.algorithms.distribution_based.base import (
 from flax import struct
 from jaxtyping import Float, Int
 
-from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
+from evojax_suite.types import Array, IntScalar, PRNGKey, PyTree, Scalar
 
 
 @struct.dataclass
@@ -61,9 +62,9 @@ class BlockES(DistributionBasedAlgorithm):
     def __init__(
         self,
         population_size: int,
-        solution,
+        solution: Array,
         blocks: int | Int[np.ndarray, "dims"] = 1,
-        metrics_fn: Callable = metrics_fn,
+        metrics_fn: Callable[..., Any] = metrics_fn,
     ):
         """solution: an example of a candidate, any pytree of numbers. blocks: the number of blocks
         of equal size that they form in order, or the block of each number, from 0 on."""
@@ -91,7 +92,7 @@ class BlockES(DistributionBasedAlgorithm):
         )
 
     @partial(jax.jit, static_argnames=("self",))
-    def init(self, key: PRNGKey, mean, params: Params) -> State:
+    def init(self, key: PRNGKey, mean: Array, params: Params) -> State:
         """The state around a first mean."""
         state = super().init(key, mean, params)
         return state.replace(average=state.mean)
@@ -109,11 +110,11 @@ class BlockES(DistributionBasedAlgorithm):
     def tell(
         self,
         key: PRNGKey,
-        population,
+        population: PyTree,
         fitness: Float[Array, "population"] | Float[Array, "population blocks"],
         state: State,
         params: Params,
-    ):
+    ) -> tuple[State, PyTree]:
         """Move the mean by losses, NaN where an evaluation failed."""
         population = jax.vmap(self._ravel_solution)(population)
         losses = fitness.reshape(self.population_size, -1)

@@ -10,7 +10,7 @@ and noise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -54,12 +54,12 @@ class LaplaceGA(PopulationBasedAlgorithm):
     def __init__(
         self,
         population_size: int,
-        solution,
+        solution: Array,
         survival_ratio: float = 0.5,
         crossover: Literal["laplace", "none"] = "laplace",
         sign: LaplaceSign = "independent",
-        fitness_shaping_fn: Callable = identity_fitness_shaping_fn,
-        metrics_fn: Callable = metrics_fn,
+        fitness_shaping_fn: Callable[..., Any] = identity_fitness_shaping_fn,
+        metrics_fn: Callable[..., Any] = metrics_fn,
     ):
         """solution: an example of an individual, any pytree of numbers. survival_ratio: the part of
         the population that survives a generation. sign: as in `laplace_crossover`."""
@@ -94,7 +94,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
         children = survivors[first]
         if self.crossover == "laplace":
 
-            def cross(key, parent_1, parent_2):
+            def cross(key: PRNGKey, parent_1: Array, parent_2: Array):
                 law = {"location": params.laplace_location, "scale": params.laplace_scale}
                 rate, sign = params.crossover_rate, self.sign
                 return laplace_crossover(key, parent_1, parent_2, rate=rate, sign=sign, **law)[0]
@@ -106,7 +106,7 @@ class LaplaceGA(PopulationBasedAlgorithm):
         children = jnp.clip(children, params.lower, params.upper)
         return jnp.concatenate([survivors, children]), state
 
-    def _postprocess_fitness(self, raw_fitness, fitness):
+    def _postprocess_fitness(self, raw_fitness: Array, fitness: Array):
         """Give failed members the worst fitness, so that none is the best of the state."""
         return jnp.where(jnp.isnan(raw_fitness), jnp.inf, fitness)
 

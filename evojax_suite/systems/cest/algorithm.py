@@ -127,17 +127,17 @@ def evolve(
     size = config.prey_population
     mutation_rates = params.mutation_rate, params.gene_mutation_rate
 
-    def without_repetitions(key, prey):
+    def without_repetitions(key: PRNGKey, prey: Array) -> Array:
         if not config.repair:
             return prey
         keys = jax.random.split(key, len(prey))
         return jax.lax.map(lambda one: subsets.repaired(one[0], one[1], groups), (keys, prey))
 
-    def fittest(prey, fitness):
+    def fittest(prey: Array, fitness: Array):
         best = jnp.argsort(-fitness, stable=True)[:size]
         return prey[best], fitness[best]
 
-    def generation(carry, key):
+    def generation(carry: PyTree, key: PRNGKey):
         prey, fitness = carry
         key_parents, key_crossover, key_mutation, key_repair = jax.random.split(key, 4)
         parents = prey[tournament(key_parents, fitness, size, config.tournament_size)]

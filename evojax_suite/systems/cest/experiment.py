@@ -187,7 +187,7 @@ def present(job: _Job, summary: _Summary) -> Report:
     selection, name, rows = job.options.config.selection, job.dataset.name, summary.rows
     whole = {title: training for title, training in summary.trainings.items() if training.times}
 
-    def lines_of(file: str) -> dict[str, list[dict]]:
+    def lines_of(file: str) -> dict[str, list[dict[str, Any]]]:
         return {title: read_lines(training.folder / file) for title, training in whole.items()}
 
     def percent(row: dict[str, float], part: str = "test") -> str:

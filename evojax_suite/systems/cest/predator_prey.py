@@ -22,7 +22,7 @@ Where the paper is silent, this module does the following:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -139,10 +139,10 @@ def reproduce(
     crossed = ~is_elite & (jax.random.uniform(key_both, (size,)) < params.crossover_rate)
     mutates = ~is_elite & (jax.random.uniform(key_who, (size,)) < params.mutation_rate)
 
-    def layer_of(path) -> str:
+    def layer_of(path: tuple[Any, ...]) -> str:
         return "/".join(str(part.key) for part in path[:-1])
 
-    def along(flags, leaf):
+    def along(flags: Array, leaf: Array):
         return flags.reshape(-1, *[1] * (leaf.ndim - 1))
 
     paths = jax.tree_util.tree_flatten_with_path(predators.parameters)[0]
@@ -150,13 +150,13 @@ def reproduce(
     from_second = jax.random.bernoulli(key_layers, 0.5, (len(layers), size)) & crossed
     noise_keys = iter(jax.random.split(key_noise, len(paths)))
 
-    def mixed(path, leaf):
+    def mixed(path: tuple[Any, ...], leaf: Array):
         name = layer_of(path)
         if name not in layers:  # statistics of a layer without parameters
             return leaf[first]
         return jnp.where(along(from_second[layers.index(name)], leaf), leaf[second], leaf[first])
 
-    def child(path, leaf):
+    def child(path: tuple[Any, ...], leaf: Array):
         values = mixed(path, leaf)
         deviation = values.std(tuple(range(1, values.ndim)), keepdims=True)
         noise = jax.random.normal(next(noise_keys), values.shape) * deviation
@@ -184,7 +184,7 @@ class _PredatorPrey:
         size = self.config.num_predators
         key_start, key_prey = jax.random.split(key)
 
-        def start(key):
+        def start(key: PRNGKey):
             return training.start_fit(key, self.network, self.config.training, self.image_shape)
 
         if self.config.shared_start:
@@ -214,7 +214,7 @@ class _PredatorPrey:
         shown = len(young.prey), config.num_epochs, places
         batch_size = engine.resolved_evaluation_batch_size(self.image_shape)
 
-        def live(key, fit):
+        def live(key: PRNGKey, fit: PyTree):
             fit, _ = training.fit_epochs(key, network, config, 1, fit, images, labels, *shown)
             variables = fit.variables
             outputs = training.judge_each(network, variables, images, data.labels, batch_size)
@@ -264,7 +264,7 @@ def build(
     network = networks.create(config.network, num_classes, image_shape)
     run = _PredatorPrey(config, num_classes, image_shape, network)
 
-    def split_key(key):
+    def split_key(key: PRNGKey):
         return types.StepKeys(*jax.random.split(key, 3))
 
     parts = split_key, run.ask, run.evaluate, run.tell

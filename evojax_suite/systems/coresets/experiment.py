@@ -28,7 +28,7 @@ from evojax_suite.systems import coresets, ga_distillation
 from evojax_suite.systems.coresets import gradient_matching, kernel_inducing_points
 from evojax_suite.systems.devs import NETWORK, RECIPE
 from evojax_suite.training import EngineConfig, TrainingConfig
-from evojax_suite.types import Algorithm, Dataset, Split, training_data
+from evojax_suite.types import AnyAlgorithm, Dataset, Split, training_data
 
 Method = Literal[
     "random", "herding", "k_center", "forgetting", "gradient_matching", "kernel_inducing_points"
@@ -121,7 +121,7 @@ def _check(options: Options, dataset: Dataset) -> None:
 
 def _condensing(
     options: Options, dataset: Dataset, method: str, size: int
-) -> tuple[Algorithm, int]:
+) -> tuple[AnyAlgorithm, int]:
     """The algorithm that makes `size` images by `method`, and its iterations."""
     config, iterations = {
         "gradient_matching": (options.condensation, options.condensation_iterations),

@@ -141,7 +141,7 @@ def matching_distance(real: PyTree, synthetic: PyTree) -> Scalar:
     one dimension, biases and scales, are left out.
     """
 
-    def layer(first, second):
+    def layer(first: Array, second: Array):
         if first.ndim < 2:
             return jnp.float32(0)
         first, second = (gradient.reshape(-1, gradient.shape[-1]) for gradient in (first, second))
@@ -172,7 +172,7 @@ class _GradientMatching:
         size = self.config.images_per_class
         key_places, key_noise = jax.random.split(key)
 
-        def draw(key, label):
+        def draw(key: PRNGKey, label: Array):
             """Images of a class, distinct as long as it has enough."""
             priorities = jax.random.uniform(key, data.places.shape[1:])
             first = jnp.arange(data.places.shape[1]) < data.counts[label]
@@ -196,12 +196,12 @@ class _GradientMatching:
         keys = jax.random.split(key_networks, num_networks)
         parameters = jax.vmap(lambda key: self.network.init(key, nothing)["params"])(keys)
 
-        def outer(carry, index):
+        def outer(carry: PyTree, index: Array):
             parameters, images, momentum = carry
             key_match, key_train = jax.random.split(jax.random.fold_in(key_loops, index))
 
-            def epochs(key, parameters):
-                def epoch(number, parameters):
+            def epochs(key: PRNGKey, parameters: PyTree) -> PyTree:
+                def epoch(number: Array, parameters: PyTree):
                     return self._train(jax.random.fold_in(key, number), parameters, images)
 
                 # Trained before each step but the first: never after the last.
@@ -229,33 +229,35 @@ class _GradientMatching:
     def _map(self, function: Callable[..., Any], *members: PyTree) -> Any:
         return map_members(function, members, self.config.engine.resolved_members_in_flight)
 
-    def _augment(self, key, images, shared):
+    def _augment(self, key: PRNGKey, images: Array, shared: bool):
         return siamese.augment(key, images, self.config.siamese, shared)
 
-    def _gradient(self, parameters, images, labels, weights=None):
+    def _gradient(
+        self, parameters: PyTree, images: Array, labels: Array, weights: Array | None = None
+    ) -> PyTree:
         """Gradient of the mean loss, weighted where `weights` (N,) are given."""
 
-        def loss(parameters):
+        def loss(parameters: PyTree):
             logits = jnp.asarray(self.network.apply({"params": parameters}, images, train=True))
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return jnp.average(losses, weights=weights)
 
         return jax.grad(loss)(parameters)
 
-    def _match(self, key, networks_parameters, images, data):
+    def _match(self, key: PRNGKey, networks_parameters: PyTree, images: Array, data: PyTree):
         """Distance (num_classes,) and its gradient, of the images of each class."""
 
-        def of_class(key, label, synthetic):
+        def of_class(key: PRNGKey, label: Array, synthetic: Array):
             key_real, key_view = jax.random.split(key)
             size = self.config.real_batch_size
             drawn = jax.random.randint(key_real, (size,), 0, data.counts[label])
             real = normalize(data.images[data.places[label, drawn]], data.mean, data.std)
             real = self._augment(key_view, real, True)
 
-            def distance(synthetic):
+            def distance(synthetic: Array):
                 view = self._augment(key_view, synthetic, True)
 
-                def with_network(parameters):
+                def with_network(parameters: PyTree):
                     target = self._gradient(parameters, real, jnp.full(len(real), label))
                     gradient = self._gradient(parameters, view, jnp.full(len(view), label))
                     return matching_distance(target, gradient)
@@ -267,7 +269,7 @@ class _GradientMatching:
         keys = jax.random.split(key, self.num_classes)
         return self._map(of_class, keys, jnp.arange(self.num_classes), images)
 
-    def _train(self, key, parameters, images):
+    def _train(self, key: PRNGKey, parameters: PyTree, images: Array):
         """The parameters of a network after one epoch on the synthetic set."""
         count, rate = len(self.labels), self.config.network_learning_rate
         batch_size = min(_NETWORK_BATCH, count)
@@ -275,7 +277,7 @@ class _GradientMatching:
         order = jax.random.permutation(key_order, count)
         flat = images.reshape(count, *self.image_shape)
 
-        def step(parameters, batch):
+        def step(parameters: PyTree, batch: PyTree):
             positions = batch * batch_size + jnp.arange(batch_size)
             weights = positions < count
             chosen = order[positions % count]

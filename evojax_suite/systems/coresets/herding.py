@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from evojax_suite.operators import class_shares
-from evojax_suite.types import Array, PRNGKey
+from evojax_suite.types import Array, PRNGKey, PyTree
 
 
 def select(
@@ -38,7 +38,7 @@ def select(
     mean /= members.sum(1, keepdims=True)
     squares = (features * features).sum(1)
 
-    def step(carry, chosen_before):
+    def step(carry: PyTree, chosen_before: Array):
         total, free = carry
         # |mean - (total + x) / (n + 1)|^2 without the terms that do not depend on x
         scale = 1 / (chosen_before + 1)

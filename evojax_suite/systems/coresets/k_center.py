@@ -37,16 +37,16 @@ def select(
     members = labels == jnp.arange(num_classes)[:, None]  # (C, N)
     squares = (features * features).sum(1)
 
-    def distances_to(points):
+    def distances_to(points: Array):
         """Squared distance of each sample to the point (C, F) of its class."""
         products = jnp.matmul(points, features.T, precision="highest")
         product = jnp.take_along_axis(products, labels[None], axis=0)[0]
         return jnp.maximum(squares - 2 * product + (points * points).sum(1)[labels], 0)
 
-    def farthest(distances):
+    def farthest(distances: Array):
         return jnp.where(members, distances, -jnp.inf).argmax(1)
 
-    def step(nearest, _):
+    def step(nearest: Array, _):
         chosen = farthest(nearest)
         nearest = jnp.minimum(nearest, distances_to(features[chosen]))
         return nearest.at[chosen].set(-1), chosen  # never chosen again

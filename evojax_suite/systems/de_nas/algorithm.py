@@ -35,7 +35,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -108,7 +108,7 @@ def scores(
     usable = np.isfinite(accuracy)
     setting = usable & (np.arange(len(usable)) < (scale or len(usable)))
 
-    def scaled(values):
+    def scaled(values: np.ndarray):
         values = np.asarray(values, np.float64)
         span = np.ptp(values[setting]) if setting.any() else 0
         return (values - values[setting].min()) / span if span > 0 else np.zeros(len(values))
@@ -144,7 +144,9 @@ class _Workers:
     """Threads that evaluate candidates on the devices of this process. Each of several processes
     evaluates its share of the candidates, and sends the others its evaluations."""
 
-    def __init__(self, evaluate: Callable, num_workers: int, num_rungs: int, local: list):
+    def __init__(
+        self, evaluate: Callable[..., Any], num_workers: int, num_rungs: int, local: list[Any]
+    ):
         self._evaluate, self._num_workers, self._devices = evaluate, num_workers, local
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candidate")
         self._ahead: dict[bytes, Future[EvaluatedCandidate]] = {}

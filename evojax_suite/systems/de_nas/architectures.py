@@ -9,17 +9,19 @@ is a genome with a leading axis and every operator maps over it. The poolings le
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from annotated_types import MinLen
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Int, Int32, Int64
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import Share, configuration
-from evojax_suite.types import Array, PRNGKey, Scalar
+from evojax_suite.types import Array, PRNGKey, PyTree, Scalar
 
 KEEP, END, CONVOLUTION, MAX_POOLING, AVERAGE_POOLING = -1, 0, 1, 2, 3
 
@@ -36,7 +38,7 @@ class Genome(NamedTuple):
     filters: Int32[Array, "*genomes length"]  # 0 but for convolutions
 
 
-def member(genomes: Genome, index) -> Genome:
+def member(genomes: Genome, index: ArrayLike) -> Genome:
     """The network, or networks, at `index` of a genome with a leading axis."""
     return Genome(*(leaf[index] for leaf in genomes))
 
@@ -117,7 +119,7 @@ def most_poolings(image_shape: tuple[int, ...]) -> int:
     return max(0, min(image_shape[:2]).bit_length() - 2)
 
 
-def num_features_after(image_shape: tuple[int, ...], poolings):
+def num_features_after(image_shape: tuple[int, ...], poolings: Any) -> Any:
     """The pixels of a map after a number of poolings (an integer, or an array of them)."""
     return (image_shape[0] >> poolings) * (image_shape[1] >> poolings)
 
@@ -134,17 +136,21 @@ def last_filters(genome: Genome) -> Int32[Array, "*genomes"]:
     return jnp.take_along_axis(genome.filters, last[..., None], -1)[..., 0]
 
 
-def _until(key: PRNGKey, make, accept):
+Made = TypeVar("Made")
+
+
+def _until(
+    key: PRNGKey, make: Callable[[PRNGKey, Array], Made], accept: Callable[[Made], Array]
+) -> Made:
     """The first result of `make(key, last)`, with new keys, that `accept` takes; else the last."""
 
-    def again(carry):
+    def again(carry: tuple[Array, Made]) -> Array:
         return (carry[0] < MOST_ATTEMPTS) & ~accept(carry[1])
 
-    def attempt(carry):
-        number = carry[0]
+    def attempt(number: Array) -> tuple[Array, Made]:
         return number + 1, make(jax.random.fold_in(key, number), number == MOST_ATTEMPTS - 1)
 
-    return jax.lax.while_loop(again, attempt, attempt((jnp.int32(0), None)))[1]
+    return jax.lax.while_loop(again, lambda carry: attempt(carry[0]), attempt(jnp.int32(0)))[1]
 
 
 def decode(
@@ -157,12 +163,12 @@ def decode(
     the last row the length. The network may have more than `max_features` (`num_features`).
     """
 
-    def between(number, least, most):
+    def between(number: Array, least: int | Array, most: int | Array):
         return least + jnp.minimum(number * (most + 1 - least), most - least).astype(jnp.int32)
 
     length = between(numbers[-1, 0], space.min_length, space.max_length)
 
-    def unit(carry, inputs):
+    def unit(carry: PyTree, inputs: PyTree):
         before, left = carry
         place, (kind_number, pooling_number, kernel_number, filters_number) = inputs
         first, ended = place == 0, place >= length
@@ -199,8 +205,8 @@ def random_numbers(
     return _random(key, space, image_shape)[0]
 
 
-def _random(key, space, image_shape):
-    def make(key, last):
+def _random(key: PRNGKey, space: Space, image_shape: tuple[int, ...]) -> tuple[Array, Genome]:
+    def make(key: PRNGKey, last: Array):
         del last
         # One draw for all units: random bits take long to compile.
         numbers = jax.random.uniform(key, (space.max_length + 1, 4))
@@ -273,7 +279,7 @@ def offspring(
     made anew from other parents; after many attempts it is its base.
     """
 
-    def child(key, last):
+    def child(key: PRNGKey, last: Array):
         key_base, key_others, key_weight = jax.random.split(key, 3)
         base = order[jax.random.randint(key_base, (), 0, num_best)]
         lots = jax.random.uniform(key_others, order.shape).at[base].set(-1.0)
@@ -283,10 +289,10 @@ def offspring(
         change = weakened(key_weight, change, jnp.where(last, 0.0, weight))
         return add(member(population, base), change, image_shape)
 
-    def one(made, inputs):
+    def one(made: PyTree, inputs: PyTree):
         place, key = inputs
 
-        def accept(genome):
+        def accept(genome: Genome):
             fits = num_features(genome, image_shape) <= space.max_features
             return fits & ~same_as_any(genome, made)
 
@@ -306,7 +312,7 @@ class Costs(NamedTuple):
     multiplications: Int64[np.ndarray, "*genomes"]  # of one image, forward
 
 
-def dense_units(features, num_classes: int) -> list:
+def dense_units(features: Any, num_classes: int) -> list[Any]:
     """The inputs of the dense layers and the outputs of the last (part 2): half, then a quarter of
     the features, at least 10, in whole numbers. features: an integer or an array of them."""
     if isinstance(features, int):

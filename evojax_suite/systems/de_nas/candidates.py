@@ -111,7 +111,7 @@ def candidate_evaluator(
     training = config.training
     ends = np.array([*config.rungs, training.num_epochs])
 
-    def evaluate(key, genome, data, bars):
+    def evaluate(key: PRNGKey, genome: Genome, data: PyTree, bars: Array):
         key_start, key_fit = jax.random.split(key)
         num_images = len(data.labels)
         images = normalize(data.images, data.mean, data.std)
@@ -119,7 +119,9 @@ def candidate_evaluator(
         fit = engine.start_fit_from(start(key_start, genome), training)
         num_steps = training.num_epochs * training.num_batches(num_images)
 
-        def train(key, fit, num_epochs):
+        def train(
+            key: PRNGKey, fit: engine.FitState, num_epochs: int | Array
+        ) -> tuple[engine.FitState, engine.Evaluation]:
             arguments = network, training, num_steps, fit, images, labels, num_images
             fit, _ = engine.fit_epochs(key, *arguments, num_epochs)
             return fit, engine.evaluate(network, fit.variables, data.validation)
@@ -128,12 +130,12 @@ def candidate_evaluator(
             _, evaluation = train(key_fit, fit, training.num_epochs)
             return evaluation, evaluation.accuracy[None], jnp.int32(training.num_epochs)
 
-        def passes(carry):
+        def passes(carry: PyTree):
             rung, _, _, accuracies = carry
             before = jnp.maximum(rung - 1, 0)
             return (rung < len(ends)) & ((rung == 0) | (accuracies[before] >= bars[before]))
 
-        def climb(carry):
+        def climb(carry: PyTree) -> PyTree:
             rung, fit, _, accuracies = carry
             length = jnp.diff(ends, prepend=0)[rung]
             fit, evaluation = train(jax.random.fold_in(key_fit, rung), fit, length)
@@ -155,14 +157,14 @@ def make_evaluator(
     program = functools.partial(candidate_evaluator, config, num_classes)
     padded_network = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
 
-    def start_padded(key, genome):
+    def start_padded(key: PRNGKey, genome: Genome):
         parameters = padded_network.init(key, jnp.zeros((1, *image_shape)))["params"]
         parameters = for_genome(padded_network, parameters, genome, config.initialization)
         return {"params": parameters, "genome": genome._asdict()}
 
     padded = jax.jit(program(padded_network, start_padded), compiler_options=COMPILER_OPTIONS)
 
-    def evaluate(genome, key, data, bars):
+    def evaluate(genome: Genome, key: Array, data: Data, bars: np.ndarray) -> EvaluatedCandidate:
         arguments = key, genome, data, bars
         short = padded_work(config, image_shape, len(data.labels)) <= _MOST_PADDED_WORK
         suits = short and config.can_be_padded and jax.default_backend() == "cpu"
@@ -171,7 +173,7 @@ def make_evaluator(
             clock = time.perf_counter()
             network = network_of(config, architectures.to_units(genome), num_classes)
 
-            def start(key, genome):
+            def start(key: PRNGKey, genome: Genome):
                 return fresh(key, network, image_shape, config.initialization)
 
             compiled = jax.jit(program(network, start)).lower(*arguments).compile(COMPILER_OPTIONS)

@@ -58,7 +58,7 @@ def reduced(options: Options, num_images: int) -> Options:
     """The options with everything that the user left at the paper's size made small. num_images:
     those that there are."""
 
-    def left(value, default, smaller):
+    def left(value: Any, default: Any, smaller: Any):
         kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
         return replace(value, **kept)
 
@@ -72,7 +72,7 @@ def reduced(options: Options, num_images: int) -> Options:
     return replace(options, config=config)
 
 
-def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[dict]:
+def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[dict[str, Any]]:
     """The rows of history.json: every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
@@ -94,9 +94,11 @@ def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[di
     ]
 
 
-def populations(config: Config, rows: list[dict], params: Params) -> list[list[dict]]:
+def populations(
+    config: Config, rows: list[dict[str, Any]], params: Params
+) -> list[list[dict[str, Any]]]:
     """The survivors of each generation, from the first population on, from the history."""
-    survivors: list[list[dict]] = [[]]
+    survivors: list[list[dict[str, Any]]] = [[]]
     for generation in range(config.num_generations + 1):
         start, end = config.candidates_of(generation)
         merged = survivors[-1] + rows[start:end]
@@ -116,7 +118,7 @@ class _Job(Job[Options]):
 @dataclass(frozen=True)
 class _Searched:
     result: algorithm.SearchResult
-    rows: list[dict]  # `history`
+    rows: list[dict[str, Any]]  # `history`
     units: dict[str, tuple[Unit, ...]]  # by role
     loop: LoopResult
     trainings: dict[str, LoopResult]  # the final ones
@@ -127,7 +129,7 @@ class _Searched:
 class _Summary:
     numbers: dict[str, Any]
     searched: _Searched
-    models: dict[str, dict]  # by role
+    models: dict[str, dict[str, Any]]  # by role
     num_test_images: int
 
 
@@ -248,7 +250,7 @@ def present(job: _Job, summary: _Summary) -> Report:
         caption = "Final trainings: loss and accuracy by epoch"
         figures.append(Figure("training", caption, plotting.training_curves(curves)))
 
-    def percent(value):
+    def percent(value: float | None) -> str:
         return "not trained" if value is None else f"{100 * value:.2f}"
 
     header = [

@@ -9,7 +9,8 @@ as the network of that genome, and compiles once for all of them.
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -18,6 +19,7 @@ import numpy as np
 from annotated_types import Ge, Lt
 
 from evojax_suite.networks import layers as primitives
+from evojax_suite.networks.layers import Convolution
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import (
     AVERAGE_POOLING,
@@ -32,6 +34,9 @@ from evojax_suite.systems.de_nas.architectures import (
 from evojax_suite.types import Array, PRNGKey, PyTree
 
 Initialization = Literal["pytorch", "kaiming"]
+
+
+_Branch: TypeAlias = Callable[[Array, Array], Array]
 
 
 class SequenceNetwork(nn.Module):
@@ -98,7 +103,7 @@ def fresh(
             for kind, leaf in sorted(layer.items())
         }
 
-    def of_normalization(path, leaf):
+    def of_normalization(path: tuple[Any, ...], leaf: Array):
         return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")))
 
     rest = {**variables, "params": {name: layer for name, layer in shapes if name not in drawn}}
@@ -181,11 +186,11 @@ class PaddedNetwork(nn.Module):
         before = after - is_pooling
         in_use = jnp.arange(most) < genome.filters[:, None]
 
-        def convolution(size, lowering):
+        def convolution(size: int, lowering: Convolution) -> _Branch:
             """Convolution with the middle of the kernel, `size` wide."""
             edge = (largest - size) // 2
 
-            def apply(maps, kernel):
+            def apply(maps: Array, kernel: Array):
                 middle = kernel[edge : edge + size, edge : edge + size]
                 return primitives.convolve(maps, middle, size // 2, 1, lowering)
 
@@ -195,14 +200,14 @@ class PaddedNetwork(nn.Module):
         features = jax.lax.switch(which[0], firsts, images, first)
         features = nn.relu(jnp.where(in_use[0], features + biases[0], 0))
 
-        def pooling(kind):
+        def pooling(kind: str) -> _Branch:
             return lambda maps, kernel: primitives.pool(kind, maps)
 
-        def at_level(level, function):
+        def at_level(level: int, function: _Branch) -> _Branch:
             """`function` on the corner of the buffer that maps take up after `level` poolings."""
             rows, columns = height >> level, width >> level
 
-            def apply(features, kernel):
+            def apply(features: Array, kernel: Array):
                 maps = function(features[:, :rows, :columns], kernel)
                 missing = height - maps.shape[1], width - maps.shape[2]
                 return jnp.pad(maps, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
@@ -221,17 +226,17 @@ class PaddedNetwork(nn.Module):
         row, column = jnp.arange(height)[:, None], jnp.arange(width)
 
         @jax.custom_vjp
-        def chosen(number, features, kernel):
+        def chosen(number: Array, features: Array, kernel: Array) -> Array:
             return jax.lax.switch(number, branches, features, kernel)
 
-        def forward(number, features, kernel):
+        def forward(number: Array, features: Array, kernel: Array) -> tuple[Array, PyTree]:
             return chosen(number, features, kernel), (number, features, kernel)
 
-        def backward(residuals, gradient):
+        def backward(residuals: PyTree, gradient: Array) -> PyTree:
             """Gradient for which the inputs alone are kept: automatic differentiation keeps what
             each branch needs for every unit, zeros for all but one."""
 
-            def gradients_of(branch):
+            def gradients_of(branch: _Branch) -> Callable[..., PyTree]:
                 return lambda *inputs: jax.vjp(branch, *inputs)[1](gradient)
 
             number, *inputs = residuals
@@ -239,7 +244,7 @@ class PaddedNetwork(nn.Module):
 
         chosen.defvjp(forward, backward)
 
-        def unit(features, inputs):
+        def unit(features: Array, inputs: PyTree):
             number, kind, kernel, bias, in_use, level = inputs
             features = chosen(number, features, kernel)
             inside = (row < height >> level) & (column < width >> level)

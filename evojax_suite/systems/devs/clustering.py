@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from evojax_suite.types import Array, PRNGKey, Scalar
+from evojax_suite.types import Array, PRNGKey, PyTree, Scalar
 
 ClusteringMethod = Literal["auto", "jax", "sklearn"]
 Points: TypeAlias = Float[Array, "points features"]
@@ -74,11 +74,11 @@ def k_means_plus_plus(
     key_first, key_others = jax.random.split(key)
     norms = (points**2).sum(1)
 
-    def distances_to(indices):
+    def distances_to(indices: Array):
         products = jnp.matmul(points[indices], points.T, precision="highest")
         return jnp.maximum(norms[indices][:, None] - 2 * products + norms, 0)
 
-    def choose(closest, uniform):
+    def choose(closest: Array, uniform: Array):
         cumulative = jnp.cumsum(closest)
         drawn = uniform * cumulative[-1]
         # Unrolled: a loop would start many small kernels for each centre.
@@ -102,7 +102,7 @@ def _nearest(
     """The nearest centre of each point, and the squared distance to it."""
     norms = (centers**2).sum(1)
 
-    def nearest_of(block):
+    def nearest_of(block: Array):
         products = jnp.matmul(block, centers.T, precision="highest")
         labels = (norms - 2 * products).argmin(1).astype(jnp.int32)
         return labels, ((block - centers[labels]) ** 2).sum(1)
@@ -111,7 +111,7 @@ def _nearest(
     if block_size >= num_points:
         return nearest_of(points)
 
-    def body(block, carry):
+    def body(block: Array, carry: PyTree):
         # The last block overlaps the one before it.
         start = jnp.minimum(block * block_size, num_points - block_size)
         nearest = nearest_of(jax.lax.dynamic_slice_in_dim(points, start, block_size))

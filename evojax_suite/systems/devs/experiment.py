@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -77,7 +77,7 @@ class _Summary:
     teacher: Teacher | None
 
     @property
-    def numbers(self) -> dict:
+    def numbers(self) -> dict[str, Any]:
         return self.evaluated.numbers
 
 

@@ -27,6 +27,7 @@ separate epoch, and the perplexity is solved for by Newton's method, to float32 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -43,7 +44,7 @@ from evojax_suite.systems.ecomp import compression, feed_forward, similarity
 from evojax_suite.systems.ecomp.compression import Population
 from evojax_suite.systems.ecomp.config import Config, Params
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.types import Algorithm, Array, Images, IntScalar, Labels, PRNGKey, Scalar
+from evojax_suite.types import Algorithm, Array, Images, IntScalar, Labels, PRNGKey, PyTree, Scalar
 
 
 @struct.dataclass
@@ -176,7 +177,9 @@ _VECTOR = 16
 widths of convolutions, which take half as long again with 29 filters as with 32."""
 
 
-def _map_members(function, population: Population, most_widths: int):
+def _map_members(
+    function: Callable[[Array, tuple[int, ...]], PyTree], population: Population, most_widths: int
+) -> PyTree:
     """`function(index, widths)` of each member: all at once, or one after the other, each with the
     least of at most `most_widths` widths that holds it."""
     sizes, whole = population.sizes, feed_forward.hidden_sizes(population.layers)
@@ -223,7 +226,7 @@ def similarity_losses(
     targets: from `targets_of`. relations: from `relation`, for each hidden layer. sizes: units.
     """
 
-    def loss(target, relation, size):
+    def loss(target: PyTree, relation: PyTree, size: Array):
         match config.similarity:
             case "gaussian":
                 start = target.log_precisions
@@ -258,7 +261,7 @@ def _members_of(population: Population, data: Data, images: Array):
     """A function of a member's index and widths that returns its hidden activations and logits."""
     if feed_forward.is_convolutional(data.parent):
 
-        def convolutional(index, widths):
+        def convolutional(index: Array, widths: tuple[int, ...]):
             network = compression.member(population, index)
             network = compression.cut(network, population.sizes[index], widths)
             return feed_forward.forward(network, images, data.pooling)
@@ -266,7 +269,7 @@ def _members_of(population: Population, data: Data, images: Array):
         return convolutional
     first, rest = compression.first_activations(population, images), population.layers[1:]
 
-    def fully_connected(index, widths):
+    def fully_connected(index: Array, widths: tuple[int, ...]):
         layers, sizes = jax.tree.map(lambda leaf: leaf[index], (rest, population.sizes))
         return compression.hidden_and_logits(first[:, index], layers, sizes, widths)
 
@@ -310,13 +313,13 @@ def evaluate(
 ) -> Scores:
     """The scores of a population, averaged over batches of images."""
 
-    def scores_on(batch):
+    def scores_on(batch: PyTree):
         images, labels = data.images[batch], data.labels[batch]
         *hidden, _ = feed_forward.forward(data.parent, images, data.pooling)
         targets = targets_of(config, params, hidden)
         compute = _members_of(population, data, images)
 
-        def member(index, widths):
+        def member(index: Array, widths: tuple[int, ...]):
             return relations_and_accuracy(config, compute(index, widths), labels)
 
         most_widths = _MOST_WIDTHS if jax.default_backend() == "cpu" else 1
@@ -415,7 +418,7 @@ def step(
     chosen = jax.lax.dynamic_slice_in_dim(order, index * together, together)
     batches = chosen.reshape(config.batches_per_generation, config.batch_size)
 
-    def scored(population):
+    def scored(population: Population):
         scores = evaluate(config, population, params, data, batches)
         return population, scores, preferences(config, scores)
 
@@ -490,7 +493,7 @@ def final_scores(config: Config, state: State) -> Scores:
     """Scores by which the best is chosen: means over the final evaluation, or the latest ones."""
     number = state.num_steps - 1 - config.num_generations
 
-    def final(total, latest):
+    def final(total: Array, latest: Array):
         return jnp.where(number > 0, total / jnp.maximum(number, 1), latest)
 
     return jax.tree.map(final, state.judged, state.scores)

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ class CompressedNetwork:
     std: Float[np.ndarray, "channels"]
     class_names: tuple[str, ...]
     dataset: str
-    lineage: dict  # where the weights come from, as JSON
+    lineage: dict[str, Any]  # where the weights come from, as JSON
     pooling: feed_forward.Pooling = "average"  # after each convolution, where there are any
 
     @property

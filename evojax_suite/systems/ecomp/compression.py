@@ -12,7 +12,7 @@ a member computes, only how often it is computed: populations soon descend from 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -24,7 +24,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, Int32, Num
 
 from evojax_suite.systems.ecomp.feed_forward import Layer, Network, hidden_sizes, layer_sizes
-from evojax_suite.types import Array, IntScalar, PRNGKey, Scalar
+from evojax_suite.types import Array, IntScalar, PRNGKey, PyTree, Scalar
 
 Size: TypeAlias = int | IntScalar
 Sizes: TypeAlias = Int[Array, "hidden_layers"]
@@ -110,7 +110,7 @@ def pruned(
     sizes: units that each copy keeps. widths: of the hidden layers, no smaller than any size.
     """
 
-    def one(sizes):
+    def one(sizes: Array):
         units = [
             _kept_first(scores, size)[:width]
             for scores, size, width in zip(importance, sizes, widths, strict=True)
@@ -165,7 +165,7 @@ def first_activations(
     order = jnp.argsort(~alive, stable=True)
     size = min(_TAILS_AT_ONCE, room)
 
-    def some(start, tails):
+    def some(start: Array, tails: Array):
         start = jnp.minimum(start * size, room - size)
         places = jax.lax.dynamic_slice_in_dim(order, start, size)
         chosen = _taken(population.tails, places).reshape(size * width, -1)
@@ -220,7 +220,9 @@ def _draw_cut_offs(
     return jnp.concatenate([cuts, cuts]), inner, outer
 
 
-def _children(population: Population, outer: Array, mixed) -> Population:
+def _children(
+    population: Population, outer: Array, mixed: Callable[[Any, int], Array]
+) -> Population:
     """Children whose layers and units are `mixed(array, layer)`; all else is that of their parents
     `outer`."""
     return replace(
@@ -248,7 +250,7 @@ def cut_off_crossover(
     """
     cuts, inner, outer = _draw_cut_offs(key, population, first, second)
 
-    def mixed(array, layer):
+    def mixed(array: Array, layer: int) -> Array:
         inside = jnp.ones((), bool)
         for axis in range(1, min(array.ndim, 3)):
             places = jax.lax.broadcasted_iota(jnp.int32, array.shape, axis)
@@ -268,7 +270,7 @@ def matched_units(
     constant unit correlates with none.
     """
 
-    def standardised(values):
+    def standardised(values: Array):
         centred = values - values.mean(0)
         norm = jnp.sqrt((centred * centred).sum(0))
         return centred / jnp.where(norm > 0, norm, 1.0)
@@ -278,7 +280,7 @@ def matched_units(
     units = (jnp.arange(width) < size_first)[:, None] & (jnp.arange(width) < size_second)
     correlation = jnp.where(units, correlation, -jnp.inf)
 
-    def match(carry):
+    def match(carry: PyTree):
         """Match all pairs that are each other's best: the next ones of the greedy order."""
         left, partners = carry
         best_first, best_second = left.argmax(0), left.argmax(1)
@@ -307,11 +309,11 @@ def aligned_crossover(
     """
     cuts, inner, outer = _draw_cut_offs(key, population, first, second)
 
-    def partners_of(layer, activations):
+    def partners_of(layer: int, activations: Array):
         width = activations.shape[-1]
         units = jnp.arange(width, dtype=jnp.int32)
 
-        def match(pair):
+        def match(pair: PyTree):
             each = [activations[place].reshape(-1, width) for place in pair]
             partners = matched_units(*each, *(population.sizes[place, layer] for place in pair))
             places = jnp.where(partners >= 0, partners, width)
@@ -326,10 +328,10 @@ def aligned_crossover(
     )
     partners = [inputs, *(partners_of(i, one) for i, one in enumerate(hidden)), outputs]
 
-    def mixed(array, layer):
+    def mixed(array: Array, layer: int) -> Array:
         cut = cuts[:, layer, None]
 
-        def side(places):
+        def side(places: Array):
             return jnp.maximum(places, 0), (places >= 0) & (jnp.arange(places.shape[1]) < cut)
 
         rows, row_inside = side(partners[layer + 1])
@@ -356,13 +358,18 @@ def selected(population: Population, places: Int[Array, "chosen"]) -> Population
     return replace(some, tails=population.tails)
 
 
-def _change_each(population: Population, chosen: Chosen, change) -> Population:
+_Change: TypeAlias = Callable[
+    [Array, Network, Array, tuple[Array, ...]], tuple[Sequence[Layer], Array, tuple[Array, ...]]
+]
+
+
+def _change_each(population: Population, chosen: Chosen, change: _Change) -> Population:
     """`population` with the network, sizes and units of each chosen member replaced by
     `change(index, network, sizes, units)`. The cost is proportional to the number chosen. A tail
     that others share is copied before it changes."""
     order = jnp.argsort(~chosen, stable=True)
 
-    def body(i, population):
+    def body(i: Array, population: Population):
         index = order[i]
         tail_of = population.tail_of
         counts = jnp.zeros(len(population.tails), jnp.int32).at[tail_of].add(1)
@@ -373,7 +380,7 @@ def _change_each(population: Population, chosen: Chosen, change) -> Population:
         reach = population.layers[0].weight.shape[2]
         layers = (first._replace(weight=first.weight[:, :reach]), *rest)
 
-        def put(leaf, value):
+        def put(leaf: Array, value: Array):
             return leaf.at[index].set(value)
 
         return replace(
@@ -395,7 +402,7 @@ def scaling_mutation(
     """Multiply each weight of the chosen members by an independent factor, uniform in 1 - span..1 +
     span; section 3.1.5. Biases stay, with `hidden_only` the last layer's weights too."""
 
-    def change(index, network, sizes, units):
+    def change(index: Array, network: Network, sizes: Array, units: tuple[Array, ...]):
         keys = jax.random.split(jax.random.fold_in(key, index), len(network))
         layers = list(network)
         for i, (weight, bias) in enumerate(network[:-1] if hidden_only else network):
@@ -416,7 +423,7 @@ def shrinking_mutation(
     L1 norm of its incoming weights times that of its outgoing ones.
     """
 
-    def change(index, network, sizes, units):
+    def change(index: Array, network: Network, sizes: Array, units: tuple[Array, ...]):
         parts = jax.random.uniform(jax.random.fold_in(key, index), sizes.shape, maxval=span)
         parts = jnp.where(balanced, parts[0], parts)
         left = jnp.maximum(sizes - jnp.ceil(parts * sizes).astype(sizes.dtype), 1)

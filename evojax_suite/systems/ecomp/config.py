@@ -9,6 +9,7 @@ from flax import struct
 from pydantic import NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import Scalars, Share, configuration
+from evojax_suite.types import Array
 
 
 @configuration
@@ -84,7 +85,9 @@ class Params(Scalars):
     perplexity: float = 30.0
     """Perplexity of the Gaussians around each image, in 1..batch_size - 1."""
 
-    def fitness(self, accuracy, similarity_loss, relative_size):
+    def fitness(
+        self, accuracy: Array, similarity_loss: Array, relative_size: float | Array
+    ) -> Array:
         """The fitness of members (section 3.1.2); higher is better."""
         return (
             self.accuracy_weight * accuracy

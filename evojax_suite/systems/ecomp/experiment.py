@@ -30,7 +30,7 @@ from evojax_suite.systems.ecomp import algorithm, artifact, compression, feed_fo
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.systems.ecomp.config import Config, Params
 from evojax_suite.systems.ecomp.feed_forward import Network
-from evojax_suite.types import Algorithm, Dataset, Split
+from evojax_suite.types import AnyAlgorithm, Dataset, Split
 
 _STEPS_PER_CALL = 10  # half a second on two cores
 
@@ -79,7 +79,7 @@ class Options(RunOptions):
 
 @dataclass(frozen=True)
 class _Job(Job[Options]):
-    algorithm: Algorithm
+    algorithm: AnyAlgorithm
     places: np.ndarray  # of evolution's images among the training images
     parent: Network | None  # None where it is to be trained
 
@@ -162,7 +162,7 @@ def save_front(
     state: algorithm.State,
     parts: dict[str, tuple[np.ndarray, np.ndarray]],
     wrap: Callable[[Network], CompressedNetwork],
-) -> list[dict]:
+) -> list[dict[str, Any]]:
     """Write the front of the last population: the networks that no other beats in accuracy,
     similarity loss and parameters together. Returns what front.json holds of each, smallest first.
 
@@ -264,10 +264,10 @@ def present(job: _Job, summary: _Summary) -> Report:
     numbers, front = summary.numbers, summary.front
     lines = [line for line in read_lines(job.directory / "metrics.jsonl") if not line["judging"]]
 
-    def percent(name):
+    def percent(name: str):
         return f"{100 * numbers[name]:.2f}"
 
-    def seconds(name):
+    def seconds(name: str):
         return f"{numbers[name]:.1f} s"
 
     units, parameters = "-".join(map(str, numbers["hidden_units"])), numbers["num_parameters"]

@@ -12,9 +12,9 @@ import collections
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -57,7 +57,7 @@ def is_convolutional(network: Network) -> bool:
     return network[0].weight.ndim == 4
 
 
-def layer_sizes(network: Network, hidden) -> list:
+def layer_sizes(network: Network, hidden: Iterable[Any]) -> list[Any]:
     """The number of inputs of `network` (channels of a convolution), `hidden`, that of outputs."""
     return [network[0].weight.shape[1], *hidden, network[-1].bias.shape[0]]
 
@@ -98,7 +98,7 @@ def forward(network: Network, inputs: Array, pooling: Pooling = "average") -> li
     return outputs
 
 
-def num_parameters(network: Network, sizes):
+def num_parameters(network: Network, sizes: Iterable[Any]) -> Any:
     """The number of weights and biases of networks like `network` with hidden layers of `sizes`, a
     sequence of numbers or of arrays of one shape."""
     bounds = itertools.pairwise(layer_sizes(network, sizes))
@@ -108,7 +108,7 @@ def num_parameters(network: Network, sizes):
     )
 
 
-def _natural(name: str) -> list:
+def _natural(name: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 

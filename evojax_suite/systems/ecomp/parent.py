@@ -14,7 +14,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.systems.ecomp import artifact, feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.training import TrainingConfig
-from evojax_suite.types import Algorithm, Dataset, PyTree, TrainingData, training_data
+from evojax_suite.types import AnyAlgorithm, Dataset, PyTree, TrainingData, training_data
 
 PAPER_IMAGES = 10_000
 """Images that evolution uses in the paper."""
@@ -37,7 +37,7 @@ def evolution_images(dataset: Dataset, num_images: int | None, batch_size: int) 
 
 def parent_training(
     dataset: Dataset, inputs: artifact.Inputs, network: NetworkConfig, num_epochs: int
-) -> tuple[Algorithm, TrainingData]:
+) -> tuple[AnyAlgorithm, TrainingData]:
     """The algorithm whose step is an epoch of the parent's training, by the paper's recipe, and its
     data: the training split, normalised for `inputs`."""
     training = TrainingConfig(num_epochs=num_epochs, batch_size=100, learning_rate=1e-3)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Num
 
-from evojax_suite.types import Array, Scalar
+from evojax_suite.types import Array, PyTree, Scalar
 
 Pairwise: TypeAlias = Float[Array, "points points"]
 
@@ -47,7 +47,7 @@ def _log_precisions(
     target = jnp.log(perplexity)
     tied = (distances <= 0).sum(0) - 1 >= perplexity
 
-    def step(carry):
+    def step(carry: PyTree):
         index, log_precision, low, high, _ = carry
         precision = jnp.exp(log_precision)
         weights = jnp.exp(-precision * distances)
@@ -65,7 +65,7 @@ def _log_precisions(
         log_precision = jnp.where(inside, proposed, (low + high) / 2)
         return index + 1, log_precision, low, high, jnp.abs(error).max()
 
-    def unfinished(carry):
+    def unfinished(carry: PyTree):
         return (carry[0] < _MOST_STEPS) & (carry[-1] > _TOLERANCE)
 
     start = jnp.where(jnp.abs(start) < 20, start, _FIRST_LOG_PRECISION)

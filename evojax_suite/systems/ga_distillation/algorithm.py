@@ -44,6 +44,7 @@ from evojax_suite.systems.ga_distillation.config import Config, Params
 from evojax_suite.systems.ga_distillation.individuals import Data, Individual
 from evojax_suite.types import (
     Algorithm,
+    AnyAlgorithm,
     Array,
     Dataset,
     Generation,
@@ -105,7 +106,7 @@ def check(config: Config, dataset: Dataset) -> None:
         raise ValueError(f"fitness_subset_size must be <= {most} on {name}, got {size}")
 
 
-def with_judge(config: Config, algorithm: Algorithm) -> Algorithm:
+def with_judge(config: Config, algorithm: AnyAlgorithm) -> AnyAlgorithm:
     """`algorithm` as it is, or where `fitness` is a user's function of images, one whose step calls
     that between two compiled programs: it is not scannable and runs on one device."""
     generation = algorithm.generation
@@ -116,20 +117,23 @@ def with_judge(config: Config, algorithm: Algorithm) -> Algorithm:
     return replace(algorithm, init=init, step=step, scannable=False, generation=None)
 
 
-def _bounds(config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data):
+def _bounds(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int], data: Data
+) -> tuple[float | Array, float | Array]:
     """Lower and upper bound of children: scalars, or one a dimension."""
     step, channels = individuals.label_step(config), image_shape[-1]
     if config.clip == "unit" and not (config.evolve_labels and step != 1):
         return 0.0, 1.0
     shape = individuals.encoding_of(config, image_shape).num_dims // channels, channels
-    bounds = []
-    for value in (0.0, 1.0):
-        bound = (value - data.mean) / data.std if config.clip == "image" else value
-        image = jnp.broadcast_to(bound, shape).reshape(-1)
+
+    def bound(value: float) -> Array:
+        pixel = (value - data.mean) / data.std if config.clip == "image" else value
+        image = jnp.broadcast_to(pixel, shape).reshape(-1)
         label = jnp.full(num_classes if config.evolve_labels else 0, value / step)
         each = jnp.concatenate([image, label])
-        bounds.append(jnp.tile(each, num_classes * config.images_per_class))
-    return bounds
+        return jnp.tile(each, num_classes * config.images_per_class)
+
+    return bound(0.0), bound(1.0)
 
 
 def _blocks(config: Config, num_classes: int, num_dims: int) -> np.ndarray:
@@ -275,13 +279,13 @@ class _Distillation:
         if loss is None:  # evosax minimises and knows NaN
             loss = jnp.where(failed, jnp.nan, -scores.fitness)
 
-        def first(old):
+        def first(old: Array):
             del old
             return strategies.strip_weak_types(
                 self.strategy.init(key_tell, population, loss, evosax)
             )
 
-        def later(old):
+        def later(old: Array):
             new, _ = self.strategy.tell(key_tell, population, loss, old, evosax)
             return strategies.strip_weak_types(new)
 

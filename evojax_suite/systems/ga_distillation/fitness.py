@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from evojax_suite.operators import encodings
 from evojax_suite.systems.ga_distillation import individuals, kernel_regression
 from evojax_suite.systems.ga_distillation.config import FITNESS, Config
 from evojax_suite.systems.ga_distillation.individuals import Data, Individual
-from evojax_suite.training import Score, fit_and_evaluate_population
+from evojax_suite.training import Evaluation, Score, fit_and_evaluate_population
 from evojax_suite.types import Array, Dataset, PRNGKey, Split
 
 Judge = Callable[
@@ -108,10 +108,10 @@ def score_population(
         keys, network, training, trained.images, trained.labels, batches, engine, user_score
     )
 
-    def mean(values):
+    def mean(values: Any) -> Array:
         return values.reshape(-1, repeats).mean(-1)
 
-    def score(evaluation):
+    def score(evaluation: Evaluation):
         named = {"accuracy": evaluation.accuracy, "cross_entropy": -evaluation.cross_entropy}
         return mean(named.get(config.fitness, evaluation.score))
 
@@ -188,7 +188,7 @@ def _judged(
     return jnp.asarray([judge(*one, *real) for one in population], jnp.float32)
 
 
-def _users_function(config: Config) -> tuple[Callable | None, bool]:
+def _users_function(config: Config) -> tuple[Callable[..., Any] | None, bool]:
     """The user's function that `fitness` names, None where it names none, and whether it takes
     images. Raises ValueError where it cannot be imported."""
     if config.fitness in FITNESS:

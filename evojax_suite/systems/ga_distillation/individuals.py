@@ -157,7 +157,7 @@ def random_individuals(
     """Flat individuals of random training images, normalised and not clipped."""
     num_images = num_classes * config.tiles_per_class
 
-    def draw(key):
+    def draw(key: PRNGKey):
         indices = random_examples(key, data.train_labels, num_images, num_classes)
         images = normalize(data.train_images[indices], data.mean, data.std)
         return encode(config, num_classes, encodings.packed(images, config.factor), data.spread)
@@ -170,7 +170,7 @@ def class_means(config: Config, num_classes: int, data: Data) -> Vector:
     num_images, *shape = data.train_images.shape
     size = min(1000, num_images)
 
-    def add(block, totals):
+    def add(block: Array, totals: Array):
         start = jnp.minimum(block * size, num_images - size)  # the last overlaps the one before
         images, labels = (
             jax.lax.dynamic_slice_in_dim(array, start, size)
@@ -207,7 +207,7 @@ def class_centres(key: PRNGKey, config: Config, num_classes: int, data: Data) ->
     def of_class(start: tuple[IntScalar, Float[Array, "centres features"]]):
         label, centres = start
 
-        def step(centres, _):
+        def step(centres: Array, _):
             distances = (centres**2).sum(1) - 2 * points @ centres.T
             nearest = jax.nn.one_hot(distances.argmin(1), count) * (labels == label)[:, None]
             sizes = nearest.sum(0)[:, None]

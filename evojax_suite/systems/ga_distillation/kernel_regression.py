@@ -199,7 +199,7 @@ def credit_by_image(
                 return jnp.exp(jnp.minimum(against, 80))  # more would overflow
 
             def summed(terms: Callable[[Array], Array]) -> Array:
-                def add(column, total):
+                def add(column: Array, total: Array):
                     return total + terms(column)
 
                 zeros, unroll = jnp.zeros_like(reach), min(num_classes, 16)
@@ -271,7 +271,7 @@ def features_of(
     """
     batch_size = engine.resolved_evaluation_batch_size(images.shape[1:])
 
-    def features(variables):
+    def features(variables: PyTree) -> Array:
         return extract_features(network, variables, images, None, batch_size)
 
     joined = jnp.moveaxis(jax.lax.map(features, variables), 0, 1).reshape(len(images), -1)
