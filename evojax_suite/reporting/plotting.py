@@ -14,6 +14,7 @@ from evojax_suite.data.transforms import denormalize
 from evojax_suite.reporting.charts import COLORS, Chart, Series, column, gradual, save_figure
 from evojax_suite.types import Dataset
 
+_FRAME_PIXELS = 64  # the width of an image
 _IN_GRAY: dict[str, Any] = {"cmap": "gray", "vmin": 0, "vmax": 1}
 
 
@@ -91,15 +92,14 @@ def evolution(
     frames: np.ndarray,
     labels: np.ndarray,
     max_columns: int = 12,
-    side: int = 64,
 ) -> None:
     """Write an animated PNG of synthetic images below real ones, each stretched to its range.
 
-    frames: (frames, n, H, W, C), normalised. labels: (n, num_classes). side: pixels of an image.
+    frames: (frames, n, H, W, C), normalised. labels: (n, num_classes).
     """
     chosen = _evenly(frames.shape[1], max_columns)
     real = _real_beside(dataset, labels[chosen])
-    size = (side, round(side * real.shape[1] / real.shape[2]))
+    size = (_FRAME_PIXELS, round(_FRAME_PIXELS * real.shape[1] / real.shape[2]))
 
     def row(images: np.ndarray) -> np.ndarray:
         pictures = map(Image.fromarray, np.round(255 * _for_display(images)).astype(np.uint8))

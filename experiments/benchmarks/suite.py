@@ -6,9 +6,9 @@
 
 On scikit-learn's digits, enlarged to 28x28, so that nothing is fetched and what is learned can
 be told. Each case is a process, so that its memory and its compilations are its own. Ours runs as
-by default: on all accelerators or all cores, in float32. Theirs is a plain loop; beside paper
-002's, its faster variants take turns too (`throughput.torch_variants`). Writes `<output>.json` and
-`<output>.png` and prints the tables. Let nothing else run.
+by default: on all accelerators or all cores, in float32. Theirs is a plain loop; beside that of
+GA distillation, its faster variants take turns too (`throughput.torch_variants`). Writes
+`<output>.json` and `<output>.png` and prints the tables. Let nothing else run.
 """
 
 from __future__ import annotations
