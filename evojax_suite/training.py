@@ -233,12 +233,8 @@ def fit(
 
         def minibatch_step(state: FitState, inputs: PyTree):
             key, index, weight = inputs
-            batch: dict[str, Any] = {
-                "images": images[index],
-                "labels": labels[index],
-                "weights": weight,
-            }
-            return step(key, state=state, **batch)[0], None
+            shown, targets = images[index], labels[index]
+            return step(key, state=state, images=shown, labels=targets, weights=weight)[0], None
 
         return jax.lax.scan(minibatch_step, state, (keys, indices, weights))[0], None
 

@@ -125,10 +125,9 @@ def _patches_of_two(images: jax.Array, kernel: jax.Array, padding: int):
     if width % 2 or not size % 2 or len(images) * height * width < 8 * filters:
         return _patches(images, kernel, padding, 1)
 
-    def rows_of_pairs(
-        images: jax.Array,
-    ):  # the inputs of two pixels in a row lie together in memory
+    def rows_of_pairs(images: jax.Array):
         images = padded(images, padding)
+        # The inputs of two pixels in a row lie together in memory.
         shape = *images.shape[:2], width // 2, -1
         pairs = [images[:, :, j : j + width].reshape(shape) for j in range(0, size + 1, 2)]
         return [pair[:, i : i + height] for i in range(size) for pair in pairs]
