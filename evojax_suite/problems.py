@@ -6,6 +6,7 @@ Any evosax algorithm searches them through evosax's protocol: `problem.init`, `p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -34,7 +35,7 @@ class State:
     data: Any
 
 
-class _WithData(Problem):
+class _WithData(Problem, ABC):
     """evosax's protocol over a pure function `losses(key, solutions, counter, data)`."""
 
     data: Any
@@ -53,10 +54,10 @@ class _WithData(Problem):
         fitness = self.losses(key, solutions, state.counter, state.data)
         return fitness, replace(state, counter=state.counter + 1), {}
 
+    @abstractmethod
     def losses(self, key: Array, solutions: PyTree, counter: Array, data: Any) -> Array:
         """The losses (P,) float32 of solutions with leading axis P: lower is better, NaN where an
         evaluation failed. counter: evaluations before this one."""
-        raise NotImplementedError
 
 
 class DistillationProblem(_WithData):

@@ -91,6 +91,7 @@ class CompressedNetwork:
     def export(self) -> bytes:
         """A StableHLO program for any number of images (N, height, width, channels) in [0, 1],
         float32, on CPU, GPU and TPU; `jax.export.deserialize` reads it."""
+        # A function, as jax.jit hashes what it compiles and a bound method hashes its arrays too.
         return export(lambda images: self._forward(images), self.image_shape)
 
     def save(self, directory: Path) -> None:
