@@ -207,6 +207,29 @@ def accuracy_front(
     return [Chart(x_title, y_title, [networks, one], levels={"parent": 100 * parent})]
 
 
+def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any]) -> list[Chart]:
+    """Accuracy on the test split against parameters, as parts of the parent's and of 1, of networks
+    whose units were evolved and of those that simple rules give.
+
+    front: rows with `relative_parameters`, `test_accuracy`, `hidden_units` and, under `l1_refit`
+    and `elimination`, such a row or None. chosen: such a row, with `parent_test_accuracy`.
+    """
+
+    def series(name: str, rows: list[dict[str, Any]], style: Any):
+        x, y = (100 * column(rows, key) for key in ("relative_parameters", "test_accuracy"))
+        notes = ["-".join(map(str, row["hidden_units"])) for row in rows]
+        return Series(name, x, y, style=style, notes=notes)
+
+    rules = {"L1, refitted": "l1_refit", "elimination, refitted": "elimination"}
+    lines = [series("evolved", front, "joined points")]
+    for name, rule in rules.items():
+        lines.append(series(name, [row[rule] for row in front if row[rule]], "joined points"))
+    lines.append(series("network", [chosen], "star"))
+    titles = "parameters (% of the parent's)", "accuracy on the test split (%)"
+    levels = {"parent": 100 * chosen["parent_test_accuracy"]}
+    return [Chart(*titles, lines, log_x=True, levels=levels)]
+
+
 def training_curves(runs: dict[str, list[dict[str, Any]]]) -> list[Chart]:
     """Loss and accuracy by epoch, training dashed and validation solid, and validation accuracy by
     gradient examples where they were counted (Figs. 2 to 7 of Ryan et al. 2024; Figs. 7 and 9 of

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import jax
 import numpy as np
-from jaxtyping import Float, Real
-from pydantic import PositiveInt
+from jaxtyping import Float, Int32, Real
+from pydantic import NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import from_json
 from evojax_suite.data.transforms import check_constants
@@ -33,10 +33,13 @@ def _logits(
     mean: Float[Array, "channels"],
     std: Float[Array, "channels"],
     pooling: feed_forward.Pooling,
+    kept: Int32[Array, "inputs"] | None,
 ) -> Probabilities:
     inputs = (images - mean) / std
     if not feed_forward.is_convolutional(network):
         inputs = inputs.reshape(images.shape[0], -1)
+    if kept is not None:
+        inputs = inputs[:, kept]
     return feed_forward.forward(network, inputs, pooling)[-1]
 
 
@@ -62,6 +65,8 @@ class CompressedNetwork:
     dataset: str
     lineage: dict[str, Any]  # where the weights come from, as JSON
     pooling: feed_forward.Pooling = "average"  # after each convolution, where there are any
+    inputs_kept: tuple[NonNegativeInt, ...] | None = None
+    """The places of the inputs that it takes, of the flattened image; None is all of them."""
 
     @property
     def num_parameters(self) -> int:
@@ -80,7 +85,8 @@ class CompressedNetwork:
         )
 
     def _forward(self, images: Array | np.ndarray) -> Array:
-        return _logits(self.network, images, self.mean, self.std, self.pooling)
+        kept = None if self.inputs_kept is None else np.array(self.inputs_kept, np.int32)
+        return _logits(self.network, images, self.mean, self.std, self.pooling, kept)
 
     def logits(
         self, images: Real[np.ndarray, "images height width channels"], batch_size: int = 1000
@@ -101,6 +107,8 @@ class CompressedNetwork:
         inputs = "((pixels / 255) - mean) / std"
         if not feed_forward.is_convolutional(network):
             inputs += ", flattened row by row, channels last"
+        if self.inputs_kept is not None:
+            inputs += ", of which it takes inputs_kept"
         about = {
             "architecture": self.architecture,
             "layer_sizes": feed_forward.layer_sizes(network, feed_forward.hidden_sizes(network)),
@@ -109,7 +117,7 @@ class CompressedNetwork:
             "image_shape": self.image_shape,
             "inputs": inputs,
         }
-        further = ("mean", "std", "class_names", "dataset", "lineage")
+        further = ("mean", "std", "class_names", "dataset", "lineage", "inputs_kept")
         about |= {name: getattr(self, name) for name in further}
         write_json(directory / "network.json", about)
         write_atomically(directory / "network.stablehlo", self.export())
@@ -119,8 +127,8 @@ def load(directory: Path | str) -> CompressedNetwork:
     """The network that `CompressedNetwork.save` wrote. Raises ValueError or OSError, one line."""
     path = Path(directory) / "network.json"
     try:
-        about = {"pooling": "average"} | json.loads(path.read_text())
-        names = "dataset", "lineage", "pooling", "image_shape", "class_names"
+        about = {"pooling": "average", "inputs_kept": None} | json.loads(path.read_text())
+        names = "dataset", "lineage", "pooling", "image_shape", "class_names", "inputs_kept"
         values = from_json(CompressedNetwork, about, names)
         mean, std = (np.array(about[name], np.float32) for name in ("mean", "std"))
         check_constants(mean, std, values["image_shape"][2])
@@ -129,5 +137,7 @@ def load(directory: Path | str) -> CompressedNetwork:
         reason = " ".join(said.splitlines())
         raise ValueError(f"{path} does not describe a compressed network: {reason}") from error
     file, num_classes = path.with_suffix(".safetensors"), len(values["class_names"])
-    network = feed_forward.load(file, values["image_shape"], num_classes, values["pooling"])
+    shape, kept = values["image_shape"], values["inputs_kept"]
+    shape = shape if kept is None else (1, 1, len(kept))
+    network = feed_forward.load(file, shape, num_classes, values["pooling"])
     return CompressedNetwork(network=network, mean=mean, std=std, **values)

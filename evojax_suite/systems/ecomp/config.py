@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from annotated_types import Ge, MultipleOf
+from annotated_types import Ge, Gt, Le, MultipleOf
 from flax import struct
 from pydantic import NonNegativeInt, PositiveInt
 
@@ -98,3 +98,64 @@ class Params(Scalars):
 
 WEIGHTINGS = ((0, 0, 1), (0, 2, 0), (1, 0, 0), (0, 2, 1), (1, 2, 0), (1, 0, 1), (1, 2, 1))
 """Table 1: weights of accuracy, similarity and compression."""
+
+
+@configuration
+class RefitConfig:
+    """Sizes and choices of the search for the units to keep (`--refit`)."""
+
+    population_size: Annotated[int, Ge(2)] = 64
+    """Individuals."""
+    num_generations: PositiveInt = 16
+    """Generations, the evaluation of the initial individuals being the first."""
+    num_fit_images: PositiveInt = 3000
+    """Images on which the networks of the search are fitted, at most three fifths of those of
+    evolution; the final networks are fitted on all of these."""
+    num_judged_images: PositiveInt = 2000
+    """Further images on which they are compared, if there are so many."""
+    num_positions: PositiveInt = 10
+    """Pixels of each image at which the outputs of a convolution are compared."""
+    error: Literal["cross_entropy", "divergence", "error_rate"] = "cross_entropy"
+    """cross_entropy: with the labels; divergence: Kullback and Leibler's of the parent's
+    predictions from the network's, without labels; error_rate: of the labels."""
+    size: Literal["parameters", "multiplications"] = "parameters"
+    """The other objective, relative to the parent's."""
+    prune_inputs: bool = True
+    """Whether inputs, the pixels of a fully connected parent, are removed, too."""
+    relu_rounds: NonNegativeInt = 2
+    """Times that targets below 0 are relaxed in the fits of the final networks."""
+    label_rounds: NonNegativeInt = 8
+    """Rounds of the fit of the logits to labels; 0 fits them to the parent's alone."""
+    front_size: PositiveInt = 24
+    """Networks of the front that are written, evenly spaced by the logarithm of their size."""
+    tolerance: Share = 0.005
+    """The best network is the smallest whose accuracy on further training images is at most this
+    below the parent's."""
+    largest: Annotated[float, Gt(0), Le(1)] = 0.3
+    """Largest relative size that is searched for."""
+    smallest: Annotated[float, Gt(0), Le(1)] = 0.02
+    """Relative size of the smallest initial individuals, about."""
+
+    def __post_init__(self):
+        if not self.smallest < self.largest:
+            raise ValueError(
+                f"smallest must be below largest, got {self.smallest} and {self.largest}"
+            )
+
+
+@struct.dataclass
+class RefitParams(Scalars):
+    """Scalars of the search with refits; traced, arrays of shape () work too."""
+
+    ridge: Annotated[float, Gt(0)] = 1e-4
+    """Penalty of the distance from the parent's weights, relative to the mean square of what they
+    are multiplied with."""
+    vote: Annotated[float, Ge(0)] = 4.0
+    """Weight of the number of parents that have a unit, in its score for the child."""
+    noise: Annotated[float, Ge(0)] = 0.1
+    """Scale of the Gumbel noise in the scores; the prior of a unit is minus the logarithm of its
+    place in the order of backward elimination."""
+    size_span: Annotated[float, Ge(0)] = 0.1
+    """Deviation of the logarithm of the factor by which the size of a group mutates."""
+    initial_span: Annotated[float, Ge(0)] = 0.35
+    """The same of the initial individuals, from equal shares of all groups."""

@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from annotated_types import Ge
 from pydantic import PositiveInt
 
 from evojax_suite.configuration import configuration
@@ -22,13 +23,26 @@ from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
 from evojax_suite.reporting.formats import duration
 from evojax_suite.reporting.report import Figure, Report, Table
-from evojax_suite.running.options import RunOptions, Seed, config_difference
+from evojax_suite.running.options import (
+    RunOptions,
+    Seed,
+    config_difference,
+    option_difference,
+)
 from evojax_suite.running.system import Job, Phase, Search, System
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
-from evojax_suite.systems.ecomp import algorithm, artifact, compression, feed_forward, parent
+from evojax_suite.systems.ecomp import (
+    algorithm,
+    artifact,
+    compression,
+    feed_forward,
+    mask_search,
+    parent,
+    refitting,
+)
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
-from evojax_suite.systems.ecomp.config import Config, Params
+from evojax_suite.systems.ecomp.config import Config, Params, RefitConfig, RefitParams
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.types import AnyAlgorithm, Dataset, Split
 
@@ -45,6 +59,11 @@ class Options(RunOptions):
     """
 
     dataset: str = "fashion_mnist"
+    recipe: Literal["paper", "recommended"] = "paper"
+    """The paper's evolution of weights; or --refit."""
+    refit: bool = False
+    """Search for the units, and pixels, to keep, with the network that follows in closed form
+    inside the fitness, for a whole front of sizes; the options of --search are its own."""
     parent: Path | None = None
     """Your own network: .safetensors or .npz with <layer>.weight (PyTorch) or .kernel (flax) and
     <layer>.bias; ReLU between its layers."""
@@ -63,6 +82,13 @@ class Options(RunOptions):
     num_images: int | None = None
     """Images that evolution uses, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
+    fine_tuning_seconds: Annotated[float, Ge(0)] | None = None
+    """With --refit, seconds of training by gradients for comparison; by default as many as the
+    search took."""
+    search: RefitConfig = field(default_factory=RefitConfig)
+    search_params: Annotated[RefitParams, tyro.conf.arg(name="search")] = field(
+        default_factory=RefitParams
+    )
     config: tyro.conf.OmitArgPrefixes[Config] = field(default_factory=Config)
     params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
@@ -83,11 +109,32 @@ class _Job(Job[Options]):
     places: np.ndarray  # of evolution's images among the training images
     parent: Network | None  # None where it is to be trained
 
-    def compressed(self, network: Network, lineage: dict[str, Any]) -> CompressedNetwork:
-        dataset = self.dataset
-        mean, std = artifact.constants(dataset, self.options.inputs)
+    def compressed(
+        self,
+        network: Network,
+        lineage: dict[str, Any],
+        inputs_kept: tuple[int, ...] | None = None,
+    ) -> CompressedNetwork:
+        dataset, options = self.dataset, self.options
+        mean, std = artifact.constants(dataset, options.inputs)
         about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
-        return CompressedNetwork(network, *about, lineage, self.options.pooling)
+        return CompressedNetwork(network, *about, lineage, options.pooling, inputs_kept)
+
+    @property
+    def refits(self) -> refitting.Setting:
+        """The setting of the search with refits."""
+        options, constants = self.options, artifact.constants(self.dataset, self.options.inputs)
+        return refitting.Setting(
+            config=options.search,
+            params=options.search_params,
+            seed=options.seed,
+            dataset=self.dataset,
+            places=self.places,
+            mean=constants[0],
+            std=constants[1],
+            pooling=options.pooling,
+            fine_tuning_seconds=options.fine_tuning_seconds,
+        )
 
     @property
     def evolution(self) -> tuple[np.ndarray, np.ndarray]:
@@ -113,8 +160,12 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         shape, num_classes = dataset.image_shape, dataset.num_classes
         network = feed_forward.load(options.parent, shape, num_classes, options.pooling)
     either = network or parent.untrained(options.trained_parent, dataset)
-    algorithm.check(config, params, either, len(places))
+    if options.refit:
+        mask_search.check(options.search_params, len(places))
+    else:
+        algorithm.check(config, params, either, len(places))
     differences = config_difference(config, Config()) | config_difference(params, Params())
+    differences |= option_difference(options, "refit")
     notes = (f"evolution sees {len(places):,} of the training images",)
     fixed = options, dataset, directory, algorithm.build(config), places, network
     return _Job(*fixed, differences=differences, notes=notes)
@@ -133,6 +184,8 @@ def search(job: _Job) -> Search:
         network = parent.from_flax(trained.state.fit.parameters, module, dataset)
         seconds = trained.seconds + trained.compile_seconds
         feed_forward.save(job.directory / "parent.safetensors", network)
+    if options.refit:
+        return (yield from refitting.search(job.refits, network, seconds))
     mean, std = artifact.constants(dataset, options.inputs)
     data = algorithm.make_data(network, *job.evolution, mean, std, options.pooling)
     key, members = jax.random.key(options.seed), options.config.population_size
@@ -200,9 +253,13 @@ def save_front(
 
 
 def finish(
-    job: _Job, result: tuple[Network, float, algorithm.Compressed, LoopResult], test_split: Split
-) -> _Summary:
+    job: _Job,
+    result: refitting.Found | tuple[Network, float, algorithm.Compressed, LoopResult],
+    test_split: Split,
+) -> _Summary | refitting.Summary:
     """Write the compressed network, and count how often it agrees with its parent."""
+    if isinstance(result, refitting.Found):
+        return refitting.finish(job.refits, job.directory, result, test_split, job.compressed)
     options, (parent, parent_seconds, best, loop) = job.options, result
     sizes, parent_sizes = np.asarray(best.sizes), feed_forward.hidden_sizes(parent)
     network = compression.trimmed(best.network, sizes)
@@ -259,8 +316,10 @@ def _front_table(front: list[dict[str, Any]]) -> Table:
     return Table(f"The front, {len(shown)} of {len(front)} networks", header, rows)
 
 
-def present(job: _Job, summary: _Summary) -> Report:
+def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
     """The compressed network beside its parent, and the front of sizes where there is one."""
+    if isinstance(summary, refitting.Summary):
+        return refitting.present(job.dataset.name, job.directory, summary)
     numbers, front = summary.numbers, summary.front
     lines = [line for line in read_lines(job.directory / "metrics.jsonl") if not line["judging"]]
 
@@ -334,7 +393,21 @@ _COLUMNS = Columns(
         ("generation", f"{name}_mean") for name in ("accuracy", "relative_size", "similarity_loss")
     ),
 )
-_METRICS = {"accuracy_mean": "accuracy", "relative_size_mean": "relative size"}
+_METRICS = {
+    "accuracy_mean": "accuracy",
+    "relative_size_mean": "relative size",
+    "error_least": "least error",
+    "size_least": "smallest",
+    "front_size": "on the front",
+}
 SYSTEM = System(
-    "ecomp", Options, prepare, search, finish, present, columns=_COLUMNS, metrics=_METRICS
+    "ecomp",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=_COLUMNS,
+    metrics=_METRICS,
+    recipes={"recommended": ("--refit",)},
 )

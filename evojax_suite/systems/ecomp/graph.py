@@ -1,0 +1,170 @@
+"""Feed-forward networks as graphs of layers, and the units of which each can lose some.
+
+A graph is a tuple of nodes in the order in which they are computed. Value 0 is the input; node i
+computes value i + 1, the last one the logits. Units that an addition brings together, such as the
+channels along the skips of a residual network, are one group: they stay or go together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Float
+
+from evojax_suite.networks.layers import pool
+from evojax_suite.systems.ecomp import feed_forward
+from evojax_suite.systems.ecomp.feed_forward import Network
+from evojax_suite.types import Array
+
+Pooling = Literal["none", "average", "max", "global"]
+"""What follows a convolution: nothing, a pooling over 2x2 pixels, or the mean over all pixels."""
+
+Values: TypeAlias = list[Array]
+
+
+@struct.dataclass
+class Node:
+    """A layer: a convolution of odd size, padded so that a stride of 1 keeps the maps' size, or a
+    fully connected one."""
+
+    weight: Float[Array | np.ndarray, "outputs inputs ..."]
+    """(outputs, inputs, height, width) of a convolution, (outputs, inputs) or, on the maps of a
+    convolution, (outputs, filters, pixels) of a fully connected layer."""
+    bias: Float[Array | np.ndarray, "outputs"]
+    source: int = struct.field(pytree_node=False)
+    """The value that it takes."""
+    add: int | None = struct.field(pytree_node=False, default=None)
+    """The value that is added to its output, before the ReLU."""
+    relu: bool = struct.field(pytree_node=False, default=True)
+    pooling: Pooling = struct.field(pytree_node=False, default="none")
+    stride: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def is_convolution(self) -> bool:
+        """Whether it is a convolution."""
+        return self.weight.ndim == 4
+
+    @property
+    def block(self) -> int:
+        """How many weights of each output belong to one unit of its input."""
+        return math.prod(self.weight.shape[2:])
+
+
+Graph: TypeAlias = tuple[Node, ...]
+
+
+def from_network(network: Network, pooling: feed_forward.Pooling = "average") -> Graph:
+    """The graph of a chain of layers, ReLU between them, `pooling` after each convolution."""
+    return tuple(
+        Node(
+            jnp.asarray(weight),
+            jnp.asarray(bias),
+            source=index,
+            relu=index < len(network) - 1,
+            pooling=pooling if weight.ndim == 4 else "none",
+        )
+        for index, (weight, bias) in enumerate(network)
+    )
+
+
+def groups(graph: Graph) -> tuple[int, ...]:
+    """The group of each value's units, numbered from 0, which is that of the input; the last one is
+    that of the logits."""
+    group = [*range(len(graph) + 1)]
+    for index, node in enumerate(graph):
+        if node.add is not None:
+            old, new = group[index + 1], group[node.add]
+            group = [new if each == old else each for each in group]
+    names = {one: number for number, one in enumerate(dict.fromkeys(group))}
+    return tuple(names[one] for one in group)
+
+
+def group_sizes(graph: Graph) -> tuple[int, ...]:
+    """The units of each group but the logits': of the input, its numbers or channels."""
+    sizes = {0: graph[0].weight.shape[1]}
+    for node, group in zip(graph, groups(graph)[1:], strict=True):
+        sizes[group] = node.bias.shape[0]
+    return tuple(sizes[group] for group in sorted(sizes))[:-1]
+
+
+def preactivation(node: Node, source: Array, added: Array | float = 0.0) -> Array:
+    """The output of a node before ReLU and pooling: (N, units), or maps (N, H, W, units)."""
+    if node.is_convolution:
+        size = node.weight.shape[2]
+        padding = [(size // 2, size // 2)] * 2
+        kernel, strides = jnp.transpose(node.weight, (2, 3, 1, 0)), (node.stride, node.stride)
+        output = jax.lax.conv_general_dilated(
+            source, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return output + node.bias + added
+    weight = node.weight
+    if weight.ndim == 3:  # pixels of maps, and filters, as one axis
+        weight = jnp.swapaxes(weight, 1, 2).reshape(len(weight), -1)
+    return source.reshape(len(source), -1) @ weight.T + node.bias + added
+
+
+def activation(node: Node, output: Array) -> Array:
+    """ReLU and pooling of a node's output."""
+    values = jnp.maximum(output, 0.0) if node.relu else output
+    match node.pooling:
+        case "none":
+            return values
+        case "global":
+            return values.mean((1, 2))
+        case kind:
+            return pool(kind, values)
+
+
+def forward(graph: Graph, inputs: Float[Array, "images ..."]) -> tuple[Values, Values]:
+    """The preactivations of each node, and the values: the input, then that of each node."""
+    outputs, values = [], [inputs]
+    for node in graph:
+        added = 0.0 if node.add is None else values[node.add]
+        outputs.append(preactivation(node, values[node.source], added))
+        values.append(activation(node, outputs[-1]))
+    return outputs, values
+
+
+def num_parameters(graph: Graph, sizes: Sequence[Any]) -> Any:
+    """Weights and biases of the graph with so many units in each group (`group_sizes`), numbers or
+    arrays of one shape."""
+    return _weights(graph, sizes, [1] * len(graph), biases=1)
+
+
+def num_multiplications(graph: Graph, sizes: Sequence[Any], image_shape: Sequence[int]) -> Any:
+    """Multiplications of one image of `image_shape` (height, width, channels)."""
+    outputs = jax.eval_shape(lambda: forward(graph, _blank(graph, image_shape))[0])
+    return _weights(graph, sizes, [math.prod(each.shape[1:-1]) for each in outputs], biases=0)
+
+
+def _blank(graph: Graph, image_shape: Sequence[int]) -> Array:
+    return jnp.zeros((1, *image_shape) if graph[0].is_convolution else (1, math.prod(image_shape)))
+
+
+def _weights(graph: Graph, sizes: Sequence[Any], times: Sequence[int], biases: int) -> Any:
+    group, sizes = groups(graph), [*sizes, graph[-1].bias.shape[0]]
+    total = 0
+    for index, (node, often) in enumerate(zip(graph, times, strict=True)):
+        inputs = sizes[group[node.source]] * node.block + biases
+        total = total + inputs * sizes[group[index + 1]] * often
+    return total
+
+
+def part(graph: Graph, kept: Sequence[Array | np.ndarray | slice]) -> Graph:
+    """The graph between some units of each group: their places, or a slice."""
+    group, everything = groups(graph), [*kept, slice(None)]
+    return tuple(
+        replace(
+            node,
+            weight=node.weight[everything[group[index + 1]]][:, everything[group[node.source]]],
+            bias=node.bias[everything[group[index + 1]]],
+        )
+        for index, node in enumerate(graph)
+    )

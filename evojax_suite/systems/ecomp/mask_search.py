@@ -1,0 +1,384 @@
+"""The search for the units to keep, with the network that follows from them in closed form inside
+the fitness (`refit.py`): the version of EComp that is recommended.
+
+An individual is a mask of the units of each group of a parent (`graph.groups`), of any number of
+units. NSGA-II (Deb et al. 2002) looks for the front of error and size: binary tournaments by front
+and crowding, both objectives in logarithms; parents and children compete. One operator is crossover
+and mutation of subsets: a child keeps, of each group, the units of the highest score
+
+    vote * (the number of its parents that have the unit) + priority + noise * Gumbel,
+
+so that units of both parents stay first, those of one compete, and others come in as the order of
+backward elimination and chance will have it. Their number is between its parents', on a logarithmic
+scale, and mutates by a log-normal factor.
+
+Error is measured on other images than those of the fits. The paper's evolution (`algorithm.py`)
+inherits weights instead and evaluates the parent's on fewer units.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Bool, Float, Int, Int32
+
+from evojax_suite.operators import crowding_distances, non_dominated_ranks, tournament
+from evojax_suite.systems.ecomp import graph as graphs, refit
+from evojax_suite.systems.ecomp.config import RefitConfig, RefitParams
+from evojax_suite.systems.ecomp.graph import Graph
+from evojax_suite.systems.ecomp.refit import Fit, Kept
+from evojax_suite.types import (
+    Algorithm,
+    Array,
+    Generation,
+    IntScalar,
+    PRNGKey,
+    Probabilities,
+    PyTree,
+    Scalar,
+    StepKeys,
+)
+
+Masks: TypeAlias = tuple[Bool[Array, "members _units"], ...]
+
+_WIDTHS = (1 / 4, 3 / 16), (1 / 2, 3 / 16), (1 / 2, 3 / 8), (1, 3 / 8), (1, 1)
+"""Shares of the inputs and of the other groups for which there are programs on the CPU, where
+members are computed one after the other, each in the first that holds it."""
+_TOGETHER = 16
+"""Members that are computed together elsewhere."""
+_LEAST_ERROR = 1e-6  # below it errors count as equal
+
+
+@struct.dataclass
+class Data:
+    """The parent, the images of the fits and those on which networks are compared."""
+
+    parent: Graph
+    fit: Fit
+    priorities: tuple[Float[Array, "_units"], ...]  # `refit.priorities`
+    inputs: Float[Array, "..."]  # `refit.arranged`
+    targets: Probabilities  # of the labels, one-hot
+    logits: Float[Array, "images classes"]  # the parent's
+    image_shape: tuple[int, int, int] = struct.field(pytree_node=False)
+
+
+@struct.dataclass
+class State:
+    """The state of the search between two generations."""
+
+    masks: Masks
+    objectives: Float[Array, "members 2"]  # logarithms of error and size; infinite: not evaluated
+    num_generations: Int32[Array, ""]  # done
+
+
+class Metrics(NamedTuple):
+    """Statistics of the population after a generation, parents and children selected."""
+
+    generation: IntScalar
+    fitness_best: Scalar  # minus the mean logarithm of the error along the front, over log size
+    error_least: Scalar
+    error_mean: Scalar
+    size_least: Scalar
+    size_mean: Scalar
+    front_size: IntScalar
+    num_failed: IntScalar  # children whose error was NaN or infinite
+
+
+def num_fitted(config: RefitConfig, num_images: int) -> int:
+    """How many of the images of evolution the fits of the search take."""
+    return min(config.num_fit_images, 3 * num_images // 5)
+
+
+def check(params: RefitParams, num_images: int) -> None:
+    """Raise ValueError where images and settings do not fit each other."""
+    if num_images < 2:
+        raise ValueError(f"the search needs at least 2 images, got {num_images}")
+    params.check()
+
+
+def make_data(
+    key: PRNGKey,
+    config: RefitConfig,
+    params: RefitParams,
+    parent: Graph,
+    inputs: Float[Array, "images ..."],
+    targets: Probabilities,
+    image_shape: tuple[int, int, int],
+) -> Data:
+    """The data of a search. inputs, targets: the images of evolution as the parent takes them, in
+    random order, and their labels, one-hot."""
+    count = num_fitted(config, len(inputs))
+    others = slice(count, count + config.num_judged_images)
+    fit = refit.make_fit(key, parent, inputs[:count], targets[:count], config.num_positions)
+    priorities = jax.jit(refit.priorities)(parent, fit, params.ridge)
+    judged = inputs[others]
+    logits = graphs.forward(parent, judged)[0][-1]
+    arranged = refit.arranged(parent, judged)
+    return Data(parent, fit, priorities, arranged, targets[others], logits, image_shape)
+
+
+def highest(scores: Float[Array, "units"], count: Scalar | IntScalar) -> Bool[Array, "units"]:
+    """The mask of the `count` highest scores."""
+    return jnp.argsort(jnp.argsort(-scores)) < count
+
+
+def kept_units(mask: Bool[Array, "units"], width: int) -> Kept:
+    """The units of a mask, in their order, padded to `width`, no smaller than their number."""
+    places = jnp.argsort(~mask, stable=True)[:width].astype(jnp.int32)
+    return Kept(places, mask[places])
+
+
+def relative_size(
+    config: RefitConfig, data: Data, sizes: Int[Array, "members groups"]
+) -> Float[Array, "members"]:
+    """Parameters or multiplications of networks over the parent's; sizes: units of each group."""
+    whole = graphs.group_sizes(data.parent)
+    if config.size == "parameters":
+        counts = (graphs.num_parameters(data.parent, each) for each in (list(sizes.T), whole))
+    else:
+        counts = (
+            graphs.num_multiplications(data.parent, each, data.image_shape)
+            for each in (list(sizes.T), whole)
+        )
+    count, most = counts
+    return count / most
+
+
+def error_of(
+    config: RefitConfig,
+    logits: Float[Array, "images classes"],
+    targets: Probabilities,
+    parents: Float[Array, "images classes"],
+) -> Scalar:
+    """The error of a network, lower is better; parents: the parent's logits."""
+    log_probabilities = jax.nn.log_softmax(logits)
+    match config.error:
+        case "cross_entropy":
+            return -(targets * log_probabilities).sum(-1).mean()
+        case "divergence":
+            wanted = jax.nn.log_softmax(parents)
+            return (jnp.exp(wanted) * (wanted - log_probabilities)).sum(-1).mean()
+        case "error_rate":
+            right = logits.argmax(-1) == targets.argmax(-1)
+            return jnp.where(jnp.isfinite(logits).all(), 1 - right.mean(), jnp.nan)
+
+
+def map_masks(function: Callable[[list[Kept]], PyTree], masks: Masks) -> PyTree:
+    """`function(kept)`, `kept` a `Kept` of each group, of each member: together, or one after the
+    other in the narrowest of several programs that holds it."""
+    whole = [mask.shape[1] for mask in masks]
+
+    def member(widths: list[int]) -> Callable[[Masks], PyTree]:
+        return lambda masks: function([*map(kept_units, masks, widths)])
+
+    if jax.default_backend() != "cpu":
+        return jax.lax.map(member(whole), masks, batch_size=_TOGETHER)
+    choices = [
+        [math.ceil(inputs * whole[0]), *(math.ceil(others * size) for size in whole[1:])]
+        for inputs, others in _WIDTHS
+    ]
+    sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
+    narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
+    branches = [member(widths) for widths in choices]
+    return jax.lax.map(lambda each: jax.lax.switch(each[0], branches, each[1]), (narrowest, masks))
+
+
+def preferences(config: RefitConfig, objectives: Float[Array, "members 2"]) -> Array:
+    """NSGA-II's order: by front, then by crowding; higher is better, -inf where there is no error.
+    Members that are too large come after all others, the smaller first."""
+    failed, size = ~jnp.isfinite(objectives).all(1), objectives[:, 1]
+    too_large = size > jnp.log(config.largest)
+    valid = jnp.where((failed | too_large)[:, None], jnp.nan, objectives)
+    ranks = non_dominated_ranks(valid)
+    crowding = crowding_distances(valid, ranks)
+    within = jnp.where(jnp.isfinite(crowding), crowding / (1 + crowding), 1.0)
+    preference = jnp.where(too_large, -1e6 - size, within - 2.0 * ranks)
+    return jnp.where(failed, -jnp.inf, preference)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """The functions of `Algorithm` and `Generation` for one configuration."""
+
+    config: RefitConfig
+
+    def init(self, key: PRNGKey, params: RefitParams, data: Data) -> State:
+        members = self.config.population_size
+        key_share, key_groups = jax.random.split(key)
+        # Parameters grow with the square of the units, roughly.
+        low, high = (jnp.log(each) / 2 for each in (self.config.smallest, self.config.largest))
+        shares = jax.random.uniform(key_share, (members, 1), minval=low, maxval=high)
+        groups = len(data.priorities)
+        spread = params.initial_span * jax.random.normal(key_groups, (members, groups))
+        shares = jnp.minimum(jnp.exp(shares + spread), 1.0)
+        masks = tuple(
+            jax.vmap(highest, (None, 0))(priority, jnp.maximum(jnp.round(share * len(priority)), 1))
+            for priority, share in zip(data.priorities, shares.T, strict=True)
+        )
+        if not self.prunes_inputs(data):
+            masks = (jnp.ones_like(masks[0]), *masks[1:])
+        return State(masks, jnp.full((members, 2), jnp.inf), jnp.int32(0))
+
+    def prunes_inputs(self, data: Data) -> bool:
+        """Whether inputs are removed: those of a fully connected parent, if at all."""
+        return self.config.prune_inputs and not data.parent[0].is_convolution
+
+    @staticmethod
+    def split_key(key: PRNGKey) -> StepKeys:
+        return StepKeys(key, None, None)
+
+    def ask(self, key: PRNGKey, state: State, params: RefitParams, data: Data) -> Masks:
+        """The initial individuals, then children."""
+        children = self.children(key, state, params, data)
+        return jax.tree.map(
+            lambda old, new: jnp.where(state.num_generations == 0, old, new), state.masks, children
+        )
+
+    def children(self, key: PRNGKey, state: State, params: RefitParams, data: Data) -> Masks:
+        """As many children as there are members; see the module."""
+        members = self.config.population_size
+        key_parents, key_groups = jax.random.split(key)
+        preference = preferences(self.config, state.objectives)
+        pairs = tournament(key_parents, preference, 2 * members, 2).reshape(2, members)
+        groups = []
+        for index, (mask, priority) in enumerate(zip(state.masks, data.priorities, strict=True)):
+            keys = jax.random.split(jax.random.fold_in(key_groups, index), 4)
+            first, second = mask[pairs[0]], mask[pairs[1]]
+            between = jax.random.uniform(keys[0], (members,))
+            sizes = jnp.log(first.sum(1)), jnp.log(second.sum(1))
+            mutates = jax.random.bernoulli(keys[1], 0.5, (members,))
+            change = mutates * params.size_span * jax.random.normal(keys[2], (members,))
+            size = jnp.exp(between * sizes[0] + (1 - between) * sizes[1] + change)
+            size = jnp.clip(jnp.round(size), 1, len(priority))
+            votes = first.astype(jnp.float32) + second
+            gumbel = jax.random.gumbel(keys[3], mask.shape)
+            scores = params.vote * votes + priority + params.noise * gumbel
+            groups.append(jax.vmap(highest)(scores, size))
+        if not self.prunes_inputs(data):
+            groups[0] = state.masks[0]
+        return tuple(groups)
+
+    def evaluate(
+        self,
+        key: None,
+        masks: Masks,
+        params: RefitParams,
+        data: Data,
+        members: Int[Array, "some"],
+    ) -> Float[Array, "some"]:
+        """The errors of some members."""
+        del key
+        rounds = 0, self.config.label_rounds
+
+        def error(kept: list[Kept]):
+            network = refit.refit(data.parent, kept, data.fit, params.ridge, *rounds)
+            logits = logits_of(network, kept, data.inputs)
+            return error_of(self.config, logits, data.targets, data.logits)
+
+        return map_masks(error, jax.tree.map(lambda mask: mask[members], masks))
+
+    def tell(
+        self,
+        key: None,
+        state: State,
+        masks: Masks,
+        errors: Float[Array, "members"],
+        params: RefitParams,
+        data: Data,
+    ) -> tuple[State, Metrics]:
+        """Parents and children compete."""
+        del key, params
+        sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
+        size = jnp.log(relative_size(self.config, data, sizes))
+        failed = ~jnp.isfinite(errors)
+        error = jnp.where(failed, jnp.inf, jnp.log(jnp.maximum(errors, _LEAST_ERROR)))
+        objectives = jnp.concatenate([state.objectives, jnp.stack([error, size], 1)])
+        preference = preferences(self.config, objectives)
+        best = jnp.argsort(-preference, stable=True)[: self.config.population_size]
+        joined = jax.tree.map(
+            lambda old, new: jnp.concatenate([old, new])[best], state.masks, masks
+        )
+        objectives, generation = objectives[best], state.num_generations + 1
+        front = preference[best] > -1  # the first front has preferences from 0
+        shown = jnp.exp(objectives)
+        metrics = Metrics(
+            generation=generation,
+            fitness_best=-_area(objectives, front, self.config),
+            error_least=jnp.min(shown[:, 0], where=front, initial=jnp.inf),
+            error_mean=jnp.mean(shown[:, 0], where=front),
+            size_least=jnp.min(shown[:, 1], where=front, initial=jnp.inf),
+            size_mean=jnp.mean(shown[:, 1], where=front),
+            front_size=front.sum(),
+            num_failed=failed.sum(),
+        )
+        return State(joined, objectives, generation), metrics
+
+    def result(self, state: State, params: RefitParams, data: Data) -> State:
+        """The state itself: its first front is the result."""
+        del params, data
+        return state
+
+    def finished(self, state: State) -> Array:
+        return state.num_generations >= self.config.num_generations
+
+
+def _area(objectives: Array, front: Bool[Array, "members"], config: RefitConfig) -> Scalar:
+    """The mean logarithm of the error along the front, over the logarithm of size from `smallest`
+    to `largest`, of the smaller networks at each size."""
+    sizes = jnp.linspace(jnp.log(config.smallest), jnp.log(config.largest), 64)
+    fits = front & (objectives[:, 1] <= sizes[:, None])
+    most = jnp.max(objectives[:, 0], where=front, initial=-jnp.inf)
+    return jnp.min(jnp.where(fits, objectives[:, 0], most), 1).mean()
+
+
+def logits_of(
+    network: Graph, kept: list[Kept], inputs: Float[Array, "..."]
+) -> Float[Array, "images classes"]:
+    """Logits of a network between kept units; inputs: `refit.arranged`."""
+    return graphs.forward(network, refit.taken(inputs, kept[0]))[0][-1]
+
+
+def build(config: RefitConfig) -> Algorithm[State, RefitParams, Data, Metrics, State]:
+    """The search for any parent and images: their shapes are those of the data."""
+    search = _Search(config)
+    parts = search.split_key, search.ask, search.evaluate, search.tell
+    generation = Generation(config.population_size, *parts)
+    functions = search.init, generation.step, search.result, search.finished
+    return Algorithm(*functions, generation=generation)
+
+
+def front_of(config: RefitConfig, state: State) -> Int[np.ndarray, "front"]:
+    """At most `front_size` members of the first front, the smallest first."""
+    preference, sizes = preferences(config, state.objectives), np.asarray(state.objectives)[:, 1]
+    members = np.flatnonzero(np.asarray(preference) > -1)
+    members = members[np.unique(sizes[members], return_index=True)[1]]
+    wanted = np.linspace(sizes[members[0]], sizes[members[-1]], config.front_size)
+    nearest = np.abs(sizes[members] - wanted[:, None]).argmin(1)
+    return members[np.unique(nearest)]
+
+
+def fitted_networks(
+    config: RefitConfig,
+    params: RefitParams,
+    parent: Graph,
+    fit: Fit,
+    masks: Masks,
+    inputs: Float[Array, "..."],
+) -> tuple[Graph, Int32[Array, "members images"]]:
+    """The final networks of masks, each as large as the parent with weights of 0 where a unit is
+    gone, and the classes that they predict. inputs: further images, `refit.arranged`."""
+    rounds = config.relu_rounds, config.label_rounds
+
+    def network(kept: list[Kept]):
+        small = refit.refit(parent, kept, fit, params.ridge, *rounds)
+        classes = logits_of(small, kept, inputs).argmax(-1).astype(jnp.int32)
+        return refit.scattered(parent, small, kept), classes
+
+    return map_masks(network, masks)
