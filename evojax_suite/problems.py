@@ -21,7 +21,7 @@ from evojax_suite.data.transforms import normalize
 from evojax_suite.systems import cest, ecomp, ga_distillation
 from evojax_suite.systems.cest import subsets
 from evojax_suite.systems.cest.subsets import Groups
-from evojax_suite.systems.ecomp import compression, feed_forward
+from evojax_suite.systems.ecomp import compression, feed_forward, graph as graphs, mask_search
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.training import judge_each, map_members
 from evojax_suite.types import Array, Dataset, PRNGKey, PyTree
@@ -173,6 +173,58 @@ class CompressionProblem(_WithData):
         losses = ecomp.similarity_losses(self.config, self.params, targets, relations, sizes)
         relative = sum(self.hidden_units) / sum(feed_forward.hidden_sizes(data.parent))
         return -self.params.fitness(accuracy, losses, relative)
+
+
+class PruningProblem(_WithData):
+    """The units of a trained network to keep, of fixed numbers, with the weights that follow in
+    closed form (`ecomp.refit`).
+
+    A solution (D,) is a score for each unit of each group, the inputs first; those of the highest
+    scores stay. Fitness is the error of `ecomp.RefitConfig`.
+    """
+
+    def __init__(
+        self,
+        parent: Network,
+        images: np.ndarray,
+        labels: np.ndarray,
+        sizes: tuple[int, ...],
+        config: ecomp.RefitConfig | None = None,
+        params: ecomp.RefitParams | None = None,
+        pooling: feed_forward.Pooling = "average",
+        mean: np.ndarray | None = None,
+        std: np.ndarray | None = None,
+    ):
+        """images, labels, pooling, mean, std: as for `CompressionProblem`, in random order. sizes:
+        inputs (channels, where the parent is convolutional) and hidden units to keep. Raises
+        ValueError where they are not in 1..the parent's."""
+        self.config, self.params = config or ecomp.RefitConfig(), params or ecomp.RefitParams()
+        mask_search.check(self.params, len(labels))
+        graph = graphs.from_network(parent, pooling)
+        whole = graphs.group_sizes(graph)
+        fits = (1 <= units <= most for units, most in zip(sizes, whole, strict=False))
+        if len(sizes) != len(whole) or not all(fits):
+            raise ValueError(f"sizes must be {len(whole)} numbers in 1..{whole}, got {sizes}")
+        self.sizes, self.whole = sizes, whole
+        inputs = ecomp.make_data(parent, images, labels, mean, std, pooling).images
+        targets = jax.nn.one_hot(labels, len(graph[-1].bias))
+        about = self.config, self.params, graph, inputs, targets, images.shape[1:]
+        self.data = mask_search.make_data(jax.random.key(0), *about)
+
+    def sample(self, key: Array) -> Array:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Uniform scores (D,)."""
+        return jax.random.uniform(key, (sum(self.whole),))
+
+    def losses(self, key: PRNGKey, solutions: Array, counter: Array, data: mask_search.Data):
+        """The errors (P,) of the networks that scores (P, D) stand for."""
+        del key, counter
+        masks = jax.vmap(self.decode)(solutions)
+        return mask_search.errors_of(self.config, self.params, data, masks)
+
+    def decode(self, solution: Array) -> tuple[Array, ...]:
+        """The mask of each group that a solution (D,) stands for."""
+        scores = jnp.split(solution, np.cumsum(self.whole)[:-1])
+        return tuple(map(mask_search.highest, scores, self.sizes))
 
 
 @struct.dataclass

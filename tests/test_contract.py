@@ -73,6 +73,7 @@ VARIANTS = {
         SMALL.network, TrainingConfig(num_epochs=5, batch_size=64)
     ),
     "ecomp": ecomp.Config(population_size=6, num_generations=50, batch_size=20),
+    "ecomp_refit": ecomp.RefitConfig(population_size=6, num_generations=50),
     "ecomp_extended": ecomp.Config(
         population_size=6,
         num_generations=50,
@@ -152,6 +153,12 @@ def case(request) -> Case:
             data = ecomp_data(digits)
             params = ecomp.Params(mutation_rate=0.3, perplexity=6.0)
             algorithm = ecomp.build(config)
+        case "ecomp_refit":
+            params, whole = ecomp.RefitParams(), ecomp_data(digits)
+            parent = ecomp.graph.from_network(whole.parent)
+            about = parent, whole.images, jax.nn.one_hot(whole.labels, 10), shape
+            data = ecomp.mask_search.make_data(jax.random.key(0), config, params, *about)
+            algorithm = ecomp.mask_search.build(config)
         case "cest":
             data, params = cest.make_data(config, digits), cest.Params()
             algorithm = cest.build(config, 10, shape)
@@ -176,6 +183,8 @@ def case(request) -> Case:
     by_regression = getattr(config, "fitness", None) == "kernel_regression"
     if by_regression or request.param == "kernel_inducing_points":
         name = "train_images"
+    if isinstance(config, ecomp.RefitConfig):
+        name = "inputs"
     other = data.replace(**{name: 255 - getattr(data, name)})
     return Case(algorithm, params, data, other, shares_keys)
 

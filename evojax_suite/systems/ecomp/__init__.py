@@ -3,6 +3,9 @@
 from evojax_suite.systems.ecomp import (
     compression as compression,
     feed_forward as feed_forward,
+    graph as graph,
+    mask_search as mask_search,
+    refit as refit,
     similarity as similarity,
 )
 from evojax_suite.systems.ecomp.algorithm import (
@@ -32,4 +35,6 @@ from evojax_suite.systems.ecomp.config import (
     WEIGHTINGS as WEIGHTINGS,
     Config as Config,
     Params as Params,
+    RefitConfig as RefitConfig,
+    RefitParams as RefitParams,
 )

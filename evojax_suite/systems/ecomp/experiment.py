@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,7 @@ from evojax_suite.systems.ecomp import (
     artifact,
     compression,
     feed_forward,
+    graph as graphs,
     mask_search,
     parent,
     refitting,
@@ -44,6 +45,7 @@ from evojax_suite.systems.ecomp import (
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.systems.ecomp.config import Config, Params, RefitConfig, RefitParams
 from evojax_suite.systems.ecomp.feed_forward import Network
+from evojax_suite.systems.ecomp.graph import Graph
 from evojax_suite.types import AnyAlgorithm, Dataset, Split
 
 _STEPS_PER_CALL = 10  # half a second on two cores
@@ -107,18 +109,18 @@ class Options(RunOptions):
 class _Job(Job[Options]):
     algorithm: AnyAlgorithm
     places: np.ndarray  # of evolution's images among the training images
-    parent: Network | None  # None where it is to be trained
+    parent: Network | Graph | None  # None where it is to be trained
 
     def compressed(
         self,
-        network: Network,
+        network: Graph,
         lineage: dict[str, Any],
         inputs_kept: tuple[int, ...] | None = None,
     ) -> CompressedNetwork:
-        dataset, options = self.dataset, self.options
-        mean, std = artifact.constants(dataset, options.inputs)
+        dataset = self.dataset
+        mean, std = artifact.constants(dataset, self.options.inputs)
         about = (dataset.image_shape, mean, std, dataset.class_names, dataset.name)
-        return CompressedNetwork(network, *about, lineage, options.pooling, inputs_kept)
+        return CompressedNetwork(network, *about, lineage, inputs_kept)
 
     @property
     def refits(self) -> refitting.Setting:
@@ -155,20 +157,33 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     config, params = options.config, options.params
     dataset = with_whole_training_set(dataset)
     places = parent.evolution_images(dataset, options.num_images, config.batch_size)
-    network = None
-    if options.parent is not None:
-        shape, num_classes = dataset.image_shape, dataset.num_classes
-        network = feed_forward.load(options.parent, shape, num_classes, options.pooling)
+    network = _given_parent(options, dataset)
     either = network or parent.untrained(options.trained_parent, dataset)
     if options.refit:
         mask_search.check(options.search_params, len(places))
     else:
-        algorithm.check(config, params, either, len(places))
+        algorithm.check(config, params, cast(Network, either), len(places))
     differences = config_difference(config, Config()) | config_difference(params, Params())
     differences |= option_difference(options, "refit")
     notes = (f"evolution sees {len(places):,} of the training images",)
     fixed = options, dataset, directory, algorithm.build(config), places, network
     return _Job(*fixed, differences=differences, notes=notes)
+
+
+def _given_parent(options: Options, dataset: Dataset) -> Network | Graph | None:
+    """The parent that the options name, if any."""
+    path, shape = options.parent, dataset.image_shape
+    if path is None:
+        return None
+    graph = graphs.load(path, shape) if path.suffix == ".safetensors" else None
+    if graph is None:
+        return feed_forward.load(path, shape, dataset.num_classes, options.pooling)
+    if not options.refit:
+        raise ValueError(f"{path} is a graph of layers, which only --refit compresses")
+    if len(graph[-1].bias) != dataset.num_classes:
+        needed = f"{dataset.name} has {dataset.num_classes}"
+        raise ValueError(f"{path} has {len(graph[-1].bias)} classes, {needed}")
+    return graph
 
 
 def search(job: _Job) -> Search:
@@ -186,7 +201,7 @@ def search(job: _Job) -> Search:
         feed_forward.save(job.directory / "parent.safetensors", network)
     if options.refit:
         return (yield from refitting.search(job.refits, network, seconds))
-    mean, std = artifact.constants(dataset, options.inputs)
+    network, (mean, std) = cast(Network, network), artifact.constants(dataset, options.inputs)
     data = algorithm.make_data(network, *job.evolution, mean, std, options.pooling)
     key, members = jax.random.key(options.seed), options.config.population_size
     steps = algorithm.num_steps(options.config, len(job.places))
@@ -252,6 +267,12 @@ def save_front(
     return rows
 
 
+def _wrapped(
+    job: _Job, network: Network, lineage: dict[str, Any] | None = None
+) -> CompressedNetwork:
+    return job.compressed(graphs.from_network(network, job.options.pooling), lineage or {})
+
+
 def finish(
     job: _Job,
     result: refitting.Found | tuple[Network, float, algorithm.Compressed, LoopResult],
@@ -272,7 +293,8 @@ def finish(
         "parent_hidden_units": parent_sizes,
         "units_kept": units,
     }
-    original, compressed = job.compressed(parent, {}), job.compressed(network, lineage)
+    wrap = partial(_wrapped, job)
+    original, compressed = wrap(parent), wrap(network, lineage)
     compressed.save(job.directory)
     parts = {"evolution": job.evolution, "test": (test_split.images, test_split.labels)}
     numbers: dict[str, Any] = {}
@@ -298,7 +320,6 @@ def finish(
     }
     front = []
     if options.config.selection == "nsga2":
-        wrap = partial(job.compressed, lineage={})
         front = save_front(job.directory, options.config, loop.state, parts, wrap)
         numbers["front_size"] = len(front)
     return _Summary(numbers, front, len(test_split))
@@ -396,6 +417,7 @@ _COLUMNS = Columns(
 _METRICS = {
     "accuracy_mean": "accuracy",
     "relative_size_mean": "relative size",
+    "log_error": "log error along the front",
     "error_least": "least error",
     "size_least": "smallest",
     "front_size": "on the front",

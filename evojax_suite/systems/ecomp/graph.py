@@ -7,18 +7,24 @@ channels along the skips of a residual network, are one group: they stay or go t
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import safetensors
+import safetensors.numpy
 from flax import struct
 from jaxtyping import Float
 
+from evojax_suite.configuration import from_json
 from evojax_suite.networks.layers import pool
+from evojax_suite.runtime.results import write_atomically
 from evojax_suite.systems.ecomp import feed_forward
 from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.types import Array
@@ -64,14 +70,21 @@ def from_network(network: Network, pooling: feed_forward.Pooling = "average") ->
     """The graph of a chain of layers, ReLU between them, `pooling` after each convolution."""
     return tuple(
         Node(
-            jnp.asarray(weight),
-            jnp.asarray(bias),
+            weight,
+            bias,
             source=index,
             relu=index < len(network) - 1,
             pooling=pooling if weight.ndim == 4 else "none",
         )
         for index, (weight, bias) in enumerate(network)
     )
+
+
+def as_graph(network: Network | Graph, pooling: feed_forward.Pooling) -> Graph:
+    """A parent as a graph; pooling: of a chain, see `from_network`."""
+    if isinstance(network[0], Node):
+        return cast(Graph, network)
+    return from_network(cast(Network, network), pooling)
 
 
 def groups(graph: Graph) -> tuple[int, ...]:
@@ -107,7 +120,7 @@ def preactivation(node: Node, source: Array, added: Array | float = 0.0) -> Arra
     weight = node.weight
     if weight.ndim == 3:  # pixels of maps, and filters, as one axis
         weight = jnp.swapaxes(weight, 1, 2).reshape(len(weight), -1)
-    return source.reshape(len(source), -1) @ weight.T + node.bias + added
+    return source.reshape(source.shape[0], -1) @ weight.T + node.bias + added
 
 
 def activation(node: Node, output: Array) -> Array:
@@ -168,3 +181,76 @@ def part(graph: Graph, kept: Sequence[Array | np.ndarray | slice]) -> Graph:
         )
         for index, node in enumerate(graph)
     )
+
+
+def arrays_of(graph: Graph) -> dict[str, np.ndarray]:
+    """Weights and biases as PyTorch has them, `layers.<node>.weight` and `.bias`."""
+    arrays = {}
+    for index, node in enumerate(graph):
+        weight = np.asarray(node.weight)
+        weight = weight.reshape(len(weight), -1) if weight.ndim == 3 else weight
+        arrays[f"layers.{index}.weight"] = np.ascontiguousarray(weight)
+        arrays[f"layers.{index}.bias"] = np.ascontiguousarray(node.bias)
+    return arrays
+
+
+def description(graph: Graph) -> list[dict[str, Any]]:
+    """What the arrays do not say of each node, as JSON."""
+    return [{name: getattr(node, name) for name in _DESCRIBED} for node in graph]
+
+
+_DESCRIBED = "source", "add", "relu", "pooling", "stride"
+
+
+def save(path: Path, graph: Graph) -> None:
+    """Write a graph as safetensors; its description is the metadatum `nodes`, as JSON."""
+    metadata = {"nodes": json.dumps(description(graph))}
+    write_atomically(path, safetensors.numpy.save(arrays_of(graph), metadata))
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], nodes: Sequence[dict[str, Any]], inputs: Sequence[int]
+) -> Graph:
+    """The graph of which arrays and nodes are those of `arrays_of` and `description`. inputs: the
+    shape of an input, (height, width, channels) or (numbers,). Raises ValueError, one line, where
+    they do not fit each other."""
+    graph: Graph = ()
+    values = [jax.ShapeDtypeStruct((1, *inputs), jnp.float32)]
+    for index, about in enumerate(nodes):
+        try:
+            weight, bias = (arrays[f"layers.{index}.{name}"] for name in ("weight", "bias"))
+            node = Node(weight, bias, **from_json(Node, about, _DESCRIBED))
+            source = values[node.source]
+            if weight.ndim == 2 and len(source.shape) == 4:  # filter by filter, as PyTorch flattens
+                weight = weight.reshape(len(weight), source.shape[-1], -1)
+            node = replace(node, weight=np.asarray(weight, np.float32))
+            output = jax.eval_shape(preactivation, node, source)
+            if node.add is not None and output.shape != values[node.add].shape:
+                raise ValueError(f"{output.shape[1:]} and {values[node.add].shape[1:]} are added")
+            values.append(jax.eval_shape(activation, node, output))
+        except KeyError as error:
+            raise ValueError(f"node {index}: {error} is missing") from None
+        except (IndexError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"node {index} does not fit the nodes before it: {reason}") from None
+        graph = (*graph, node)
+    return graph
+
+
+def load(path: Path, image_shape: tuple[int, int, int]) -> Graph | None:
+    """The graph of a file that `save` wrote, for images of a shape; None where it has no `nodes`.
+    Raises ValueError or OSError, one line that names the file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        with safetensors.safe_open(path, "numpy") as file:
+            nodes = (file.metadata() or {}).get("nodes")
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if nodes is None:
+            return None
+        first = arrays.get("layers.0.weight", np.zeros(()))
+        return from_arrays(
+            arrays, json.loads(nodes), image_shape if first.ndim == 4 else first.shape[1:]
+        )
+    except (ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{path}: {' '.join(str(error).splitlines())}") from None

@@ -51,6 +51,9 @@ Masks: TypeAlias = tuple[Bool[Array, "members _units"], ...]
 _WIDTHS = (1 / 4, 3 / 16), (1 / 2, 3 / 16), (1 / 2, 3 / 8), (1, 3 / 8), (1, 1)
 """Shares of the inputs and of the other groups for which there are programs on the CPU, where
 members are computed one after the other, each in the first that holds it."""
+_WIDTHS_OF_MAPS = (1, 3 / 8), (1, 1 / 2), (1, 5 / 8), (1, 3 / 4), (1, 1)
+"""The same for parents that begin with convolutions."""
+_IMAGES_AT_ONCE = 500  # of maps
 _TOGETHER = 16
 """Members that are computed together elsewhere."""
 _LEAST_ERROR = 1e-6  # below it errors count as equal
@@ -74,7 +77,8 @@ class State:
     """The state of the search between two generations."""
 
     masks: Masks
-    objectives: Float[Array, "members 2"]  # logarithms of error and size; infinite: not evaluated
+    objectives: Float[Array, "members 2"]  # logarithms of error and size; infinite at the start
+    children: Masks  # that the next generation evaluates, at the start the initial individuals
     num_generations: Int32[Array, ""]  # done
 
 
@@ -82,7 +86,7 @@ class Metrics(NamedTuple):
     """Statistics of the population after a generation, parents and children selected."""
 
     generation: IntScalar
-    fitness_best: Scalar  # minus the mean logarithm of the error along the front, over log size
+    log_error: Scalar  # the logarithm of the error, mean along the front, over that of the size
     error_least: Scalar
     error_mean: Scalar
     size_least: Scalar
@@ -124,7 +128,7 @@ def make_data(
     return Data(parent, fit, priorities, arranged, targets[others], logits, image_shape)
 
 
-def highest(scores: Float[Array, "units"], count: Scalar | IntScalar) -> Bool[Array, "units"]:
+def highest(scores: Float[Array, "units"], count: int | Scalar | IntScalar) -> Bool[Array, "units"]:
     """The mask of the `count` highest scores."""
     return jnp.argsort(jnp.argsort(-scores)) < count
 
@@ -170,7 +174,7 @@ def error_of(
             return jnp.where(jnp.isfinite(logits).all(), 1 - right.mean(), jnp.nan)
 
 
-def map_masks(function: Callable[[list[Kept]], PyTree], masks: Masks) -> PyTree:
+def map_masks(function: Callable[[list[Kept]], PyTree], parent: Graph, masks: Masks) -> PyTree:
     """`function(kept)`, `kept` a `Kept` of each group, of each member: together, or one after the
     other in the narrowest of several programs that holds it."""
     whole = [mask.shape[1] for mask in masks]
@@ -182,12 +186,26 @@ def map_masks(function: Callable[[list[Kept]], PyTree], masks: Masks) -> PyTree:
         return jax.lax.map(member(whole), masks, batch_size=_TOGETHER)
     choices = [
         [math.ceil(inputs * whole[0]), *(math.ceil(others * size) for size in whole[1:])]
-        for inputs, others in _WIDTHS
+        for inputs, others in (_WIDTHS_OF_MAPS if parent[0].is_convolution else _WIDTHS)
     ]
     sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
     narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
     branches = [member(widths) for widths in choices]
     return jax.lax.map(lambda each: jax.lax.switch(each[0], branches, each[1]), (narrowest, masks))
+
+
+def errors_of(
+    config: RefitConfig, params: RefitParams, data: Data, masks: Masks
+) -> Float[Array, "members"]:
+    """The error of each member."""
+    rounds = 0, config.label_rounds
+
+    def error(kept: list[Kept]):
+        network = refit.refit(data.parent, kept, data.fit, params.ridge, *rounds)
+        logits = logits_of(network, refit.taken(data.inputs, kept[0]))
+        return error_of(config, logits, data.targets, data.logits)
+
+    return map_masks(error, data.parent, masks)
 
 
 def preferences(config: RefitConfig, objectives: Float[Array, "members 2"]) -> Array:
@@ -224,7 +242,8 @@ class _Search:
         )
         if not self.prunes_inputs(data):
             masks = (jnp.ones_like(masks[0]), *masks[1:])
-        return State(masks, jnp.full((members, 2), jnp.inf), jnp.int32(0))
+        none = jnp.full((members, 2), jnp.inf, jnp.float32)
+        return State(masks, none, masks, jnp.int32(0))
 
     def prunes_inputs(self, data: Data) -> bool:
         """Whether inputs are removed: those of a fully connected parent, if at all."""
@@ -232,23 +251,23 @@ class _Search:
 
     @staticmethod
     def split_key(key: PRNGKey) -> StepKeys:
-        return StepKeys(key, None, None)
+        return StepKeys(None, None, key)
 
-    def ask(self, key: PRNGKey, state: State, params: RefitParams, data: Data) -> Masks:
+    @staticmethod
+    def ask(key: None, state: State, params: RefitParams, data: Data) -> Masks:
         """The initial individuals, then children."""
-        children = self.children(key, state, params, data)
-        return jax.tree.map(
-            lambda old, new: jnp.where(state.num_generations == 0, old, new), state.masks, children
-        )
+        del key, params, data
+        return state.children
 
-    def children(self, key: PRNGKey, state: State, params: RefitParams, data: Data) -> Masks:
+    def children_of(
+        self, key: PRNGKey, masks: Masks, preference: Array, params: RefitParams, data: Data
+    ) -> Masks:
         """As many children as there are members; see the module."""
         members = self.config.population_size
         key_parents, key_groups = jax.random.split(key)
-        preference = preferences(self.config, state.objectives)
         pairs = tournament(key_parents, preference, 2 * members, 2).reshape(2, members)
         groups = []
-        for index, (mask, priority) in enumerate(zip(state.masks, data.priorities, strict=True)):
+        for index, (mask, priority) in enumerate(zip(masks, data.priorities, strict=True)):
             keys = jax.random.split(jax.random.fold_in(key_groups, index), 4)
             first, second = mask[pairs[0]], mask[pairs[1]]
             between = jax.random.uniform(keys[0], (members,))
@@ -262,7 +281,7 @@ class _Search:
             scores = params.vote * votes + priority + params.noise * gumbel
             groups.append(jax.vmap(highest)(scores, size))
         if not self.prunes_inputs(data):
-            groups[0] = state.masks[0]
+            groups[0] = masks[0]
         return tuple(groups)
 
     def evaluate(
@@ -275,26 +294,19 @@ class _Search:
     ) -> Float[Array, "some"]:
         """The errors of some members."""
         del key
-        rounds = 0, self.config.label_rounds
-
-        def error(kept: list[Kept]):
-            network = refit.refit(data.parent, kept, data.fit, params.ridge, *rounds)
-            logits = logits_of(network, kept, data.inputs)
-            return error_of(self.config, logits, data.targets, data.logits)
-
-        return map_masks(error, jax.tree.map(lambda mask: mask[members], masks))
+        some = jax.tree.map(lambda mask: mask[members], masks)
+        return errors_of(self.config, params, data, some)
 
     def tell(
         self,
-        key: None,
+        key: PRNGKey,
         state: State,
         masks: Masks,
         errors: Float[Array, "members"],
         params: RefitParams,
         data: Data,
     ) -> tuple[State, Metrics]:
-        """Parents and children compete."""
-        del key, params
+        """Parents and children compete; those that stay have the next children."""
         sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
         size = jnp.log(relative_size(self.config, data, sizes))
         failed = ~jnp.isfinite(errors)
@@ -306,11 +318,12 @@ class _Search:
             lambda old, new: jnp.concatenate([old, new])[best], state.masks, masks
         )
         objectives, generation = objectives[best], state.num_generations + 1
+        children = self.children_of(key, joined, preference[best], params, data)
         front = preference[best] > -1  # the first front has preferences from 0
         shown = jnp.exp(objectives)
         metrics = Metrics(
             generation=generation,
-            fitness_best=-_area(objectives, front, self.config),
+            log_error=_mean_along(objectives, front, self.config),
             error_least=jnp.min(shown[:, 0], where=front, initial=jnp.inf),
             error_mean=jnp.mean(shown[:, 0], where=front),
             size_least=jnp.min(shown[:, 1], where=front, initial=jnp.inf),
@@ -318,7 +331,7 @@ class _Search:
             front_size=front.sum(),
             num_failed=failed.sum(),
         )
-        return State(joined, objectives, generation), metrics
+        return State(joined, objectives, children, generation), metrics
 
     def result(self, state: State, params: RefitParams, data: Data) -> State:
         """The state itself: its first front is the result."""
@@ -329,7 +342,7 @@ class _Search:
         return state.num_generations >= self.config.num_generations
 
 
-def _area(objectives: Array, front: Bool[Array, "members"], config: RefitConfig) -> Scalar:
+def _mean_along(objectives: Array, front: Bool[Array, "members"], config: RefitConfig) -> Scalar:
     """The mean logarithm of the error along the front, over the logarithm of size from `smallest`
     to `largest`, of the smaller networks at each size."""
     sizes = jnp.linspace(jnp.log(config.smallest), jnp.log(config.largest), 64)
@@ -338,11 +351,15 @@ def _area(objectives: Array, front: Bool[Array, "members"], config: RefitConfig)
     return jnp.min(jnp.where(fits, objectives[:, 0], most), 1).mean()
 
 
-def logits_of(
-    network: Graph, kept: list[Kept], inputs: Float[Array, "..."]
-) -> Float[Array, "images classes"]:
-    """Logits of a network between kept units; inputs: `refit.arranged`."""
-    return graphs.forward(network, refit.taken(inputs, kept[0]))[0][-1]
+def logits_of(network: Graph, inputs: Float[Array, "images ..."]) -> Float[Array, "images classes"]:
+    """The logits of a network, on maps of some images at a time."""
+    if inputs.ndim == 2:
+        return graphs.forward(network, inputs)[0][-1]
+
+    def one(image: Array):
+        return graphs.forward(network, image[None])[0][-1][0]
+
+    return jax.lax.map(one, inputs, batch_size=_IMAGES_AT_ONCE)
 
 
 def build(config: RefitConfig) -> Algorithm[State, RefitParams, Data, Metrics, State]:
@@ -378,7 +395,8 @@ def fitted_networks(
 
     def network(kept: list[Kept]):
         small = refit.refit(parent, kept, fit, params.ridge, *rounds)
-        classes = logits_of(small, kept, inputs).argmax(-1).astype(jnp.int32)
+        logits = logits_of(small, refit.taken(inputs, kept[0]))
+        classes = logits.argmax(-1).astype(jnp.int32)
         return refit.scattered(parent, small, kept), classes
 
-    return map_masks(network, masks)
+    return map_masks(network, parent, masks)

@@ -58,8 +58,8 @@ class Fit:
 class Products(NamedTuple):
     """What least squares need of a layer's inputs, with 1 as the last of them."""
 
-    gram: Float[Array, "inputs+1 inputs+1"]  # of inputs with inputs
-    cross: Float[Array, "inputs+1 outputs"]  # of inputs with outputs
+    gram: Float[Array, "coefficients coefficients"]  # of inputs with inputs
+    cross: Float[Array, "coefficients outputs"]  # of inputs with outputs
 
 
 def arranged(graph: Graph, inputs: Float[Array, "images ..."]) -> Float[Array, "..."]:
@@ -96,7 +96,7 @@ def make_fit(
     return Fit(arranged(graph, inputs), targets, tuple(rows), tuple(positions), first)
 
 
-def _gram(features: Float[Array, "rows features"]) -> Float[Array, "features+1 features+1"]:
+def _gram(features: Float[Array, "rows features"]) -> Float[Array, "coefficients coefficients"]:
     """Products of the features, and 1, with one another."""
     ones = jnp.ones((len(features), 1))
     column = _times(features, ones)
@@ -105,7 +105,7 @@ def _gram(features: Float[Array, "rows features"]) -> Float[Array, "features+1 f
 
 def _times(
     features: Float[Array, "rows features"], outputs: Float[Array, "rows outputs"]
-) -> Float[Array, "features+1 outputs"]:
+) -> Float[Array, "coefficients outputs"]:
     """Products of the features, and 1, with outputs."""
     return jnp.concatenate([features.T @ outputs, outputs.sum(0)[None]])
 
@@ -133,14 +133,14 @@ def rows_of(node: Node, source: Array, positions: Array | None) -> Rows:
     return windows.reshape(-1, size * size, channels)
 
 
-def _coefficients(node: Node) -> Float[Array, "features+1 outputs"]:
+def _coefficients(node: Node) -> Float[Array, "coefficients outputs"]:
     """Weights and biases as a node's rows and 1 are multiplied with them."""
     weight = node.weight.reshape(*node.weight.shape[:2], -1)
     weight = jnp.transpose(weight, (2, 1, 0)).reshape(-1, len(weight))
     return jnp.concatenate([weight, node.bias[None]])
 
 
-def _with_coefficients(node: Node, coefficients: Float[Array, "features+1 outputs"]) -> Node:
+def _with_coefficients(node: Node, coefficients: Float[Array, "coefficients outputs"]) -> Node:
     weight = coefficients[:-1].reshape(node.block, -1, coefficients.shape[1])
     weight = jnp.transpose(weight, (2, 1, 0))
     shape = (*weight.shape[:2], *node.weight.shape[2:])
@@ -151,20 +151,20 @@ class _LeastSquares(NamedTuple):
     """The fit of one layer; coefficients are those of the features, then the bias."""
 
     features: Float[Array, "rows features"]
-    inside: Bool[Array, "features+1"]  # False for padding
+    inside: Bool[Array, "coefficients"]  # False for padding
     added: Float[Array, "rows outputs"] | float  # by other nodes
-    gram: Float[Array, "features+1 features+1"]
-    factor: Float[Array, "features+1 features+1"]  # Cholesky's, of `gram` with a ridge
+    gram: Float[Array, "coefficients coefficients"]
+    factor: Float[Array, "coefficients coefficients"]  # Cholesky's, of `gram` with a ridge
 
     def output(self, coefficients: Array) -> Float[Array, "rows outputs"]:
         """What the layer computes."""
         return self.features @ coefficients[:-1] + coefficients[-1] + self.added
 
-    def cross(self, wanted: Array) -> Float[Array, "features+1 outputs"]:
+    def cross(self, wanted: Array) -> Float[Array, "coefficients outputs"]:
         """The products of the features with what is wanted of the layer itself."""
         return _times(self.features, wanted - self.added)
 
-    def nearest(self, cross: Array, coefficients: Array) -> Float[Array, "features+1 outputs"]:
+    def nearest(self, cross: Array, coefficients: Array) -> Float[Array, "coefficients outputs"]:
         """The best coefficients for some `cross`, the ridge drawing them to `coefficients`."""
         right = jnp.where(self.inside[:, None], cross - self.gram @ coefficients, 0.0)
         return coefficients + jax.scipy.linalg.cho_solve((self.factor, True), right)

@@ -24,7 +24,7 @@ from evojax_suite.systems.ecomp import baselines, feed_forward, graph as graphs,
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.systems.ecomp.baselines import Mask
 from evojax_suite.systems.ecomp.config import RefitConfig, RefitParams
-from evojax_suite.systems.ecomp.feed_forward import Layer, Network
+from evojax_suite.systems.ecomp.feed_forward import Network
 from evojax_suite.systems.ecomp.graph import Graph
 from evojax_suite.types import Array, Dataset, Split
 
@@ -76,10 +76,10 @@ class Found:
     loop: LoopResult
 
 
-def search(setting: Setting, network: Network, parent_seconds: float) -> Search:
+def search(setting: Setting, network: Network | Graph, parent_seconds: float) -> Search:
     """Look for the front of sizes of a trained network."""
     config, params = setting.config, setting.params
-    parent = graphs.from_network(network, setting.pooling)
+    parent = graphs.as_graph(network, setting.pooling)
     places = setting.order[: len(setting.places)]
     train = setting.dataset.train
     inputs, targets = (
@@ -130,8 +130,8 @@ class _Evaluator:
 
     def unfitted(self, network: Graph, inputs_kept: np.ndarray) -> Accuracies:
         """The accuracies of a network as it is."""
-        forward = jax.jit(lambda network, inputs: graphs.forward(network, inputs)[0][-1].argmax(-1))
-        return self.accuracies(forward(network, self.inputs[..., inputs_kept]))
+        logits = jax.jit(mask_search.logits_of)(network, self.inputs[..., inputs_kept])
+        return self.accuracies(logits.argmax(-1))
 
     def accuracies(self, classes: Array) -> Accuracies:
         """Of the predictions of the validation and test images."""
@@ -155,7 +155,7 @@ def finish(
     directory: Path,
     found: Found,
     test_split: Split,
-    wrap: Callable[[Network, dict[str, Any], tuple[int, ...] | None], CompressedNetwork],
+    wrap: Callable[[Graph, dict[str, Any], tuple[int, ...] | None], CompressedNetwork],
 ) -> Summary:
     """Write the front and the network that is chosen from it. wrap: a network, its lineage and the
     inputs that it takes -> what is written."""
@@ -205,13 +205,12 @@ def finish(
     for index, row in enumerate(rows):
         network, mask = row.pop("network"), row.pop("mask")
         inputs = None if mask[0].all() else tuple(np.flatnonzero(mask[0]).tolist())
-        layers = tuple(Layer(node.weight, node.bias) for node in network)
         name = f"front/{index:03d}-{'-'.join(map(str, row['hidden_units']))}.safetensors"
-        feed_forward.save(directory / name, layers)
+        graphs.save(directory / name, network)
         row |= {"file": name, "inputs_kept": inputs}
         if row is best:
             lineage = {"units_kept": [*map(np.flatnonzero, mask[1:])]}
-            wrap(layers, lineage, inputs).save(directory)
+            wrap(network, lineage, inputs).save(directory)
     write_json(directory / "front.json", rows)
 
     numbers = {name: value for name, value in best.items() if name not in ("file", "inputs_kept")}
