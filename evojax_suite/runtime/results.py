@@ -144,7 +144,8 @@ def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def typed_option(flag: str, value: Any) -> list[str]:
     """Returns the arguments that give the option `flag` the value `value` on the command line."""
     if isinstance(value, bool):
-        return [flag if value else f"--no-{flag.removeprefix('--')}"]
+        group, dot, name = flag.removeprefix("--").rpartition(".")
+        return [flag if value else f"--{group}{dot}no-{name}"]
     values = [str(item) for item in value] if isinstance(value, list) else [str(value)]
     values = [re.sub(r"^([-+]?)\.(inf|nan)$", r"\1\2", item, flags=re.I) for item in values]
     return [flag, *([",".join(values)] if flag == "--seeds" else values)]

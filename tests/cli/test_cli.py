@@ -18,6 +18,7 @@ from evojax_suite.cli import evaluate
 from evojax_suite.cli.config_file import arguments_of, known, named_in
 from evojax_suite.cli.main import main
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.runtime.results import typed_option
 from evojax_suite.systems.cest import experiment as cest
 from evojax_suite.systems.coresets import experiment as coreset
 from evojax_suite.systems.de_nas import experiment as de_nas
@@ -174,7 +175,7 @@ def test_the_options_that_a_file_may_have_are_those_of_tyro(command, capsys):
     shown = {flag for start in starts for flag in re.findall(r"--\w[\w.-]*", start)}
     options = {option for path, option in known(command.Options).items() if path != "path"}
     flags = {flag for option in options for flag in (option.flag, *option.aliases)}
-    negated = {f"--no-{flag.removeprefix('--')}" for flag in flags}
+    negated = {typed_option(flag, False)[0] for flag in flags}
     assert shown - negated - {"--help"} == flags
 
 
