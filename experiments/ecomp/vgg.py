@@ -36,12 +36,14 @@ class Options:
     epochs: int = 10
     seed: int = 0
     dataset: str = "cifar10"
+    data_dir: Path | None = None
     images: int = 4000
     """Images of evolution."""
-    search: tuple[str, ...] = (
+    search: tyro.conf.Suppress[tuple[str, ...]] = (
         *("--search.largest", "0.8", "--search.smallest", "0.2", "--search.front-size", "8"),
         *("--search.population-size", "24", "--search.num-generations", "8"),
         *("--search.num-fit-images", "1000", "--search.num-judged-images", "1000"),
+        *("--fine-tuning-seconds", "0"),
     )
     """Further options of `evojax-suite ecomp`."""
     runs_dir: Path = Path("runs/ecomp-vgg")
@@ -146,7 +148,7 @@ def recalibrated(module: nn.Module, images: np.ndarray, dataset) -> nn.Module:
 
 
 def main(options: Options) -> None:
-    dataset = with_whole_training_set(load(options.dataset))
+    dataset = with_whole_training_set(load(options.dataset, options.data_dir))
     module = vgg(options.widths, dataset.num_classes)
     state = options.runs_dir / "parent.pt"
     if state.exists():
@@ -172,6 +174,7 @@ def main(options: Options) -> None:
     ]
     about = ["--inputs", "normalized", "--search.size", "multiplications", "--name", "run"]
     more = ["--num-images", str(options.images), "--runs-dir", str(options.runs_dir), "--resume"]
+    more += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     if run_command([*command, *about, *more, *options.search]):
         raise SystemExit("the run failed")
     front = json.loads((options.runs_dir / "run" / "front.json").read_text())

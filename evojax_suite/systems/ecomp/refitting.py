@@ -295,10 +295,13 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
         f"classifies {parent_tested} %. No gradient was computed."
     )
     rows = [["parent", parent_tested, percent(numbers["parent_validation_accuracy"])]]
-    shown = {"evolved": numbers} | numbers["alternatives"]
+    shown = {"evolved, refitted": numbers} | numbers["alternatives"]
     columns = "test_accuracy", "validation_accuracy"
-    rows += [[name, *(percent(row[column]) for column in columns)] for name, row in shown.items()]
-    header = ["units at equal sizes", "test images (%)", "validation images (%)"]
+    rows += [
+        [name.replace("l1", "L1"), *(percent(row[column]) for column in columns)]
+        for name, row in shown.items()
+    ]
+    header = ["units", "test images (%)", "validation images (%)"]
     tables = [Table(f"Networks of {units} units", header, rows), _front_table(front)]
     caption = "Accuracy on the test split against size: evolved, and chosen by simple rules"
     charts = plotting.size_fronts(front, numbers)
@@ -308,10 +311,8 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
         (f"{share} %", "of the parent's parameters"),
         (duration(numbers["seconds"]), "of evolution"),
     ]
-    details = [
-        [name.replace("_", " "), f"{numbers[name]:.1f} s"]
-        for name in ("seconds", "compile_seconds", "parent_seconds")
-    ]
+    times = {"seconds": "search", "compile_seconds": "compilation", "parent_seconds": "parent"}
+    details = [[title, f"{numbers[name]:.1f} s"] for name, title in times.items()]
     details.append(["failed evaluations", str(numbers["num_failed"])])
     closing = [lead, f"front: {directory / 'front.json'}"]
     title = f"Networks for {dataset}, pruned by evolution and refitted in closed form"
