@@ -98,6 +98,13 @@ class DistillationProblem(_WithData):
         return ga_distillation.decode(*about, solution, self.data)
 
 
+def _check_sizes(name: str, sizes: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    """Raise ValueError where `sizes` are not numbers of units in 1..the parent's."""
+    fits = (1 <= units <= most for units, most in zip(sizes, whole, strict=False))
+    if len(sizes) != len(whole) or not all(fits):
+        raise ValueError(f"{name} must be {len(whole)} numbers in 1..{whole}, got {sizes}")
+
+
 class CompressionProblem(_WithData):
     """Compression of a trained network to a fixed shape (van den Beemt et al. 2021).
 
@@ -125,10 +132,7 @@ class CompressionProblem(_WithData):
         is not in 1..the parent's."""
         self.config, self.params = config or ecomp.Config(), params or ecomp.Params()
         whole = feed_forward.hidden_sizes(parent)
-        fits = (1 <= units <= most for units, most in zip(hidden_units, whole, strict=False))
-        if len(hidden_units) != len(whole) or not all(fits):
-            allowed = f"{len(whole)} numbers in 1..{whole}"
-            raise ValueError(f"hidden_units must be {allowed}, got {hidden_units}")
+        _check_sizes("hidden_units", hidden_units, whole)
         size = self.config.batch_size
         if len(images) < size:
             raise ValueError(f"images must be at least batch_size {size}, got {len(images)}")
@@ -202,9 +206,7 @@ class PruningProblem(_WithData):
         mask_search.check(self.params, len(labels))
         graph = graphs.from_network(parent, pooling)
         whole = graphs.group_sizes(graph)
-        fits = (1 <= units <= most for units, most in zip(sizes, whole, strict=False))
-        if len(sizes) != len(whole) or not all(fits):
-            raise ValueError(f"sizes must be {len(whole)} numbers in 1..{whole}, got {sizes}")
+        _check_sizes("sizes", sizes, whole)
         self.sizes, self.whole = sizes, whole
         inputs = ecomp.make_data(parent, images, labels, mean, std, pooling).images
         targets = jax.nn.one_hot(labels, len(graph[-1].bias))

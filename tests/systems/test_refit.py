@@ -167,7 +167,7 @@ def test_relaxed_targets_lower_what_a_relu_can_tell():
 
 
 def test_the_order_is_that_of_backward_elimination_by_brute_force():
-    """Of the first hidden layer, which the second one reads."""
+    """The order is that of the first hidden layer, which the second one reads."""
     outputs, values = graphs.forward(DENSE, INPUTS)
     features, wanted = np.asarray(values[1], np.float64), np.asarray(outputs[1], np.float64)
 
@@ -271,7 +271,7 @@ def searched():
 
 
 def test_errors_are_those_of_the_networks_themselves(searched):
-    """In whatever program a member was computed."""
+    """The errors hold in whatever program a member was computed."""
     data, states = searched
     for index in range(12):
         units = [np.flatnonzero(mask[index]) for mask in states[-1].masks]

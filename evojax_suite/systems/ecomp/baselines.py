@@ -3,6 +3,7 @@ layers fitted anew (`refit.py`) or as it is, and training of what is left by gra
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import optax
 from jaxtyping import Bool, Float, Int32
 
 from evojax_suite.systems.ecomp import graph as graphs
+from evojax_suite.systems.ecomp.compression import incoming_norms
 from evojax_suite.systems.ecomp.graph import Graph
 from evojax_suite.types import Array, PRNGKey, PyTree
 
@@ -29,8 +31,7 @@ def incoming_l1(graph: Graph) -> Scores:
     scores = [np.zeros(size) for size in graphs.group_sizes(graph)]
     scores[0] += np.abs(graph[0].weight).sum((0, *range(2, graph[0].weight.ndim)))
     for index, node in enumerate(graph[:-1]):
-        weight = np.abs(np.asarray(node.weight))
-        scores[group[index + 1]] += weight.reshape(len(weight), -1).sum(1)
+        scores[group[index + 1]] += np.asarray(incoming_norms(node.weight))
     return tuple(scores)
 
 
@@ -60,15 +61,16 @@ def equal_shares(
     most: float,
     whole_inputs: bool,
 ) -> tuple[int, ...] | None:
-    """The largest sizes, the same share of each group, whose `measure` is at most `most`; None
-    where there are none. whole_inputs: keep all inputs."""
-    best = None
-    for step in range(1, max(whole) + 1):
+    """The largest sizes, the same share of each group, whose `measure`, which grows with them, is
+    at most `most`; None where there are none. whole_inputs: keep all inputs."""
+
+    def sizes_at(step: int):
         sizes = tuple(max(1, round(size * step / max(whole))) for size in whole)
-        sizes = (whole[0], *sizes[1:]) if whole_inputs else sizes
-        if measure(sizes) <= most:
-            best = sizes
-    return best
+        return (whole[0], *sizes[1:]) if whole_inputs else sizes
+
+    steps = range(1, max(whole) + 1)
+    count = bisect.bisect_right(steps, most, key=lambda step: measure(sizes_at(step)))
+    return sizes_at(count) if count else None
 
 
 def fine_tuned(
@@ -85,7 +87,7 @@ def fine_tuned(
 
     @jax.jit
     def steps(key: PRNGKey, network: Graph, state: PyTree, inputs: Array, labels: Array):
-        """As many steps as fit into a fraction of a second."""
+        """Does so many steps that a call takes a fraction of a second."""
 
         def loss(network: Graph, batch: Array):
             logits = graphs.forward(network, inputs[batch])[0][-1]

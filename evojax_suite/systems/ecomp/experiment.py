@@ -85,7 +85,7 @@ class Options(RunOptions):
     """Images that evolution uses, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
     fine_tuning_seconds: Annotated[float, Ge(0)] | None = None
-    """With --refit, seconds of training by gradients for comparison; by default as many as the
+    """With --refit, the seconds of training by gradients for comparison; by default as many as the
     search took."""
     search: RefitConfig = field(default_factory=RefitConfig)
     search_params: Annotated[RefitParams, tyro.conf.arg(name="search")] = field(

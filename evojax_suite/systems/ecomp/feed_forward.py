@@ -265,12 +265,17 @@ def load(path: Path, image_shape: Shape, num_classes: int, pooling: Pooling = "a
         raise ValueError(f"{path}: {reason}") from error
 
 
-def save(path: Path, network: Network) -> None:
-    """Write `network` as safetensors, `layers.<i>.weight` (outputs, inputs[, height, width]) and
-    `.bias`, as PyTorch has them."""
+def arrays_of(layers: Iterable[tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """The weights and biases of layers as PyTorch has them: `layers.<i>.weight` (outputs, inputs[,
+    height, width]) and `.bias`."""
     arrays = {}
-    for index, (weight, bias) in enumerate(network):
+    for index, (weight, bias) in enumerate(layers):
         weight = weight.reshape(len(weight), -1) if weight.ndim == 3 else weight
         arrays[f"layers.{index}.weight"] = np.ascontiguousarray(weight)
         arrays[f"layers.{index}.bias"] = np.ascontiguousarray(bias)
-    write_atomically(path, safetensors.numpy.save(arrays))
+    return arrays
+
+
+def save(path: Path, network: Network) -> None:
+    """Write `network` as safetensors, see `arrays_of`."""
+    write_atomically(path, safetensors.numpy.save(arrays_of(network)))

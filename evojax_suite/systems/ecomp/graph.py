@@ -185,13 +185,7 @@ def part(graph: Graph, kept: Sequence[Array | np.ndarray | slice]) -> Graph:
 
 def arrays_of(graph: Graph) -> dict[str, np.ndarray]:
     """Weights and biases as PyTorch has them, `layers.<node>.weight` and `.bias`."""
-    arrays = {}
-    for index, node in enumerate(graph):
-        weight = np.asarray(node.weight)
-        weight = weight.reshape(len(weight), -1) if weight.ndim == 3 else weight
-        arrays[f"layers.{index}.weight"] = np.ascontiguousarray(weight)
-        arrays[f"layers.{index}.bias"] = np.ascontiguousarray(node.bias)
-    return arrays
+    return feed_forward.arrays_of((node.weight, node.bias) for node in graph)
 
 
 def description(graph: Graph) -> list[dict[str, Any]]:

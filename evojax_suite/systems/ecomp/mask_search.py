@@ -262,7 +262,7 @@ class _Search:
     def children_of(
         self, key: PRNGKey, masks: Masks, preference: Array, params: RefitParams, data: Data
     ) -> Masks:
-        """As many children as there are members; see the module."""
+        """Makes as many children as there are members; see the module."""
         members = self.config.population_size
         key_parents, key_groups = jax.random.split(key)
         pairs = tournament(key_parents, preference, 2 * members, 2).reshape(2, members)

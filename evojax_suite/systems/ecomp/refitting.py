@@ -134,7 +134,7 @@ class _Evaluator:
         return self.accuracies(logits.argmax(-1))
 
     def accuracies(self, classes: Array) -> Accuracies:
-        """Of the predictions of the validation and test images."""
+        """The accuracies of predictions of the validation and test images."""
         right = np.asarray(classes) == self.labels
         parts = np.split(right, [self.num_validation])
         names = "validation_accuracy", "test_accuracy"
@@ -182,7 +182,7 @@ def finish(
     rows = []
     for mask, (network, scores) in zip(masks, evaluator.refitted(masks), strict=True):
         sizes = sizes_of(mask)
-        rows.append({"mask": mask, "network": network} | _size(config, found, sizes) | scores)
+        rows.append({"mask": mask, "network": network} | _size(found, sizes) | scores)
     for rule in rules:
         chosen = [by_rule(rule, row[f"relative_{config.size}"]) for row in rows]
         present = [mask for mask in chosen if mask is not None]
@@ -190,7 +190,7 @@ def finish(
         for row, mask in zip(rows, chosen, strict=True):
             row[rule] = None
             if mask is not None:
-                row[rule] = _size(config, found, sizes_of(mask)) | next(fitted)[1]
+                row[rule] = _size(found, sizes_of(mask)) | next(fitted)[1]
 
     parents = evaluator.unfitted(parent, np.arange(whole[0]))
     enough = [
@@ -228,7 +228,7 @@ def finish(
     return Summary(numbers, rows, len(test_split))
 
 
-def _size(config: RefitConfig, found: Found, sizes: Sequence[int]) -> dict[str, Any]:
+def _size(found: Found, sizes: Sequence[int]) -> dict[str, Any]:
     """What the files say of a network's size."""
     parent, whole = found.parent, graphs.group_sizes(found.parent)
     shape = found.data.image_shape
@@ -250,10 +250,9 @@ def _alternatives(
     """What simple rules reach at the very sizes of the chosen network."""
     parent, sizes = found.parent, (best["num_inputs"], *best["hidden_units"])
     random = np.random.default_rng(setting.seed)
-    l1 = baselines.incoming_l1(parent)
     scores = {
         "random": tuple(random.random(size) for size in graphs.group_sizes(parent)),
-        "l1": l1,
+        "l1": baselines.incoming_l1(parent),
         "activity": baselines.activity_times_outgoing(parent, evaluator.inputs[:1000]),
         "elimination": jax.device_get(found.data.priorities),
     }
