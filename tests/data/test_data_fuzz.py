@@ -14,7 +14,7 @@ import tarfile
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from evojax_suite import NetworkConfig, TrainingConfig, load
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.systems.de_nas import artifact as searched
 from evojax_suite.systems.de_nas.architectures import dense_units
-from evojax_suite.systems.ecomp import artifact as compressed, feed_forward
+from evojax_suite.systems.ecomp import artifact as compressed, feed_forward, graph as graphs
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.types import Dataset, Split
 
@@ -243,8 +243,10 @@ def read_plain(folder: Path) -> DistilledDataset:
     return DistilledDataset.load(folder / "set.npz", OWN)
 
 
-def compressed_files() -> Parts:
+def compressed_files(nodes: bool = True) -> Parts:
+    """With the graph's nodes, or as a version that knew chains alone wrote them."""
     network = feed_forward.from_arrays(parent_arrays(), (4, 4, 1), 2)
+    described = json.dumps(graphs.description(graphs.from_network(network)))
     about = {
         "layer_sizes": [16, 3, 3, 2], "pooling": "average", "image_shape": [4, 4, 1],
         "mean": [0.0], "std": [1.0], "class_names": ["a", "b"], "dataset": "own", "lineage": {},
@@ -256,7 +258,9 @@ def compressed_files() -> Parts:
     }
     return {
         "network.json": json.dumps(about).encode(),
-        "network.safetensors": safetensors.numpy.save(arrays),
+        "network.safetensors": safetensors.numpy.save(
+            arrays, {"nodes": described} if nodes else None
+        ),
     }
 
 
@@ -361,6 +365,9 @@ FORMS: dict[str, Callable[[], Form]] = {
     "parent npz": lambda: Form(members(parent_arrays()), "parent.npz", zipped, parent_network),
     "compressed, JSON": lambda: one_of(compressed_files(), "network.json", compressed.load),
     "compressed": lambda: one_of(compressed_files(), "network.safetensors", compressed.load),
+    "compressed chain": lambda: one_of(
+        compressed_files(nodes=False), "network.safetensors", compressed.load
+    ),
     "searched, JSON": lambda: one_of(searched_files(), "architecture.json", searched.load),
     "searched": lambda: one_of(searched_files(), "network.safetensors", searched.load),
 }  # fmt: skip
@@ -446,14 +453,17 @@ def check_distilled(found: DistilledDataset) -> None:
     assert np.asarray(found.test_accuracies, float).ndim == 1
 
 
-def check_network(network: feed_forward.Network, inputs: int, outputs: int) -> None:
-    for weight, bias in network:
+def check_network(
+    layers: Iterable[tuple[np.ndarray, np.ndarray]], inputs: int, outputs: int
+) -> None:
+    layers = list(layers)
+    for weight, bias in layers:
         assert weight.shape == (len(bias), inputs)
         assert weight.dtype == bias.dtype == np.float32
         assert np.isfinite(weight).all()
         assert np.isfinite(bias).all()
         inputs = len(bias)
-    assert len(network) > 1
+    assert layers
     assert inputs == outputs
 
 
@@ -474,7 +484,14 @@ def check(found: object) -> None:
         case CompressedNetwork():
             check_constants(found.mean, found.std, found.image_shape[2])
             inputs = int(np.prod(found.image_shape))
-            check_network(found.network, inputs, len(found.class_names))
+            if found.inputs_kept is not None:
+                inputs = len(found.inputs_kept)
+            layers = ((node.weight, node.bias) for node in found.network)
+            check_network(layers, inputs, len(found.class_names))
+            assert max(found.inputs_kept or (0,)) < np.prod(found.image_shape)
+            images = jax.ShapeDtypeStruct((1, *found.image_shape), np.float32)
+            logits = jax.eval_shape(found._forward, images)
+            assert logits.shape == (1, len(found.class_names))
         case searched.SearchedNetwork():
             check_searched(found)
         case tuple():
@@ -551,6 +568,7 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
     ("distilled, recipe", "text", swapped(b'"seed": 1', b'"seed": .'), "Expecting value"),
     ("npz", "train_images", swapped(b"(4, 4, 4), }", b"(4L, 4, 4),}"), ""),  # as Python 2 wrote it
     ("compressed, JSON", "network.json", swapped(b"own", b"\xde"), "network.json"),
+    ("compressed", "network.safetensors", swapped(b'source\\": 1', b'source\\": 7'), "node 1 does"),
     ("searched, JSON", "architecture.json", swapped(b"own", b"\xb2"), "architecture.json"),
     ("searched, JSON", "architecture.json", swapped(b"[0.5]", b"[]"), "allowed: 1 numbers"),
     ("searched", "network.safetensors", swapped(b"0/kernel", b"0/kennel"), "needed: none"),

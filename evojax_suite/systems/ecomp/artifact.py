@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -128,8 +129,11 @@ def load(directory: Path | str) -> CompressedNetwork:
         reason = " ".join(said.splitlines())
         raise ValueError(f"{path} does not describe a compressed network: {reason}") from error
     file, shape = path.with_suffix(".safetensors"), values["image_shape"]
-    network = graphs.load(file, shape)
+    classes, kept = len(values["class_names"]), values["inputs_kept"]
+    if max(kept or (0,)) >= math.prod(shape):
+        raise ValueError(f"{path}: inputs_kept to {max(kept)}, allowed: below {math.prod(shape)}")
+    network = graphs.load(file, shape, classes, None if kept is None else len(kept))
     if network is None:  # of a version that wrote chains alone
-        chain = feed_forward.load(file, shape, len(values["class_names"]), pooling)
+        chain = feed_forward.load(file, shape, classes, pooling)
         network = graphs.from_network(chain, pooling)
     return CompressedNetwork(network=network, mean=mean, std=std, **values)

@@ -175,14 +175,12 @@ def _given_parent(options: Options, dataset: Dataset) -> Network | Graph | None:
     path, shape = options.parent, dataset.image_shape
     if path is None:
         return None
-    graph = graphs.load(path, shape) if path.suffix == ".safetensors" else None
+    classes, is_graph = dataset.num_classes, path.suffix == ".safetensors"
+    graph = graphs.load(path, shape, classes) if is_graph else None
     if graph is None:
-        return feed_forward.load(path, shape, dataset.num_classes, options.pooling)
+        return feed_forward.load(path, shape, classes, options.pooling)
     if not options.refit:
         raise ValueError(f"{path} is a graph of layers, which only --refit compresses")
-    if len(graph[-1].bias) != dataset.num_classes:
-        needed = f"{dataset.name} has {dataset.num_classes}"
-        raise ValueError(f"{path} has {len(graph[-1].bias)} classes, {needed}")
     return graph
 
 

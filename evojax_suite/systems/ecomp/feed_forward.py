@@ -108,6 +108,18 @@ def num_parameters(network: Network, sizes: Iterable[Any]) -> Any:
     )
 
 
+def finite(name: str, array: np.ndarray) -> np.ndarray:
+    """An array of a file as float32. Raises ValueError where it holds other than finite floating
+    point numbers."""
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"{name} must hold floating point numbers, got {array.dtype}")
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = np.asarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} holds {np.sum(~np.isfinite(array))} NaN or infinite numbers")
+    return array
+
+
 def _natural(name: str) -> list[tuple[int, int, str]]:
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
@@ -133,13 +145,7 @@ def from_arrays(
         owner, _, role = name.replace("/", ".").rpartition(".")
         if role not in ("weight", "kernel", "bias"):
             raise ValueError(f"expected <layer>.weight, .kernel or .bias, found {name!r}")
-        if not np.issubdtype(array.dtype, np.floating):
-            raise ValueError(f"{name} must hold floating point numbers, got {array.dtype}")
-        with np.errstate(over="ignore", invalid="ignore"):
-            array = np.asarray(array, np.float32)
-        if not np.isfinite(array).all():
-            raise ValueError(f"{name} holds {np.sum(~np.isfinite(array))} NaN or infinite numbers")
-        layers.setdefault(owner, {})[role] = array
+        layers.setdefault(owner, {})[role] = finite(name, array)
     parsed: dict[str, _Parsed] = {}
     for owner in sorted(layers, key=_natural):
         parts = layers[owner]

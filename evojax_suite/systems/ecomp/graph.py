@@ -21,6 +21,7 @@ import safetensors
 import safetensors.numpy
 from flax import struct
 from jaxtyping import Float
+from pydantic import NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import from_json
 from evojax_suite.networks.layers import pool
@@ -44,13 +45,13 @@ class Node:
     """(outputs, inputs, height, width) of a convolution, (outputs, inputs) or, on the maps of a
     convolution, (outputs, filters, pixels) of a fully connected layer."""
     bias: Float[Array | np.ndarray, "outputs"]
-    source: int = struct.field(pytree_node=False)
+    source: NonNegativeInt = struct.field(pytree_node=False)
     """The value that it takes."""
-    add: int | None = struct.field(pytree_node=False, default=None)
+    add: NonNegativeInt | None = struct.field(pytree_node=False, default=None)
     """The value that is added to its output, before the ReLU."""
     relu: bool = struct.field(pytree_node=False, default=True)
     pooling: Pooling = struct.field(pytree_node=False, default="none")
-    stride: int = struct.field(pytree_node=False, default=1)
+    stride: PositiveInt = struct.field(pytree_node=False, default=1)
 
     @property
     def is_convolution(self) -> bool:
@@ -212,28 +213,40 @@ def from_arrays(
     values = [jax.ShapeDtypeStruct((1, *inputs), jnp.float32)]
     for index, about in enumerate(nodes):
         try:
-            weight, bias = (arrays[f"layers.{index}.{name}"] for name in ("weight", "bias"))
+            names = (f"layers.{index}.{name}" for name in ("weight", "bias"))
+            weight, bias = (feed_forward.finite(name, arrays[name]) for name in names)
+            if weight.ndim not in (2, 4) or not weight.size or bias.shape != weight.shape[:1]:
+                raise ValueError(f"weights of {weight.shape} and biases of {bias.shape}")
+            if not all(size % 2 for size in weight.shape[2:]):
+                raise ValueError(f"a kernel of {weight.shape[2:]}, allowed: odd sizes")
             node = Node(weight, bias, **from_json(Node, about, _DESCRIBED))
             source = values[node.source]
             if weight.ndim == 2 and len(source.shape) == 4:  # filter by filter, as PyTorch flattens
-                weight = weight.reshape(len(weight), source.shape[-1], -1)
-            node = replace(node, weight=np.asarray(weight, np.float32))
+                node = replace(node, weight=weight.reshape(len(weight), source.shape[-1], -1))
             output = jax.eval_shape(preactivation, node, source)
             if node.add is not None and output.shape != values[node.add].shape:
                 raise ValueError(f"{output.shape[1:]} and {values[node.add].shape[1:]} are added")
             values.append(jax.eval_shape(activation, node, output))
         except KeyError as error:
             raise ValueError(f"node {index}: {error} is missing") from None
-        except (IndexError, TypeError, ValueError) as error:
+        except (IndexError, OverflowError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise ValueError(f"node {index} does not fit the nodes before it: {reason}") from None
         graph = (*graph, node)
+    if not graph or len(arrays) != 2 * len(graph) or len(values[-1].shape) != 2:
+        raise ValueError(f"{len(graph)} nodes and {len(arrays)} arrays lead to no logits")
     return graph
 
 
-def load(path: Path, image_shape: tuple[int, int, int]) -> Graph | None:
-    """The graph of a file that `save` wrote, for images of a shape; None where it has no `nodes`.
-    Raises ValueError or OSError, one line that names the file."""
+def load(
+    path: Path,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    num_inputs: int | None = None,
+) -> Graph | None:
+    """The graph of a file that `save` wrote; None where it has no `nodes`. image_shape: of what a
+    convolution takes; num_inputs: of a fully connected first layer, all pixels by default. Raises
+    ValueError or OSError, one line that names the file."""
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
@@ -242,9 +255,11 @@ def load(path: Path, image_shape: tuple[int, int, int]) -> Graph | None:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if nodes is None:
             return None
-        first = arrays.get("layers.0.weight", np.zeros(()))
-        return from_arrays(
-            arrays, json.loads(nodes), image_shape if first.ndim == 4 else first.shape[1:]
-        )
-    except (ValueError, TypeError, safetensors.SafetensorError) as error:
+        is_convolution = arrays.get("layers.0.weight", np.zeros(())).ndim == 4
+        flat = (math.prod(image_shape) if num_inputs is None else num_inputs,)
+        graph = from_arrays(arrays, json.loads(nodes), image_shape if is_convolution else flat)
+        if len(graph[-1].bias) != num_classes:
+            raise ValueError(f"{len(graph[-1].bias)} classes, the dataset has {num_classes}")
+        return graph
+    except (ValueError, TypeError, RecursionError, safetensors.SafetensorError) as error:
         raise ValueError(f"{path}: {' '.join(str(error).splitlines())}") from None
