@@ -160,7 +160,7 @@ def start_fit_from(variables: PyTree, config: TrainingConfig) -> FitState:
     return FitState(parameters, statistics, _optimizer(config, 1).init(parameters))
 
 
-def _fit_step(
+def fit_step(
     key: PRNGKey,
     network: nn.Module,
     config: TrainingConfig,
@@ -169,7 +169,14 @@ def _fit_step(
     images: Images,
     labels: Probabilities,
     weights: Float[Array, "images"],
+    importance: Float[Array, "images"] | None = None,
 ) -> tuple[FitState, ExampleStatistics]:
+    """Returns a network in training after a step on a batch, and what the step saw of it.
+
+    num_steps: the steps of the whole training, for the schedule. images: normalised. labels:
+    probabilities. weights: 0 of images that only fill the batch; the loss is the mean by them of
+    the images' losses, each times its `importance`.
+    """
     rngs = {}
     if getattr(network, "dropout", 0):
         key, rngs["dropout"] = jax.random.split(key)
@@ -186,7 +193,8 @@ def _fit_step(
         )
         losses = optax.softmax_cross_entropy(logits, labels)
         seen = ExampleStatistics(losses, logits.argmax(-1) == labels.argmax(-1))
-        return (losses * weights).sum() / weights.sum(), (updated, seen)
+        scaled = losses if importance is None else losses * importance
+        return (scaled * weights).sum() / weights.sum(), (updated, seen)
 
     gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
     optimizer = _optimizer(config, num_steps)
@@ -214,7 +222,7 @@ def fit(
     batch_size = min(config.batch_size or num_images, num_images)
     num_batches = config.num_batches(num_images)
     num_steps = config.num_epochs * num_batches
-    step = partial(_fit_step, network=network, config=config, num_steps=num_steps)
+    step = partial(fit_step, network=network, config=config, num_steps=num_steps)
     if labels.ndim == 1:
         num_classes = jax.eval_shape(network.apply, state.variables, images[:1]).shape[-1]
         labels = jax.nn.one_hot(labels, num_classes)
@@ -255,6 +263,7 @@ def fit_epochs(
     num_images: int | IntScalar,
     num_epochs: int | IntScalar,
     places: Int[Array, "buffer"] | None = None,
+    importance: Float[Array, "buffer"] | None = None,
 ) -> tuple[FitState, ExampleStatistics]:
     """Go on with a training for `num_epochs` epochs, on the first `num_images` of a buffer, or on
     the first `num_images` of `places` in it, where an image may come more than once.
@@ -264,7 +273,8 @@ def fit_epochs(
     is repeated to fill it, each copy augmented by itself.
 
     num_steps: the steps of the whole training, for the schedule. images: normalised. labels:
-    probabilities. Returns the statistics of the last epoch; NaN and False of images that it did not
+    probabilities. importance: factors of the losses of the images in the buffer, 1 by default.
+    Returns the statistics of the last epoch; NaN and False of images that it did not
     show.
     """
     capacity = images.shape[0]
@@ -282,10 +292,12 @@ def fit_epochs(
             chosen = chosen if places is None else places[chosen]
             weights = (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32)
             key_step, how = jax.random.fold_in(key_steps, batch), (network, config, num_steps)
-            state, new = _fit_step(key_step, *how, state, images[chosen], labels[chosen], weights)
-            shown = jnp.where(positions < num_images, chosen, capacity)
+            factors = None if importance is None else importance[chosen]
+            shown = images[chosen], labels[chosen]
+            state, new = fit_step(key_step, *how, state, *shown, weights, factors)
+            places_shown = jnp.where(positions < num_images, chosen, capacity)
             return state, jax.tree.map(
-                lambda old, value: old.at[shown].set(value, mode="drop"), seen, new
+                lambda old, value: old.at[places_shown].set(value, mode="drop"), seen, new
             )
 
         return jax.lax.fori_loop(0, -(-num_images // batch_size), step, carry)

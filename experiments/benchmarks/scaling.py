@@ -33,7 +33,7 @@ from evojax_suite import networks
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import write_json
-from evojax_suite.training import EngineConfig, TrainingConfig, _fit_step, start_fit
+from evojax_suite.training import EngineConfig, TrainingConfig, fit_step, start_fit
 from evojax_suite.types import Dataset, Split
 
 
@@ -276,7 +276,7 @@ def floor(repeats: int) -> dict:
 
         def trained(state, images, network=network, training=training):
             targets = jnp.eye(10)
-            step = partial(_fit_step, jax.random.key(0), network, training, 1)
+            step = partial(fit_step, jax.random.key(0), network, training, 1)
             return step(state, images, targets, jnp.ones(10))[0]
 
         def judged(variables, images, network=network):

@@ -9,7 +9,12 @@ predator's training; where an epoch begins with a selection, that is part of it.
 
 `selection` replaces the evolution by other rules in the same trainer: the hardest examples
 (`top_k`, the optimum of the prey's fitness, which is additive), a sample in proportion to the loss,
-a random subset, the whole set.
+a random subset, the whole set; rules that choose in each step (`online`); subsets by gradients
+(`gradients`); and InfoBatch (Qin et al. 2024, "InfoBatch: Lossless Training Speed Up by Unbiased
+Dynamic Data Pruning"), which leaves out, at random, some of the examples whose loss was below the
+mean when they were last shown, and weighs the rest of these so that the expected gradient stays
+that of the whole set. The recommended rule, `reducible_loss`, is RHO-LOSS with a reference in
+closed form (`reference`).
 
 Where the paper is silent or we differ from it, and why:
 
@@ -27,9 +32,11 @@ Where the paper is silent or we differ from it, and why:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -42,7 +49,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32
 from evojax_suite import networks, training, types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.operators import tournament
-from evojax_suite.systems.cest import subsets
+from evojax_suite.systems.cest import gradients, online, reference, subsets
 from evojax_suite.systems.cest.config import Config, Params
 from evojax_suite.systems.cest.subsets import Groups
 from evojax_suite.types import Array, IntScalar, PRNGKey, PyTree, Scalar
@@ -64,9 +71,13 @@ class State:
     difficulty: Float[Array, "examples"]  # NaN where it was never measured
     wrong_in_a_row: Int32[Array, "examples"]  # latest measurements, all of them wrong
     prey: Int32[Array, "population places"]
+    irreducible: Float[Array, "examples"]  # loss; 0 where no reference is needed
+    outputs: gradients.Outputs | None  # of the last pass, where gradients are matched
     chosen: Int32[Array, "examples"]  # the examples to train on come first
     num_chosen: Int32[Array, ""]
+    importance: Float[Array, "examples"]  # factors of their losses
     selections: Int32[Array, ""]  # done
+    num_steps: Int32[Array, ""]  # of the optimizer, done
     gradient_examples: Float32[Array, ""]  # examples whose gradient was computed
     measured_examples: Float32[Array, ""]  # examples of the passes
     epoch: Int32[Array, ""]  # done
@@ -109,10 +120,25 @@ def make_data(config: Config, dataset: types.Dataset) -> Data:
 
 
 def prey_fitness(
-    prey: Int[Array, "population places"], difficulty: Float[Array, "examples"]
+    prey: Int[Array, "population places"],
+    difficulty: Float[Array, "examples"],
+    gradients: Float[Array, "examples numbers"] | None = None,
+    matching_weight: float | Scalar = 0.0,
 ) -> Float[Array, "population"]:
-    """Mean difficulty of subsets: higher is fitter."""
-    return difficulty[prey].mean(1)
+    """Fitness of subsets, higher is better: their mean difficulty.
+
+    With `gradients` of the examples it is the difficulty, in standard deviations of the means of
+    random subsets, and, by `matching_weight` in [0, 1], the squared distance of the mean gradient
+    from that of all examples, in units of its expectation for random subsets.
+    """
+    means = difficulty[prey].mean(1)
+    if gradients is None:
+        return means
+    size = prey.shape[1]
+    hardness = (means - difficulty.mean()) / (difficulty.std() / np.sqrt(size) + 1e-12)
+    distances = ((gradients[prey].mean(1) - gradients.mean(0)) ** 2).sum(1)
+    mismatch = distances / (gradients.var(0).sum() / size + 1e-12)
+    return (1 - matching_weight) * hardness - matching_weight * mismatch
 
 
 def evolve(
@@ -122,9 +148,15 @@ def evolve(
     groups: Groups,
     config: Config,
     params: Params,
+    gradients: Float[Array, "examples numbers"] | None = None,
 ) -> Int[Array, "population places"]:
-    """Subsets after `prey_generations` generations, the fittest first."""
+    """Subsets after `prey_generations` generations, the fittest first. gradients: of each example,
+    where they are matched."""
     size = config.prey_population
+
+    def fitness_of(prey: Array) -> Array:
+        return prey_fitness(prey, difficulty, gradients, params.matching_weight)
+
     mutation_rates = params.mutation_rate, params.gene_mutation_rate
 
     def without_repetitions(key: PRNGKey, prey: Array) -> Array:
@@ -147,12 +179,12 @@ def evolve(
         children = subsets.uniform_mutation(key_mutation, children, groups, *mutation_rates)
         children = without_repetitions(key_repair, children)
         everyone = jnp.concatenate([prey, children])
-        fitness = jnp.concatenate([fitness, prey_fitness(children, difficulty)])
+        fitness = jnp.concatenate([fitness, fitness_of(children)])
         return fittest(everyone, fitness), None
 
     key_start, key_generations = jax.random.split(key)
     prey = without_repetitions(key_start, prey)
-    start = fittest(prey, prey_fitness(prey, difficulty))
+    start = fittest(prey, fitness_of(prey))
     keys = jax.random.split(key_generations, config.prey_generations)
     return jax.lax.scan(generation, start, keys)[0][0]
 
@@ -164,12 +196,14 @@ def select(
     groups: Groups,
     config: Config,
     params: Params,
+    gradients: Float[Array, "examples numbers"] | None = None,
 ) -> tuple[Int[Array, "places"], Int[Array, "population places"]]:
-    """A subset by the rule of `config`, and the prey after it. hardness: >= 0."""
+    """A subset by the rule of `config`, and the prey after it. hardness: >= 0. gradients: of each
+    example, where prey matches them."""
     key_rule, key_share, key_mix = jax.random.split(key, 3)
     match config.selection:
         case "cest":
-            prey = evolve(key_rule, prey, hardness, groups, config, params)
+            prey = evolve(key_rule, prey, hardness, groups, config, params, gradients)
             subset = prey[0]
         case "top_k":
             subset = subsets.ranked(hardness, groups)
@@ -239,14 +273,22 @@ class _Trainer:
         key_fit, key_prey = jax.random.split(key)
         members = self.config.prey_population if self.config.selection == "cest" else 1
         start = training.start_fit(key_fit, self.network, self.config.training, self.image_shape)
+        outputs = None
+        if self.config.matches_gradients:
+            shapes = jax.eval_shape(self._outputs, start, data)
+            outputs = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         return State(
             fit=start,
             difficulty=jnp.full(num_images, jnp.nan),
             wrong_in_a_row=jnp.zeros(num_images, jnp.int32),
             prey=subsets.drawn(key_prey, data.groups, members),
+            irreducible=jnp.zeros(num_images),
+            outputs=outputs,
             chosen=jnp.arange(num_images, dtype=jnp.int32),
             num_chosen=jnp.int32(num_images),
+            importance=jnp.ones(num_images),
             selections=jnp.int32(0),
+            num_steps=jnp.int32(0),
             gradient_examples=jnp.float32(0),
             measured_examples=jnp.float32(0),
             epoch=jnp.int32(0),
@@ -256,17 +298,21 @@ class _Trainer:
         config, stages = self.config, self.stages
         key_choose, key_train = jax.random.split(key)
         stages.seconds = {}
-        needs_losses = config.selection in ("cest", "top_k", "loss_proportional")
         selecting = passing = self._begins_with_selection(state.epoch)
+        remembers = config.reuse_training_losses or config.selection == "infobatch"
         if config.reuse_training_losses:  # all are known after an epoch on all of them
             passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
-        if needs_losses and config.pass_fraction:
+        if config.needs_reference:
+            key_refer = jax.random.fold_in(key, 0)
+            first = state.epoch == 0
+            state = stages.run_if(first, "reference", self._refer, state, key_refer, data)
+        if config.needs_losses and config.pass_fraction:
             state = stages.run_if(passing, "pass", self._measure, state, data)
-        if config.selection != "full":
+        if config.selection != "full" and not config.is_online:
             arguments = (state, key_choose, params, data)
             state = stages.run_if(selecting, "evolution", self._choose, *arguments)
-        state, seen = stages.run("training", self._train, key_train, state, data)
-        if needs_losses and config.reuse_training_losses:
+        state, seen = stages.run("training", self._train, key_train, state, params, data)
+        if remembers:
             is_last = self._begins_with_selection(state.epoch)  # the next epoch does
             state = stages.run_if(is_last, "memory", self._remember, state, seen)
         metrics = stages.run("validation", self._report, state, seen, data)
@@ -280,12 +326,35 @@ class _Trainer:
         return state.epoch >= self.config.training.num_epochs
 
     def _begins_with_selection(self, epoch: IntScalar) -> Bool[Array, ""]:
+        each = 1 if self.config.selection == "infobatch" else self.config.epochs_per_selection
         since = epoch - self.config.initial_epochs
-        return (since >= 0) & (since % self.config.epochs_per_selection == 0)
+        return (since >= 0) & (since % each == 0)
+
+    def _refer(self, state: State, key: PRNGKey, data: Data) -> State:
+        """The state with the losses that no training could reduce."""
+        images = normalize(data.images, data.mean, data.std)
+        batch_size = self.config.engine.resolved_evaluation_batch_size(self.image_shape)
+        found = reference.reference_probabilities(
+            key, images, data.labels, self.num_classes, batch_size
+        )
+        return replace(state, irreducible=reference.irreducible_losses(found, data.labels))
+
+    def _outputs(self, fit: training.FitState, data: Data) -> gradients.Outputs:
+        images = normalize(data.images, data.mean, data.std)
+        batch_size = self.config.engine.resolved_evaluation_batch_size(self.image_shape)
+        return gradients.outputs(self.network, fit.variables, images, data.labels, batch_size)
 
     def _measure(self, state: State, data: Data) -> State:
         """The state after a pass over the training set, or over the next part of it."""
         num_images = len(data.labels)
+        if self.config.needs_outputs:
+            found, everything = self._outputs(state.fit, data), jnp.ones(num_images, bool)
+            state = replace(state, measured_examples=state.measured_examples + num_images)
+            if self.config.matches_gradients:
+                state = replace(state, outputs=found)
+            return self._with_difficulties(
+                state, self._hardness_of(state, found), found.correct, everything
+            )
         count = max(1, round(self.config.pass_fraction * num_images))
         if count == num_images:
             part, images, labels = jnp.arange(num_images), data.images, data.labels
@@ -299,23 +368,52 @@ class _Trainer:
         losses = jnp.zeros(num_images).at[part].set(outputs.losses)
         correct = jnp.zeros(num_images, bool).at[part].set(outputs.correct)
         known = jnp.zeros(num_images, bool).at[part].set(True)
-        state = self._with_difficulties(state, losses, correct, known)
+        state = self._remembering(state, losses, correct, known)
         return replace(state, measured_examples=state.measured_examples + count)
+
+    def _hardness_of(self, state: State, found: gradients.Outputs) -> Float[Array, "examples"]:
+        match self.config.difficulty:
+            case "el2n":
+                return gradients.error_norms(found)
+            case "grand":
+                return gradients.norms(found)
+            case _:
+                return self._hardness_by_loss(state, found.losses, found.correct)
+
+    def _hardness_by_loss(
+        self, state: State, losses: Float[Array, "examples"], correct: Bool[Array, "examples"]
+    ) -> Float[Array, "examples"]:
+        match self.config.difficulty:
+            case "error":
+                return jnp.where(jnp.isfinite(losses), ~correct, jnp.nan)
+            case "reducible":
+                return jnp.maximum(losses - state.irreducible, 0.0)
+            case _:
+                return losses
 
     def _remember(self, state: State, seen: training.ExampleStatistics) -> State:
         """The state with the losses of the last epoch of training as difficulties."""
-        return self._with_difficulties(state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
+        return self._remembering(state, seen.losses, seen.correct, jnp.isfinite(seen.losses))
 
-    def _with_difficulties(
+    def _remembering(
         self,
         state: State,
         losses: Float[Array, "examples"],
         correct: Bool[Array, "examples"],
         known: Bool[Array, "examples"],
     ) -> State:
+        new = self._hardness_by_loss(state, losses, correct)
+        return self._with_difficulties(state, new, correct, known)
+
+    def _with_difficulties(
+        self,
+        state: State,
+        new: Float[Array, "examples"],
+        correct: Bool[Array, "examples"],
+        known: Bool[Array, "examples"],
+    ) -> State:
         """The state with new difficulties of the examples where `known` is True."""
-        new = losses if self.config.difficulty == "loss" else (~correct).astype(jnp.float32)
-        new = jnp.where(jnp.isfinite(losses), new, 0.0)  # a failed loss must not be the hardest
+        new = jnp.where(jnp.isfinite(new), new, 0.0)  # a failed loss must not be the hardest
         old = jnp.where(jnp.isnan(state.difficulty), new, state.difficulty)
         mixed = self.config.difficulty_decay * old + (1 - self.config.difficulty_decay) * new
         in_a_row = jnp.where(correct, 0, state.wrong_in_a_row + 1)
@@ -336,30 +434,117 @@ class _Trainer:
 
     def _choose(self, state: State, key: PRNGKey, params: Params, data: Data) -> State:
         """The state with the examples to train on next."""
-        hardness = self._hardness(state)
-        subset, prey = select(key, state.prey, hardness, data.groups, self.config, params)
+        config, found = self.config, state.outputs
+        state = replace(state, selections=state.selections + 1)
+        if config.selection == "infobatch":
+            return self._pruned(state, key)
+        weights = jnp.ones(len(data.groups.places))
+        if found is not None and config.selection in ("craig", "grad_match"):
+            rule = gradients.craig if config.selection == "craig" else gradients.grad_match
+            (subset, weights), prey = rule(found, data.groups), state.prey
+        else:
+            key, key_sketch = jax.random.split(key)
+            sketched = None if found is None else gradients.sketched(key_sketch, found)
+            arguments = self._hardness(state), data.groups, config, params, sketched
+            subset, prey = select(key, state.prey, *arguments)
         padding = jnp.zeros(len(data.labels) - len(subset), jnp.int32)
         return replace(
             state,
             prey=prey,
             chosen=jnp.concatenate([subset, padding]),
             num_chosen=jnp.int32(len(subset)),
-            selections=state.selections + 1,
+            importance=jnp.ones(len(data.labels)).at[subset].set(weights),
+        )
+
+    def _pruned(self, state: State, key: PRNGKey) -> State:
+        """The state without some of the examples whose loss was below the mean (InfoBatch)."""
+        config, values = self.config, self._hardness(state)
+        last = round((1 - config.whole_at_end) * config.training.num_epochs)
+        rate = jnp.where(state.epoch < last, config.prune_rate, 0.0)
+        low = values < values.mean()
+        pruned = low & (jax.random.uniform(key, values.shape) < rate)
+        return replace(
+            state,
+            chosen=jnp.argsort(pruned, stable=True).astype(jnp.int32),
+            num_chosen=jnp.sum(~pruned, dtype=jnp.int32),
+            importance=jnp.where(low, 1 / (1 - rate), 1.0),
         )
 
     def _train(
-        self, key: PRNGKey, state: State, data: Data
+        self, key: PRNGKey, state: State, params: Params, data: Data
     ) -> tuple[State, training.ExampleStatistics]:
         """The state after an epoch on the chosen examples, and what training saw of them."""
         images = normalize(data.images, data.mean, data.std)
-        buffer = images, jax.nn.one_hot(data.labels, self.num_classes)
-        shown = state.num_chosen, 1, state.chosen
-        fit, seen = training.fit_epochs(
-            key, self.network, self.config.training, 1, state.fit, *buffer, *shown
+
+        def on_chosen(state: State) -> tuple[State, training.ExampleStatistics]:
+            recipe = self.config.training
+            buffer = images, jax.nn.one_hot(data.labels, self.num_classes)
+            shown = state.num_chosen, 1, state.chosen, state.importance
+            new = -(-state.num_chosen // min(recipe.batch_size or len(images), len(images)))
+            num_steps = state.num_steps + new + self._steps_after(state.epoch, new, len(images))
+            how = self.network, recipe, num_steps
+            fit, seen = training.fit_epochs(key, *how, state.fit, *buffer, *shown)
+            return replace(
+                state,
+                fit=fit,
+                num_steps=state.num_steps + new,
+                gradient_examples=state.gradient_examples + state.num_chosen,
+            ), seen
+
+        if self.config.is_online:
+            first = state.epoch < self.config.initial_epochs
+            choosing = partial(self._train_online, key, images, params, data)
+            state, seen = jax.lax.cond(first, on_chosen, choosing, state)
+        else:
+            state, seen = on_chosen(state)
+        return replace(state, epoch=state.epoch + 1), seen
+
+    def _steps_after(self, epoch: IntScalar, steps: IntScalar, num_images: int) -> Int[Array, ""]:
+        """The steps that will follow an epoch, for the schedule; as many in each as in this one
+        where their number is not fixed. epoch: from 0."""
+        config = self.config
+        recipe, size = config.training, subset_size(config, num_images)
+        left = recipe.num_epochs - 1 - epoch
+        if config.selection == "infobatch":
+            return left * steps
+        whole = recipe.num_batches(num_images)
+        few = (
+            online.steps_and_batch(recipe, size)[0]
+            if config.is_online
+            else -(-size // min(recipe.batch_size or num_images, num_images))
         )
-        gradient_examples = state.gradient_examples + state.num_chosen
-        epoch = state.epoch + 1
-        return replace(state, fit=fit, gradient_examples=gradient_examples, epoch=epoch), seen
+        first = jnp.clip(config.initial_epochs - 1 - epoch, 0, left)
+        return first * whole + (left - first) * few
+
+    def _train_online(
+        self, key: PRNGKey, images: types.Images, params: Params, data: Data, state: State
+    ) -> tuple[State, training.ExampleStatistics]:
+        config, num_images = self.config, len(data.labels)
+        number = subset_size(config, num_images)
+        new = online.steps_and_batch(config.training, number)[0]
+        num_steps = state.num_steps + new + self._steps_after(state.epoch, new, num_images)
+
+        def priorities(key: PRNGKey, losses: Array, places: Array) -> Array:
+            if config.selection == "selective_backprop":
+                return online.loss_ranks(key, losses, 1 / config.fraction - 1)
+            least = state.irreducible[places]
+            return online.reducible_losses(key, losses, least, params.temperature)
+
+        fixed = self.network, config.training, num_steps, state.fit, images, data.labels
+        fit, seen = online.fit_epoch(key, *fixed, number, priorities)
+        shown = ~jnp.isnan(seen.losses)
+        state = replace(
+            state,
+            fit=fit,
+            chosen=jnp.argsort(~shown, stable=True).astype(jnp.int32),
+            num_chosen=jnp.sum(shown, dtype=jnp.int32),
+            selections=state.selections + 1,
+            num_steps=state.num_steps + new,
+            gradient_examples=state.gradient_examples + shown.sum(),
+            measured_examples=state.measured_examples
+            + online.num_candidates(config.training, num_images, number),
+        )
+        return state, seen
 
     def _report(self, state: State, seen: training.ExampleStatistics, data: Data) -> Metrics:
         evaluation = training.evaluate(self.network, state.fit.variables, data.validation)
@@ -401,14 +586,18 @@ def build(
 def cost_seconds(stage_seconds: dict[str, float]) -> float:
     """Seconds that a rule costs, the sum over its stages except validation, which is for the curves
     alone, and compilation, which happens once."""
-    return sum(stage_seconds.get(name, 0.0) for name in ("training", "pass", "evolution", "memory"))
+    stages = "training", "pass", "evolution", "memory", "reference"
+    return sum(stage_seconds.get(name, 0.0) for name in stages)
 
 
 def num_gradient_examples(config: Config, num_images: int) -> int:
-    """Number of gradients of single examples that a whole run computes."""
+    """Number of gradients of single examples that a whole run computes; of InfoBatch the most."""
     first = min(config.initial_epochs, config.training.num_epochs)
     rest = config.training.num_epochs - first
-    return first * num_images + rest * subset_size(config, num_images)
+    each = num_images if config.selection == "infobatch" else subset_size(config, num_images)
+    if config.is_online:
+        each = math.prod(online.steps_and_batch(config.training, each))
+    return first * num_images + rest * each
 
 
 def epochs_of_equal_gradients(config: Config, num_images: int) -> int:
