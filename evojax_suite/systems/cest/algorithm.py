@@ -499,7 +499,9 @@ class _Trainer:
             state, seen = on_chosen(state)
         return replace(state, epoch=state.epoch + 1), seen
 
-    def _steps_after(self, epoch: IntScalar, steps: IntScalar, num_images: int) -> Int[Array, ""]:
+    def _steps_after(
+        self, epoch: IntScalar, steps: int | IntScalar, num_images: int
+    ) -> Int[Array, ""]:
         """The steps that will follow an epoch, for the schedule; as many in each as in this one
         where their number is not fixed. epoch: from 0."""
         config = self.config

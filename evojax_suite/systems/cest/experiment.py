@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tyro
@@ -33,14 +34,17 @@ _NARROW = 16
 class Options(RunOptions):
     """Train on subsets of hard examples that coevolve with the network (Ryan et al. 2024).
 
-    For comparison the same network trains on the whole set, for equally many epochs and, on the
-    way, for equally many gradient examples.
+    For comparison the same network trains on the whole set, for equally many epochs and for equally
+    many gradient examples; where the rule is not the paper's, on random subsets too.
     """
 
+    recipe: Literal["paper", "recommended"] = "paper"
+    """The paper's evolution of the hardest subsets; or, in each step, the examples whose loss can
+    be reduced most, 60 % of the set an epoch, under a cosine."""
     num_images: int | None = None
     """Number of training images, equally many of each class; all by default."""
     baseline: bool = True
-    """Train on the whole set as well."""
+    """Train on the whole set as well, and on random subsets."""
     scale: Scale = "auto"
     """small reduces the network to width 16, unless another network than the paper's (width 256) is
     given; auto is small without accelerator."""
@@ -110,28 +114,52 @@ def search(job: _Job) -> Search:
         times = _times(result)
         return _Training(variables(phase, result), folder, num_epochs, times, result.num_failed)
 
-    trainings = {config.selection: finished(job.phase, (yield job.phase), directory)}
-    if options.baseline and config.selection != "full":
-        below = directory / "full"
-        whole = replace(config, selection="full")
-        few = min(algorithm.epochs_of_equal_gradients(config, len(job.dataset.train)), num_epochs)
-        file = below / f"network-{few}.safetensors"
-        if not file.exists() and not options.dry_run:
-            passing = _phase(f"full, {few} epochs", whole, options, job.dataset, few, "full")
-            save_variables(file, variables(passing, (yield passing)))
-        full = _phase("full", whole, options, job.dataset, num_epochs, "full")
-        result = yield full
+    own = yield job.phase
+    trainings = {config.selection: finished(job.phase, own, directory)}
+    if not options.baseline or config.selection == "full":
+        return trainings
+    if config.selection not in ("cest", "random"):
+        other = replace(config, selection="random")
+        random = _phase("random", other, options, job.dataset, num_epochs, "random")
+        trainings["random"] = finished(random, (yield random), directory / "random")
+    below, whole = directory / "full", replace(config, selection="full")
+    few = _epochs_of_equal_gradients(job, own)
+    # The training on the whole set has computed as many gradients on its way, except where its
+    # rates fall towards another end.
+    on_the_way = config.training.schedule == "constant"
+    if not on_the_way:
+        below = directory / "full_equal_gradients"
+        whole = replace(whole, training=replace(config.training, num_epochs=few))
+    file = below / f"network-{few}.safetensors"
+    if not (file.exists() or (options.dry_run and on_the_way)):
+        passing = _phase(f"full, {few} epochs", whole, options, job.dataset, few, below.name)
+        passed = yield passing
         if not options.dry_run:
-            trainings["full, equal gradients"] = _Training(load_variables(file), below, few)
-            trainings["full"] = finished(full, result, below)
+            save_variables(file, variables(passing, passed))
+    whole = replace(config, selection="full")
+    full = _phase("full", whole, options, job.dataset, num_epochs, "full")
+    result = yield full
+    if not options.dry_run:
+        trainings["full, equal gradients"] = _Training(load_variables(file), below, few)
+        trainings["full"] = finished(full, result, directory / "full")
     return trainings
+
+
+def _epochs_of_equal_gradients(job: _Job, result: LoopResult) -> int:
+    """Epochs on the whole set with as many gradients as the run by the rule computed, or a few
+    more; before its end, as many as it may compute."""
+    config, num_images = job.options.config, len(job.dataset.train)
+    epochs = algorithm.epochs_of_equal_gradients(config, num_images)
+    if config.selection == "infobatch" and not job.options.dry_run:
+        epochs = math.ceil(float(result.state.gradient_examples) / num_images)
+    return min(epochs, config.training.num_epochs)
 
 
 def _times(result: LoopResult) -> dict[str, float]:
     """Seconds of a run: the cost of the rule, without compilation and validation, and those of
     compilation and of each stage."""
     stages = result.stage_seconds
-    named = ("training", "pass", "evolution", "validation")
+    named = ("training", "pass", "evolution", "reference", "validation")
     return {
         "seconds": algorithm.cost_seconds(stages),
         "compile_seconds": result.compile_seconds + stages.get("compilation", 0.0),
@@ -179,6 +207,8 @@ def finish(job: _Job, trainings: dict[str, _Training], test_split: Split) -> _Su
     if len(rows) > 1:
         numbers["baseline"] = rows["full"] | (trainings["full"].times or {})
         numbers["baseline_equal_gradients"] = rows["full, equal gradients"]
+    if "random" in trainings and config.selection != "random":
+        numbers["baseline_random"] = rows["random"] | (trainings["random"].times or {})
     return _Summary(numbers, rows, trainings, len(test_split))
 
 
@@ -201,7 +231,7 @@ def present(job: _Job, summary: _Summary) -> Report:
         + [percent(row, part) for part in ("train", "validation", "test")]
         for title, row in rows.items()
     ]
-    stages = ("training", "pass", "evolution", "validation")
+    stages = ("training", "pass", "evolution", "reference", "validation")
     kinds = ("seconds", *(f"{stage}_seconds" for stage in stages), "compile_seconds")
     costs = [
         [title, *(f"{training.times[kind]:.1f}" for kind in kinds)]
@@ -221,6 +251,8 @@ def present(job: _Job, summary: _Summary) -> Report:
             (f"{percent(few)} %", "whole set, equally many gradients"),
             (f"{percent(full)} %", "whole set, equally many epochs"),
         ]
+        if selection != "random" and "random" in rows:
+            headline.append((f"{percent(rows['random'])} %", "random subsets"))
         lead += (
             f"; on the whole set {percent(few)}% after as many ({few['seconds']:.1f} s) and "
             f"{percent(full)}% after as many epochs ({full['seconds']:.1f} s)"
@@ -239,7 +271,8 @@ def present(job: _Job, summary: _Summary) -> Report:
     took = summary.numbers
     time = (
         f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} "
-        f"s, evolution {took['evolution_seconds']:.2f} s, validation "
+        f"s, evolution {took['evolution_seconds']:.2f} s, reference "
+        f"{took['reference_seconds']:.1f} s, validation "
         f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s apart"
     )
     return Report(
@@ -261,6 +294,7 @@ COLUMNS = Columns(
         accuracy("test_accuracy", "test accuracy"),
         accuracy("baseline_equal_gradients.test_accuracy", "whole set, equally many gradients"),
         accuracy("baseline.test_accuracy", "whole set, equally many epochs"),
+        accuracy("baseline_random.test_accuracy", "random subsets"),
         Quantity("gradient_examples", "gradient examples", digits=0),
         SECONDS,
         Quantity("baseline.seconds", "seconds, whole set"),
@@ -272,4 +306,19 @@ COLUMNS = Columns(
     ),
     step="epoch",
 )
-SYSTEM = System("cest", Options, prepare, search, finish, present, columns=COLUMNS)
+RECOMMENDED = (
+    *("--selection", "reducible_loss"),
+    *("--temperature", "0.5"),
+    *("--fraction", "0.6"),
+    *("--schedule", "cosine"),
+)
+SYSTEM = System(
+    "cest",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=COLUMNS,
+    recipes={"recommended": RECOMMENDED},
+)

@@ -101,16 +101,20 @@ def leave_one_out(
     ridge: float | Scalar,
 ) -> Float[Array, "images classes"]:
     """The prediction of each image by the ridge regression on all others. ridge: relative to the
-    mean diagonal of the Gram matrix. Means of features and targets count as known."""
-    centred = features - features.mean(0)
-    gram = centred.T @ centred
-    gram += ridge * jnp.trace(gram) / len(gram) * jnp.eye(len(gram))
-    factor = cho_factor(gram, lower=True)
-    mean = targets.mean(0)
-    fitted = centred @ cho_solve(factor, centred.T @ (targets - mean)) + mean
-    influence = (solve_triangular(factor[0], centred.T, lower=True) ** 2).sum(0)
-    influence = jnp.minimum(influence + 1 / len(features), 1 - 1e-4)[:, None]
-    return (fitted - influence * targets) / (1 - influence)
+    mean diagonal of the Gram matrix of the features; the constant is not penalised."""
+    num_images, num_features = features.shape
+    centred, rest = features - features.mean(0), targets - targets.mean(0)
+    penalty = ridge * (centred**2).sum() / num_features
+    if num_images < num_features:  # the smaller of the two Gram matrices
+        factor = cho_factor(centred @ centred.T + penalty * jnp.eye(num_images), lower=True)
+        inverse = cho_solve(factor, jnp.eye(num_images))
+        residuals, influence = penalty * inverse @ rest, 1 - penalty * jnp.diagonal(inverse)
+    else:
+        factor = cho_factor(centred.T @ centred + penalty * jnp.eye(num_features), lower=True)
+        residuals = rest - centred @ cho_solve(factor, centred.T @ rest)
+        influence = (solve_triangular(factor[0], centred.T, lower=True) ** 2).sum(0)
+    free = jnp.maximum(1 - influence - 1 / num_images, 1e-4)[:, None]
+    return targets - residuals / free
 
 
 def reference_probabilities(

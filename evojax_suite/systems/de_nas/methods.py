@@ -154,8 +154,8 @@ def _differed(
     base = jax.random.randint(key_base, (), 0, config.num_best)
     lots = jax.random.uniform(key_others, best.shape).at[base].set(-1.0)
     one, another = jax.lax.top_k(lots, 2)[1]
-    parents = history.genomes[best[jnp.stack([base, one, another])]]
-    return operators.differ(key_differ, *parents, config.differential_weight)
+    alive, weight = history.genomes[best], config.differential_weight
+    return operators.differ(key_differ, alive[base], alive[one], alive[another], weight)
 
 
 def _aged(
