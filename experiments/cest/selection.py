@@ -25,7 +25,7 @@ import tyro
 from evojax_suite import cest, networks
 from evojax_suite.data import load, some_images
 from evojax_suite.networks import NetworkConfig
-from evojax_suite.runtime.results import Rows, to_jsonable
+from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.training import TrainingConfig, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
@@ -48,9 +48,16 @@ RULES: dict[str, dict[str, Any]] = {
     "recommended": {"selection": "reducible_loss", "temperature": 0.5},
     "random, 60 %": {"selection": "random", "fraction": 0.6},
     "infobatch, 20 epochs": {"selection": "infobatch"},
+    "reducible_loss, highest, 60 %": {"selection": "reducible_loss", "fraction": 0.6},
     "recommended, 60 %": {"selection": "reducible_loss", "temperature": 0.5, "fraction": 0.6},
 }
-LONGER = "full", "random, 60 %", "infobatch, 20 epochs", "recommended, 60 %"
+LONGER = (
+    "full",
+    "random, 60 %",
+    "infobatch, 20 epochs",
+    "reducible_loss, highest, 60 %",
+    "recommended, 60 %",
+)
 """The rules that compute more gradients than the others."""
 
 
@@ -169,11 +176,75 @@ def main(options: Options) -> None:
                             f"{name}, {wrong}, seed {seed}, {rule}: {found['test_accuracy']}",
                             flush=True,
                         )
-    print(tables(rows))
+    print(tables(rows, options))
 
 
-def tables(rows: Rows) -> str:
-    return ""
+def tables(rows: Rows, options: Options) -> str:
+    """Accuracies, paired differences, and the gradients that reach what the whole set has at half
+    its epochs."""
+    by_place = {(row["dataset"], row["wrong"], row["rule"], row["seed"]): row for row in rows}
+    settings = [(name, wrong) for name in options.datasets for wrong in options.wrong_labels]
+    titles = [f"{name}, {100 * wrong:.0f} % wrong" for name, wrong in settings]
+    header = f"| rule | gradient examples | {' | '.join(titles)} |\n|---|---{'|---' * len(titles)}|"
+
+    def seeds_of(setting: tuple[str, float], *rules: str) -> list[int]:
+        return [s for s in options.seeds if all((*setting, r, s) in by_place for r in rules)]
+
+    def accuracy(setting: tuple[str, float], rule: str) -> str:
+        values = [
+            100 * by_place[*setting, rule, s]["test_accuracy"] for s in seeds_of(setting, rule)
+        ]
+        return spread(values) if values else "not run"
+
+    def difference(setting: tuple[str, float], rule: str) -> str:
+        other = "full" if rule in LONGER else "random, anew each epoch"
+        found = [
+            100
+            * (
+                by_place[*setting, rule, s]["test_accuracy"]
+                - by_place[*setting, other, s]["test_accuracy"]
+            )
+            for s in seeds_of(setting, rule, other)
+        ]
+        if len(found) < 2:
+            return "not run"
+        return f"{np.mean(found):+.1f} ± {np.std(found, ddof=1) / np.sqrt(len(found)):.1f}"
+
+    def needed(setting: tuple[str, float], rule: str) -> str:
+        found = []
+        for seed in seeds_of(setting, rule, "full"):
+            target = by_place[*setting, "full", seed]["validation_accuracy"][
+                options.num_epochs // 2 - 1
+            ]
+            row = by_place[*setting, rule, seed]
+            reached = np.flatnonzero(np.array(row["validation_accuracy"]) >= target)
+            found.append(row["gradient_examples"][reached[0]] if len(reached) else np.inf)
+        if not found:
+            return "not run"
+        return "never" if np.isinf(np.median(found)) else f"{np.median(found):,.0f}"
+
+    def table(cell: Any, rules: list[str]) -> str:
+        lines = [header]
+        for rule in rules:
+            counts = [row["gradient_examples"][-1] for row in rows if row["rule"] == rule]
+            middle = f"{np.mean(counts):,.0f}" if counts else "not run"
+            cells = " | ".join(cell(setting, rule) for setting in settings)
+            lines.append(f"| {rule} | {middle} | {cells} |")
+        return "\n".join(lines)
+
+    compared = [rule for rule in options.rules if rule not in ("full", "random, anew each epoch")]
+    number = {setting: len(seeds_of(setting, "full")) for setting in settings}
+    return "\n\n".join(
+        [
+            f"Test accuracy (%), mean ± std; seeds: {number}",
+            table(accuracy, list(options.rules)),
+            "Against random subsets anew each epoch (the last four: the whole set), paired, "
+            "mean ± standard error:",
+            table(difference, compared),
+            "Gradient examples to the whole set's validation accuracy at half its epochs, median:",
+            table(needed, list(options.rules)),
+        ]
+    )
 
 
 if __name__ == "__main__":

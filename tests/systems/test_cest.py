@@ -281,7 +281,8 @@ def test_a_failed_loss_is_counted_and_is_not_the_hardest():
         ({"random_share": 1.0}, "random_share must be in [0, 1), got 1.0"),
         ({"pass_fraction": 1.5}, "pass_fraction must be in [0, 1], got 1.5"),
         ({"pass_fraction": 0.0}, "pass_fraction 0 needs reuse_training_losses"),
-        ({"training": TrainingConfig(schedule="cosine")}, "schedule must be constant, got cosine"),
+        ({"selection": "craig", "pass_fraction": 0.5}, "need pass_fraction 1"),
+        ({"selection": "infobatch", "initial_epochs": 0}, "infobatch needs initial_epochs >= 1"),
     ],
 )
 def test_settings_out_of_range_get_one_line(options, said):
@@ -360,7 +361,7 @@ def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_bytes(
         (["--selection", "hardest"], "'cest', 'top_k'"),
         (["--mutation-rate", "-1"], "mutation_rate must be in [0, 1], got -1.0"),
         (["--num-images", "5000"], "num_images must be in 1..1077, got 5000"),
-        (["--schedule", "step"], "schedule must be constant, got step"),
+        (["--temperature", "-1"], "temperature must be >= 0, got -1.0"),
         (["--network", "LeNet", "--depth", "1"], "dropout belongs to the ConvNet"),
     ],
 )

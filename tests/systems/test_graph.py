@@ -76,7 +76,7 @@ def test_a_module_its_graph_and_the_module_of_that_compute_the_same(make, tmp_pa
     module, shape = prepared(make), (8, 8, channels)
     graph = from_torch.to_graph(module, shape)
     graphs.save(tmp_path / "parent.safetensors", graph)
-    read = graphs.load(tmp_path / "parent.safetensors", shape)
+    read = graphs.load(tmp_path / "parent.safetensors", shape, len(graph[-1].bias))
     assert jax.tree.structure(read) == jax.tree.structure(graph)
     images = np.random.default_rng(0).normal(size=(5, *shape)).astype(np.float32)
     tensor = torch.tensor(images).movedim(-1, 1)
@@ -137,7 +137,7 @@ def test_a_parent_from_pytorch_is_pruned_and_goes_back(tmp_path):
     assert main(command) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["relative_multiplications"] <= 0.9
-    graph = graphs.load(tmp_path / "run" / "network.safetensors", (8, 8, 1))
+    graph = graphs.load(tmp_path / "run" / "network.safetensors", (8, 8, 1), 10)
     test = load("digits").test
     images = torch.tensor(test.images.astype(np.float32) / 255).movedim(-1, 1)
     with torch.no_grad():
