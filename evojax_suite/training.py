@@ -274,8 +274,7 @@ def fit_epochs(
 
     num_steps: the steps of the whole training, for the schedule. images: normalised. labels:
     probabilities. importance: factors of the losses of the images in the buffer, 1 by default.
-    Returns the statistics of the last epoch; NaN and False of images that it did not
-    show.
+    Returns the statistics of the last epoch; NaN and False of images that it did not show.
     """
     capacity = images.shape[0]
     batch_size = min(config.batch_size or capacity, capacity)

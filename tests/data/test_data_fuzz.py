@@ -244,7 +244,7 @@ def read_plain(folder: Path) -> DistilledDataset:
 
 
 def compressed_files(nodes: bool = True) -> Parts:
-    """With the graph's nodes, or as a version that knew chains alone wrote them."""
+    """The files of a network, with its nodes or as a version that knew chains alone wrote them."""
     network = feed_forward.from_arrays(parent_arrays(), (4, 4, 1), 2)
     described = json.dumps(graphs.description(graphs.from_network(network)))
     about = {
@@ -463,7 +463,7 @@ def check_network(
         assert np.isfinite(weight).all()
         assert np.isfinite(bias).all()
         inputs = len(bias)
-    assert layers
+    assert len(layers) > 1
     assert inputs == outputs
 
 

@@ -231,7 +231,7 @@ def test_matching_pursuit_comes_nearer_the_gradient_than_chance(found, balanced)
     np.testing.assert_allclose(np.mean(weights), 1.0, rtol=1e-4)
 
     def distance(places, weights):
-        """From the sum of all to the nearest multiple of the weighted sum."""
+        """Returns the distance of the sum of all from the nearest multiple of the weighted sum."""
         target, found = flat.sum(0), weights @ flat[places]
         return np.linalg.norm(target - found * (found @ target) / (found @ found))
 
@@ -272,8 +272,8 @@ def test_infobatch_leaves_out_easy_examples_and_weighs_the_rest():
 
 
 def test_the_recommended_rule_is_ahead_of_random_subsets():
-    """With 30 % of the labels wrong, for as many gradients; a rule that ignored the reference,
-    or preferred what cannot be learnt, would be behind."""
+    """It is with 30 % of the labels wrong, for as many gradients. A rule that ignored the
+    reference, or preferred what cannot be learnt, would be behind."""
     dataset = some_images(DIGITS, 600)
     labels = dataset.train.labels.copy()
     wrong = np.random.default_rng(0).random(600) < 0.3

@@ -153,11 +153,10 @@ def evolve(
     """Subsets after `prey_generations` generations, the fittest first. gradients: of each example,
     where they are matched."""
     size = config.prey_population
+    mutation_rates = params.mutation_rate, params.gene_mutation_rate
 
     def fitness_of(prey: Array) -> Array:
         return prey_fitness(prey, difficulty, gradients, params.matching_weight)
-
-    mutation_rates = params.mutation_rate, params.gene_mutation_rate
 
     def without_repetitions(key: PRNGKey, prey: Array) -> Array:
         if not config.repair:
@@ -299,7 +298,8 @@ class _Trainer:
         key_choose, key_train = jax.random.split(key)
         stages.seconds = {}
         selecting = passing = self._begins_with_selection(state.epoch)
-        remembers = config.reuse_training_losses or config.selection == "infobatch"
+        remembers = config.needs_losses and config.reuse_training_losses
+        remembers |= config.selection == "infobatch"
         if config.reuse_training_losses:  # all are known after an epoch on all of them
             passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
         if config.needs_reference:

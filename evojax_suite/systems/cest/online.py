@@ -10,7 +10,6 @@ rank^beta of which 1 in 1 + beta passes, here as many are drawn without replacem
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -81,7 +80,6 @@ def fit_epoch(
     key_order, key_steps = jax.random.split(key)
     order = jax.random.permutation(key_order, num_images)
     num_classes = jax.eval_shape(network.apply, state.variables, images[:1]).shape[-1]
-    how = partial(training.fit_step, network=network, config=config, num_steps=total_steps)
 
     def step(number: Array, carry: tuple[training.FitState, training.ExampleStatistics]):
         state, seen = carry
@@ -93,7 +91,7 @@ def fit_epoch(
         values = jnp.where(jnp.isfinite(values), values, -jnp.inf)
         chosen = places[jax.lax.top_k(values, batch_size)[1]]
         batch = images[chosen], jax.nn.one_hot(labels[chosen], num_classes), jnp.ones(batch_size)
-        state, new = how(key_fit, state=state, images=batch[0], labels=batch[1], weights=batch[2])
+        state, new = training.fit_step(key_fit, network, config, total_steps, state, *batch)
         new = new._replace(losses=jnp.nan_to_num(new.losses, nan=jnp.inf, posinf=jnp.inf))
         return state, jax.tree.map(lambda old, part: old.at[chosen].set(part), seen, new)
 

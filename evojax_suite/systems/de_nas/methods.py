@@ -90,7 +90,7 @@ class Operators(NamedTuple):
     decode: Callable[[Array], Array]
     """The genome that a vector of real numbers encodes."""
     num_numbers: int
-    """Of such a vector."""
+    """The length of such a vector."""
     kernel: Callable[[Array, Array], Array]
     """Similarities in [0, 1] of genomes (N, ...) and (M, ...): (N, M), positive definite."""
 
