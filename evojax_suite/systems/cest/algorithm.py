@@ -295,7 +295,7 @@ class _Trainer:
 
     def step(self, key: PRNGKey, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         config, stages = self.config, self.stages
-        key_choose, key_train = jax.random.split(key)
+        key_choose, key_train, key_reference = jax.random.split(key, 3)
         stages.seconds = {}
         selecting = passing = self._begins_with_selection(state.epoch)
         remembers = config.needs_losses and config.reuse_training_losses
@@ -303,9 +303,8 @@ class _Trainer:
         if config.reuse_training_losses:  # all are known after an epoch on all of them
             passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
         if config.needs_reference:
-            key_refer = jax.random.fold_in(key, 0)
             first = state.epoch == 0
-            state = stages.run_if(first, "reference", self._refer, state, key_refer, data)
+            state = stages.run_if(first, "reference", self._refer, state, key_reference, data)
         if config.needs_losses and config.pass_fraction:
             state = stages.run_if(passing, "pass", self._measure, state, data)
         if config.selection != "full" and not config.is_online:
@@ -443,8 +442,10 @@ class _Trainer:
             rule = gradients.craig if config.selection == "craig" else gradients.grad_match
             (subset, weights), prey = rule(found, data.groups), state.prey
         else:
-            key, key_sketch = jax.random.split(key)
-            sketched = None if found is None else gradients.sketched(key_sketch, found)
+            sketched = None
+            if found is not None:
+                key, key_sketch = jax.random.split(key)
+                sketched = gradients.sketched(key_sketch, found)
             arguments = self._hardness(state), data.groups, config, params, sketched
             subset, prey = select(key, state.prey, *arguments)
         padding = jnp.zeros(len(data.labels) - len(subset), jnp.int32)
