@@ -177,29 +177,61 @@ def fit_step(
     probabilities. weights: 0 of images that only fill the batch; the loss is the mean by them of
     the images' losses, each times its `importance`.
     """
+    shown = prepared(key, network, config, images, labels)
+
+    def loss(parameters: PyTree):
+        logits, statistics = network.apply(
+            {"params": parameters, **state.statistics},
+            shown.images,
+            train=True,
+            mutable=[*state.statistics],
+            rngs=shown.rngs,
+        )
+        losses = optax.softmax_cross_entropy(logits, shown.labels)
+        seen = ExampleStatistics(losses, logits.argmax(-1) == shown.labels.argmax(-1))
+        scaled = losses if importance is None else losses * importance
+        return (scaled * weights).sum() / weights.sum(), (statistics, seen)
+
+    gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
+    return updated(config, num_steps, state, gradient, statistics), seen
+
+
+class Prepared(NamedTuple):
+    """A batch as a step shows it."""
+
+    images: Images
+    labels: Probabilities
+    rngs: dict[str, PRNGKey]  # of the network's random layers
+
+
+def prepared(
+    key: PRNGKey,
+    network: nn.Module,
+    config: TrainingConfig,
+    images: Images,
+    labels: Probabilities,
+) -> Prepared:
+    """A batch, augmented where `config` says so, and the keys of the network's dropout."""
     rngs = {}
     if getattr(network, "dropout", 0):
         key, rngs["dropout"] = jax.random.split(key)
     if _is_random(network, config):
         images, labels = _augment(key, config, images, labels)
+    return Prepared(images, labels, rngs)
 
-    def loss(parameters: PyTree):
-        logits, updated = network.apply(
-            {"params": parameters, **state.statistics},
-            images,
-            train=True,
-            mutable=[*state.statistics],
-            rngs=rngs,
-        )
-        losses = optax.softmax_cross_entropy(logits, labels)
-        seen = ExampleStatistics(losses, logits.argmax(-1) == labels.argmax(-1))
-        scaled = losses if importance is None else losses * importance
-        return (scaled * weights).sum() / weights.sum(), (updated, seen)
 
-    gradient, (statistics, seen) = jax.grad(loss, has_aux=True)(state.parameters)
+def updated(
+    config: TrainingConfig,
+    num_steps: int | IntScalar,
+    state: FitState,
+    gradient: PyTree,
+    statistics: PyTree,
+) -> FitState:
+    """A network after an update of its optimizer. num_steps: of the whole training, for the
+    schedule. statistics: the new ones."""
     optimizer = _optimizer(config, num_steps)
     updates, moments = optimizer.update(gradient, state.optimizer, state.parameters)
-    return FitState(optax.apply_updates(state.parameters, updates), statistics, moments), seen
+    return FitState(optax.apply_updates(state.parameters, updates), statistics, moments)
 
 
 def fit(
@@ -251,6 +283,16 @@ def fit(
     return state.variables
 
 
+def epoch_order(
+    key: PRNGKey, epoch: int | IntScalar, capacity: int, num_images: int | IntScalar
+) -> tuple[PRNGKey, Int[Array, "capacity"]]:
+    """The key of an epoch's steps, and the order of its images: the first `num_images` of a buffer
+    of `capacity` come first."""
+    key_order, key_steps = jax.random.split(jax.random.fold_in(key, epoch))
+    priorities = jax.random.uniform(key_order, (capacity,))
+    return key_steps, jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
+
+
 @partial(jax.jit, static_argnames=("network", "config"))
 def fit_epochs(
     key: PRNGKey,
@@ -280,9 +322,7 @@ def fit_epochs(
     batch_size = min(config.batch_size or capacity, capacity)
 
     def epoch(index: Array, carry: PyTree) -> PyTree:
-        key_order, key_steps = jax.random.split(jax.random.fold_in(key, index))
-        priorities = jax.random.uniform(key_order, (capacity,))
-        order = jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
+        key_steps, order = epoch_order(key, index, capacity, num_images)
 
         def step(batch: Array, carry: PyTree):
             state, seen = carry

@@ -11,7 +11,9 @@ on the platform and on whether members run one after the other or batched. The m
 native          XLA's convolution and its automatic gradient.
 split_gradient  XLA's convolution; the kernel gradient is a matrix product a kernel position. On
                 the CPU XLA runs the automatic kernel gradient, a convolution with permuted
-                dimensions, on a slow path inside loops (jax issue 12868); this avoids it.
+                dimensions, on a slow path inside loops (jax issue 12868); this avoids it. Where a
+                kernel has more positions than the map has pixels, all is one product with the
+                matrix that the kernel stands for.
 patches         Patches and one matrix product: `vmap` over members turns it into a batched
                 matrix product, where it would turn a convolution into a grouped one.
 adaptive        For accelerators: native for a network by itself, patches where `vmap` gives each
@@ -27,6 +29,7 @@ from typing import Literal, TypeAlias, get_args
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
@@ -62,7 +65,9 @@ def convolve(
     if lowering == "patches":
         return _patches(images, kernel, padding, stride)
     if lowering == "split_gradient" and stride == 1:
-        return _split_gradient(images, kernel, padding)
+        height, width = images.shape[1:3]
+        as_matrix = 2 * padding == len(kernel) - 1 and height * width < len(kernel) ** 2
+        return (_as_matrix if as_matrix else _split_gradient)(images, kernel, padding)
     if lowering == "adaptive":
         return _adaptive(len(kernel), padding, stride, images.shape[1:3])[0](images, kernel)
     return _native(images, kernel, padding, stride)
@@ -72,6 +77,22 @@ def _native(images: jax.Array, kernel: jax.Array, padding: int, stride: int = 1)
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=_DIMENSIONS
     )
+
+
+def _as_matrix(images: jax.Array, kernel: jax.Array, padding: int):
+    """Convolution that keeps the size of the maps, as a product with a matrix (H W C, H W F)."""
+    (height, width, channels), filters = images.shape[1:], kernel.shape[-1]
+
+    def reads(side: int) -> np.ndarray:
+        """Whether an output (second axis) reads an input (first) at a position of the kernel."""
+        places, positions = np.arange(side), np.arange(len(kernel)) - padding
+        return places[:, None, None] == places[None, :, None] + positions
+
+    rows, columns = (reads(side).astype(kernel.dtype) for side in (height, width))
+    matrix = jnp.einsum("xia,abcf->xibcf", rows, kernel)
+    matrix = jnp.einsum("yjb,xibcf->xycijf", columns, matrix)
+    matrix = matrix.reshape(height * width * channels, -1)
+    return (images.reshape(len(images), -1) @ matrix).reshape(-1, height, width, filters)
 
 
 def padded(images: jax.Array, padding: int) -> jax.Array:

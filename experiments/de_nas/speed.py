@@ -45,12 +45,13 @@ class Options:
     num_validation_images: int = 1000
     max_filters: int = 32
     max_features: int = 512
+    filter_step: int = 1
     min_length: int = 7
     max_length: int = 15
     num_epochs: int = 10
     candidates: int = 10
     """Random architectures."""
-    programs: tuple[Literal["separate", "padded"], ...] = ("separate", "padded")
+    programs: tuple[Literal["separate", "padded", "layers"], ...] = ("separate", "padded", "layers")
     torch: bool = True
     workers: int | None = None
     seed: int = 0
@@ -122,6 +123,7 @@ def main(options: Options) -> None:
             options.max_length,
             max_filters=options.max_filters,
             max_features=options.max_features,
+            filter_step=options.filter_step,
         ),
         training=replace(de_nas.TRAINING, num_epochs=options.num_epochs),
         population_size=max(5, options.candidates),

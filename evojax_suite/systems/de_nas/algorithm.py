@@ -214,7 +214,9 @@ class _Search:
     def costs(self, state: State, places: int | np.ndarray) -> architectures.Costs:
         """The costs of the candidates at `places`."""
         genomes = architectures.member(state.genomes, places)
-        return architectures.costs(genomes, self.image_shape, self.num_classes)
+        return architectures.costs(
+            genomes, self.image_shape, self.num_classes, self.config.head
+        )
 
     def sizes(self, state: State, places: np.ndarray) -> Int[np.ndarray, "places"]:
         """The costs by which candidates are selected."""

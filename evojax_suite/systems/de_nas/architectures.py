@@ -74,6 +74,8 @@ class Space:
     """Most filters of a random network's first convolution."""
     max_filters: int = 256
     """Most filters of any other."""
+    filter_step: PositiveInt = 1
+    """Filters are multiples of this: layers of different networks then share their programs."""
     growing: bool = True
     """A random network's later convolutions have at least as many filters as the one before; if
     not, at least min_first_filters."""
@@ -96,6 +98,16 @@ class Space:
             value, most = getattr(self, name), getattr(self, above)
             if value > most:
                 raise ValueError(f"{name} must be <= {above} = {most}, got {value}")
+        if self.least_filters > self.max_first_filters:
+            raise ValueError(
+                f"max_first_filters must be >= {self.least_filters}, a multiple of filter_step "
+                f"{self.filter_step}, got {self.max_first_filters}"
+            )
+
+    @property
+    def least_filters(self) -> int:
+        """The smallest multiple of `filter_step` that is at least `min_first_filters`."""
+        return -(-self.min_first_filters // self.filter_step) * self.filter_step
 
     def check(self, image_shape: tuple[int, int, int]) -> None:
         """Raise ValueError where a random network for these images need not exist."""
@@ -173,10 +185,11 @@ def decode(
         place, (kind_number, pooling_number, kernel_number, filters_number) = inputs
         first, ended = place == 0, place >= length
         is_convolution = first | (left == 0) | (kind_number < space.convolution_rate)
-        later = before if space.growing else space.min_first_filters
-        least = jnp.where(first, space.min_first_filters, later)
-        most = jnp.where(first, space.max_first_filters, space.max_filters)
-        filters = between(filters_number, least, most)
+        step = space.filter_step
+        later = before if space.growing else space.least_filters
+        least = jnp.where(first, space.least_filters, later) // step
+        most = jnp.where(first, space.max_first_filters, space.max_filters) // step
+        filters = step * between(filters_number, least, most)
         kernels = jnp.array(space.kernels, jnp.int32)
         kernel = kernels[between(kernel_number, 0, len(kernels) - 1)]
         takes_maximum = pooling_number < space.max_pooling_rate
@@ -236,14 +249,18 @@ def add(base: Genome, change: Genome, image_shape: tuple[int, ...]) -> Genome:
     """`base` + a difference (Fig. 4): the difference's unit where it has one, the base's where it
     is KEEP or has ended. Poolings beyond `most_poolings` are dropped, and gaps closed."""
     kept = change.kinds <= END
-    kinds, kernels, filters = (
-        jnp.where(kept, before, new) for before, new in zip(base, change, strict=True)
-    )
-    is_pooling = kinds > CONVOLUTION
+    pairs = zip(base, change, strict=True)
+    return closed(Genome(*(jnp.where(kept, before, new) for before, new in pairs)), image_shape)
+
+
+def closed(genome: Genome, image_shape: tuple[int, ...]) -> Genome:
+    """Units with gaps (END) between them as a genome: without the gaps, and without the poolings
+    beyond `most_poolings`."""
+    is_pooling = genome.kinds > CONVOLUTION
     excess = is_pooling & (jnp.cumsum(is_pooling, -1) > most_poolings(image_shape))
-    ended = excess | (kinds == END)
+    ended = excess | (genome.kinds == END)
     order = jnp.argsort(ended, axis=-1, stable=True)
-    arrays = (jnp.where(ended, 0, array) for array in (kinds, kernels, filters))
+    arrays = (jnp.where(ended, 0, array) for array in genome)
     return Genome(*(jnp.take_along_axis(array, order, -1) for array in arrays))
 
 
@@ -312,9 +329,15 @@ class Costs(NamedTuple):
     multiplications: Int64[np.ndarray, "*genomes"]  # of one image, forward
 
 
-def dense_units(features: Any, num_classes: int) -> list[Any]:
+Head = Literal["dense", "linear"]
+"""What follows the units: the paper's three dense layers, or the mean over the pixels and one."""
+
+
+def dense_units(features: Any, num_classes: int, head: Head = "dense") -> list[Any]:
     """The inputs of the dense layers and the outputs of the last (part 2): half, then a quarter of
     the features, at least 10, in whole numbers. features: an integer or an array of them."""
+    if head == "linear":
+        return [features, num_classes]
     if isinstance(features, int):
         return [features, max(10, features // 2), max(10, features // 4), num_classes]
     numbers = jnp if isinstance(features, jax.Array) else np
@@ -322,7 +345,9 @@ def dense_units(features: Any, num_classes: int) -> list[Any]:
     return [features, *halves, num_classes]
 
 
-def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -> Costs:
+def costs(
+    genome: Genome, image_shape: tuple[int, int, int], num_classes: int, head: Head = "dense"
+) -> Costs:
     """Parameters and multiplications of genomes, without building the networks.
 
     The smaller network of Pei et al. 2022 (Fig. 10):
@@ -341,7 +366,8 @@ def costs(genome: Genome, image_shape: tuple[int, int, int], num_classes: int) -
         multiplications += weights * num_features_after(image_shape, poolings)
         inputs = np.where(kind == CONVOLUTION, filters, inputs)
         poolings += kind > CONVOLUTION
-    units = dense_units(num_features_after(image_shape, poolings) * inputs, num_classes)
+    pixels = num_features_after(image_shape, poolings) if head == "dense" else 1
+    units = dense_units(pixels * inputs, num_classes, head)
     for before, after in itertools.pairwise(units):
         parameters += (before + 1) * after
         multiplications += before * after

@@ -22,6 +22,9 @@ from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 from evojax_suite.types import Array, Images, Probabilities, PyTree
 
 
+_SETTINGS = "dropout", "normalization", "skip", "head"
+
+
 @partial(jax.jit, static_argnames="network")
 def _logits(
     network: SequenceNetwork,
@@ -75,10 +78,10 @@ class SearchedNetwork:
         directory.mkdir(parents=True, exist_ok=True)
         results.save_variables(directory / "network.safetensors", self.variables)
         network, shape = self.network, self.image_shape
-        rows = layers(network.units, shape, network.num_classes)
+        rows = layers(network.units, shape, network.num_classes, network.head or "dense")
         about = {
             "units": [unit._asdict() for unit in network.units],
-            **{name: getattr(network, name) for name in ("dropout", "normalization", "skip")},
+            **{name: getattr(network, name) for name in _SETTINGS},
             "compute_dtype": jnp.dtype(network.dtype).name,
             "num_parameters": self.num_parameters,
             "layers": [layer._asdict() for layer in rows],
@@ -98,7 +101,8 @@ def load(directory: Path | str) -> SearchedNetwork:
         names = "image_shape", "mean", "std", "class_names", "dataset"
         values = from_json(SearchedNetwork, about, names)
         check_constants(values["mean"], values["std"], values["image_shape"][2])
-        settings = from_json(SequenceNetwork, about, ("units", "dropout", "normalization", "skip"))
+        about = {"head": "dense"} | about  # which older ones do not name
+        settings = from_json(SequenceNetwork, about, ("units", *_SETTINGS))
         if (dtype := about["compute_dtype"]) not in ("float32", "bfloat16"):
             raise ValueError(f"compute_dtype is {dtype!r}")
         num_classes = len(values["class_names"])

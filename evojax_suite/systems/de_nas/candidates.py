@@ -15,18 +15,12 @@ from jaxtyping import Float, Int32, UInt8
 
 from evojax_suite import training as engine
 from evojax_suite.data.transforms import normalize
-from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas import architectures, layered
 from evojax_suite.systems.de_nas.architectures import Genome, Space, Unit
 from evojax_suite.systems.de_nas.config import Config
+from evojax_suite.systems.de_nas.layered import COMPILER_OPTIONS
 from evojax_suite.systems.de_nas.networks import PaddedNetwork, SequenceNetwork, for_genome, fresh
 from evojax_suite.types import Array, Dataset, Images, Labels, PRNGKey, PyTree, training_data
-
-# On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
-# compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md.
-COMPILER_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
-
-if jax.__version_info__ < (0, 11):
-    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 # On two cores both ways take as long at 5e11 (experiments/de_nas/README.md).
 _MOST_PADDED_WORK = 3 * 10**11
@@ -80,7 +74,8 @@ class EvaluatedCandidate(NamedTuple):
 def network_of(config: Config, units: tuple[Unit, ...], num_classes: int) -> SequenceNetwork:
     """The flax module of one architecture."""
     settings = config.dropout, config.normalization, config.skip
-    return SequenceNetwork(num_classes, units, *settings, dtype=jnp.dtype(config.compute_dtype))
+    dtype = jnp.dtype(config.compute_dtype)
+    return SequenceNetwork(num_classes, units, *settings, dtype=dtype, head=config.head)
 
 
 def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: int) -> int:
@@ -152,8 +147,9 @@ def candidate_evaluator(
 def make_evaluator(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
 ) -> Callable[[Genome, Array, Data, np.ndarray], EvaluatedCandidate]:
-    """A function that compiles and runs `candidate_evaluator` for a genome, a key, the data and the
-    accuracies to reach at the rungs; safe to call from several threads."""
+    """A function that compiles and runs `candidate_evaluator`, or the programs of its layers, for a
+    genome, a key, the data and the accuracies to reach at the rungs; safe to call from several
+    threads."""
     program = functools.partial(candidate_evaluator, config, num_classes)
     padded_network = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
 
@@ -169,9 +165,13 @@ def make_evaluator(
         short = padded_work(config, image_shape, len(data.labels)) <= _MOST_PADDED_WORK
         suits = short and config.can_be_padded and jax.default_backend() == "cpu"
         compiled, seconds = padded, {"compilation": 0.0}
+        network = network_of(config, architectures.to_units(genome), num_classes)
+        if config.programs == "layers":
+            recipe, ends = config.training, (*config.rungs, config.training.num_epochs)
+            how = network, recipe, ends, config.initialization
+            return EvaluatedCandidate(*layered.evaluate_candidate(key, *how, data, bars))
         if not (config.programs == "padded" or (config.programs == "auto" and suits)):
             clock = time.perf_counter()
-            network = network_of(config, architectures.to_units(genome), num_classes)
 
             def start(key: PRNGKey, genome: Genome):
                 return fresh(key, network, image_shape, config.initialization)

@@ -11,7 +11,7 @@ from flax import struct
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import Scalars, Share, configuration
-from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.architectures import Head, Space
 from evojax_suite.systems.de_nas.networks import Initialization
 from evojax_suite.training import EngineConfig, TrainingConfig
 
@@ -73,9 +73,13 @@ class Config:
     """A skip connection around each convolution that keeps the number of filters."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
-    programs: Literal["auto", "separate", "padded"] = "auto"
-    """A program for each candidate, or one for all with filters masked; auto is padded on a CPU
-    where trainings are so short that compiling takes longer (experiments/de_nas/README.md)."""
+    head: Head = "dense"
+    """What follows the units: the paper's three dense layers, or the mean over the pixels and one
+    layer."""
+    programs: Literal["auto", "separate", "padded", "layers"] = "auto"
+    """A program for each candidate, one for all with filters masked, or one for each layer that
+    differs in shape, which candidates share; auto is padded on a CPU where trainings are so short
+    that compiling takes longer (experiments/de_nas/README.md)."""
     workers: PositiveInt | None = None
     """Candidates that compile or train at once; None is 2 a device, of a CPU one a
     device and at least 2."""
@@ -107,7 +111,8 @@ class Config:
             )
         if self.programs == "padded" and not self.can_be_padded:
             raise ValueError(
-                "programs padded needs normalization none, no skip and compute_dtype float32"
+                "programs padded needs normalization none, no skip, the dense head and "
+                "compute_dtype float32"
             )
 
     @property
@@ -118,7 +123,8 @@ class Config:
     @property
     def can_be_padded(self) -> bool:
         """Whether one padded program can compute networks of these settings."""
-        return self.normalization == "none" and not self.skip and self.compute_dtype == "float32"
+        plain = self.normalization == "none" and not self.skip and self.head == "dense"
+        return plain and self.compute_dtype == "float32"
 
     def generation_of(self, candidate: int) -> int:
         """Generation of a candidate, 0 for the first population; candidates count from 0."""

@@ -76,7 +76,9 @@ def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[di
     """The rows of history.json: every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
-    costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes)
+    costs = architectures.costs(
+        genomes, dataset.image_shape, dataset.num_classes, config.head
+    )
     units = [architectures.to_units(architectures.member(genomes, i)) for i in range(number)]
     accuracy, population = np.asarray(state.accuracy), np.asarray(state.population)
     return [
@@ -286,7 +288,7 @@ def present(job: _Job, summary: _Summary) -> Report:
             continue
         cells = [
             [layer.name, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}"]
-            for layer in layers(architecture, dataset.image_shape, dataset.num_classes)
+            for layer in layers(architecture, dataset.image_shape, dataset.num_classes, config.head)
         ]
         tables.append(Table(f"Layers of the {role}", ["", "outputs", "parameters"], cells))
     title = f"{dataset.name}, networks found by differential evolution"

@@ -12,8 +12,9 @@ from jaxtyping import Int32
 
 from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas.architectures import Unit
-from evojax_suite.systems.de_nas.candidates import COMPILER_OPTIONS, Data, network_of
+from evojax_suite.systems.de_nas.candidates import Data, network_of
 from evojax_suite.systems.de_nas.config import Config
+from evojax_suite.systems.de_nas.layered import COMPILER_OPTIONS
 from evojax_suite.systems.de_nas.networks import fresh
 from evojax_suite.training import FitState, evaluate, fit_epochs, start_fit_from
 from evojax_suite.types import Algorithm, Array, IntScalar, PyTree, Scalar

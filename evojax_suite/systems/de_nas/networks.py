@@ -26,6 +26,7 @@ from evojax_suite.systems.de_nas.architectures import (
     CONVOLUTION,
     END,
     Genome,
+    Head,
     Space,
     Unit,
     dense_units,
@@ -42,7 +43,8 @@ _Branch: TypeAlias = Callable[[Array, Array], Array]
 class SequenceNetwork(nn.Module):
     """Units in their order, ReLU after each convolution; dropout, dense, ReLU, dropout, dense,
     ReLU, dense. `normalization` comes between a convolution and its ReLU, a skip connection around
-    each convolution that keeps the number of filters; neither is in the paper."""
+    each convolution that keeps the number of filters; the head "linear" is the mean over the
+    pixels, dropout, dense. None of these is in the paper. Without a head the outputs are maps."""
 
     num_classes: int
     units: tuple[Unit, ...]
@@ -51,6 +53,7 @@ class SequenceNetwork(nn.Module):
     skip: bool = False
     lowering: primitives.Convolution | None = None
     dtype: jnp.dtype = jnp.float32
+    head: Head | None = "dense"
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -66,8 +69,12 @@ class SequenceNetwork(nn.Module):
             if self.skip and maps.shape == features.shape:
                 maps += features
             features = nn.relu(maps)
+        if self.head is None:
+            return features
+        if self.head == "linear":
+            features = nn.Dropout(self.dropout, deterministic=not train)(features.mean((1, 2)))
         features = features.reshape(features.shape[0], -1)
-        *hidden, last = dense_units(features.shape[-1], self.num_classes)[1:]
+        *hidden, last = dense_units(features.shape[-1], self.num_classes, self.head)[1:]
         for size in hidden:
             features = nn.Dropout(self.dropout, deterministic=not train)(features)
             features = nn.relu(primitives.Dense(size, dtype=self.dtype)(features))
@@ -89,7 +96,7 @@ def fresh(
     """Variables as `network.init` draws them, or Kaiming's, from one draw for all: one a layer
     takes longer to compile than the training."""
     variables = jax.eval_shape(network.init, key, jnp.zeros((1, *image_shape)))
-    shapes = sorted(variables["params"].items())
+    shapes = sorted(variables.get("params", {}).items())
     drawn = {name: layer for name, layer in shapes if "kernel" in layer}
     sizes = [leaf.size for leaf in jax.tree.leaves(drawn)]
     numbers = jax.random.uniform(key, (sum(sizes),), minval=-1, maxval=1)
@@ -120,7 +127,10 @@ class Layer(NamedTuple):
 
 
 def layers(
-    units: tuple[Unit, ...], image_shape: tuple[int, int, int], num_classes: int
+    units: tuple[Unit, ...],
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    head: Head = "dense",
 ) -> list[Layer]:
     """The layers of a network without normalisation, with their outputs and parameters."""
     height, width, channels = image_shape
@@ -135,13 +145,17 @@ def layers(
         else:
             height, width = height // 2, width // 2
             rows.append(Layer(f"{unit.kind} pooling", (height, width, channels), 0))
-    sizes = dense_units(height * width * channels, num_classes)
-    rows.append(Layer("flatten", (sizes[0],), 0))
+    pixels = height * width if head == "dense" else 1
+    sizes = dense_units(pixels * channels, num_classes, head)
+    rows.append(Layer("flatten" if head == "dense" else "mean over pixels", (sizes[0],), 0))
     for before, after in itertools.pairwise(sizes):
         rows.append(Layer("dropout", (before,), 0))
         rows.append(Layer("dense", (after,), (before + 1) * after))
         rows.append(Layer("ReLU", (after,), 0))
-    return [*rows[:-3], rows[-2]]  # the last has no dropout before it and no ReLU after it
+    del rows[-1]  # no ReLU follows the last
+    if head == "dense":
+        del rows[-2]  # and no dropout is before it
+    return rows
 
 
 class PaddedNetwork(nn.Module):
