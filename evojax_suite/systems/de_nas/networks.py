@@ -37,7 +37,8 @@ from evojax_suite.types import Array, PRNGKey, PyTree
 Initialization = Literal["pytorch", "kaiming"]
 
 
-_Branch: TypeAlias = Callable[[Array, Array], Array]
+_Convolution: TypeAlias = Callable[[Array, Array], Array]
+_Run: TypeAlias = Callable[..., Array]
 
 
 class SequenceNetwork(nn.Module):
@@ -194,87 +195,40 @@ class PaddedNetwork(nn.Module):
         lowering = self.lowering or primitives.default_convolution(train, most)
         lowering_first = self.lowering or primitives.default_convolution(train, first_inputs)
 
-        which = jnp.searchsorted(jnp.array(sizes), genome.kernels)
         is_pooling = genome.kinds > CONVOLUTION
-        after = jnp.cumsum(is_pooling)  # poolings up to and with a unit
-        before = after - is_pooling
+        before = jnp.cumsum(is_pooling) - is_pooling  # poolings before a unit
         in_use = jnp.arange(most) < genome.filters[:, None]
 
-        def convolution(size: int, lowering: Convolution) -> _Branch:
-            """Convolution with the middle of the kernel, `size` wide."""
-            edge = (largest - size) // 2
-
-            def apply(maps: Array, kernel: Array):
-                middle = kernel[edge : edge + size, edge : edge + size]
-                return primitives.convolve(maps, middle, size // 2, 1, lowering)
-
-            return apply
-
-        firsts = [convolution(size, lowering_first) for size in sizes]
-        features = jax.lax.switch(which[0], firsts, images, first)
+        firsts = [_middle(size, lowering_first) for size in sizes]
+        which = jnp.searchsorted(jnp.array(sizes), genome.kernels[0])
+        features = jax.lax.switch(which, firsts, images, first)
         features = nn.relu(jnp.where(in_use[0], features + biases[0], 0))
 
-        def pooling(kind: str) -> _Branch:
-            return lambda maps, kernel: primitives.pool(kind, maps)
-
-        def at_level(level: int, function: _Branch) -> _Branch:
-            """`function` on the corner of the buffer that maps take up after `level` poolings."""
-            rows, columns = height >> level, width >> level
-
-            def apply(features: Array, kernel: Array):
-                maps = function(features[:, :rows, :columns], kernel)
-                missing = height - maps.shape[1], width - maps.shape[2]
-                return jnp.pad(maps, [(0, 0), (0, missing[0]), (0, missing[1]), (0, 0)])
-
-            return apply
-
-        by_size = [convolution(size, lowering) for size in sizes]
-        by_kind = [pooling("max"), pooling("average")]
-        branches = [lambda features, kernel: features]
-        branches += [at_level(level, apply) for level in range(levels) for apply in by_size]
-        branches += [at_level(level, apply) for level in range(levels - 1) for apply in by_kind]
-        convolutions = 1 + before * len(sizes) + which
-        poolings = 1 + levels * len(sizes) + before * 2 + (genome.kinds == AVERAGE_POOLING)
-        branch = jnp.where(genome.kinds == CONVOLUTION, convolutions, poolings)
-        branch = jnp.where(genome.kinds == END, 0, branch)
-        row, column = jnp.arange(height)[:, None], jnp.arange(width)
-
-        @jax.custom_vjp
-        def chosen(number: Array, features: Array, kernel: Array) -> Array:
-            return jax.lax.switch(number, branches, features, kernel)
-
-        def forward(number: Array, features: Array, kernel: Array) -> tuple[Array, PyTree]:
-            return chosen(number, features, kernel), (number, features, kernel)
-
-        def backward(residuals: PyTree, gradient: Array) -> PyTree:
-            """Gradient for which the inputs alone are kept: automatic differentiation keeps what
-            each branch needs for every unit, zeros for all but one."""
-
-            def gradients_of(branch: _Branch) -> Callable[..., PyTree]:
-                return lambda *inputs: jax.vjp(branch, *inputs)[1](gradient)
-
-            number, *inputs = residuals
-            return None, *jax.lax.switch(number, [*map(gradients_of, branches)], *inputs)
-
-        chosen.defvjp(forward, backward)
-
-        def unit(features: Array, inputs: PyTree):
-            number, kind, kernel, bias, in_use, level = inputs
-            features = chosen(number, features, kernel)
-            inside = (row < height >> level) & (column < width >> level)
-            changed = jnp.where(inside[:, :, None] & in_use, nn.relu(features + bias), 0)
-            return jnp.where(kind == CONVOLUTION, changed, features), None
-
-        rest = (branch[1:], genome.kinds[1:], kernels, biases[1:], in_use[1:], after[1:])
-        features, _ = jax.lax.scan(unit, features, rest)
-
-        channels, poolings = architectures.last_filters(genome), after[-1]
-        size = architectures.num_features_after((height, width), poolings) * channels
+        channels, poolings = architectures.last_filters(genome), is_pooling.sum()
         position = jnp.arange(self.most_features)
-        pixel, channel = position // channels, position % channels
-        columns = jnp.maximum(width >> poolings, 1)
-        flat = features[:, (pixel // columns) % height, pixel % columns, channel]
-        features = jnp.where(position < size, flat, 0)
+        flat = jnp.zeros((len(images), self.most_features))
+        for level in range(levels):
+            rows, columns = height >> level, width >> level
+            widest = 2 * max(rows, columns) - 1  # what is beyond only ever meets the padding
+            sizes_here = sorted({min(size, widest) for size in sizes})
+            here = (genome.kinds == CONVOLUTION) & (before == level)
+            start = jnp.maximum(here.argmax(), 1)
+            which = jnp.searchsorted(jnp.array(sizes_here), jnp.minimum(genome.kernels, widest))
+            run = _in_a_row(tuple(sizes_here), lowering)
+            rest = which[1:], kernels, biases[1:], in_use[1:]
+            features = run(features, start - 1, here[1:].sum(), *rest)
+
+            size = rows * columns * channels
+            pixel, channel = position // channels, position % channels
+            taken = features[:, (pixel // columns) % rows, pixel % columns, channel]
+            flat = jnp.where((poolings == level) & (position < size), taken, flat)
+            if level < levels - 1:
+                maximum = (is_pooling & (before == level) & (genome.kinds != AVERAGE_POOLING)).any()
+                pooled = [primitives.pool(kind, features) for kind in ("max", "average")]
+                features = jnp.where(maximum, *pooled)
+
+        features = flat
+        size = architectures.num_features_after((height, width), poolings) * channels
         most_units = dense_units(self.most_features, self.num_classes)
         num_units = dense_units(size, self.num_classes)
         # The units beyond the network's are zero, as inputs and as outputs.
@@ -288,6 +242,73 @@ class PaddedNetwork(nn.Module):
                 is_unit = jnp.arange(outputs) < num_units[index + 1]
                 features = jnp.where(is_unit, nn.relu(features), 0)
         return features
+
+
+def _middle(size: int, lowering: Convolution) -> _Convolution:
+    """The convolution of maps with the middle of a kernel, `size` wide."""
+
+    def apply(maps: Array, kernel: Array) -> Array:
+        edge = (len(kernel) - size) // 2
+        middle = kernel[edge : edge + size, edge : edge + size]
+        return primitives.convolve(maps, middle, size // 2, 1, lowering)
+
+    return apply
+
+
+def _in_a_row(sizes: tuple[int, ...], lowering: Convolution) -> _Run:
+    """Convolutions with ReLU, one after the other: a function of maps, the place of the first among
+    the units, their number, and for each unit which of `sizes` its kernel has, the kernel, the bias
+    and the filters in use.
+
+    The gradient is written out: the number of units is known as late as the network, and automatic
+    differentiation keeps for each of them what every size would need.
+    """
+    convolutions = [_middle(size, lowering) for size in sizes]
+
+    def after(place: Array, maps: Array, units: PyTree) -> Array:
+        which, kernel, bias, in_use = (array[place] for array in units)
+        outputs = jax.lax.switch(which, convolutions, maps, kernel) + bias
+        return nn.relu(jnp.where(in_use, outputs, 0))
+
+    @jax.custom_vjp
+    def run(maps: Array, first: Array, number: Array, *units: Array) -> Array:
+        def step(place: Array, maps: Array) -> Array:
+            return after(first + place, maps, units)
+
+        return jax.lax.fori_loop(0, number, step, maps)
+
+    def forward(maps: Array, first: Array, number: Array, *units: Array) -> tuple[Array, PyTree]:
+        def step(place: Array, seen: Array) -> Array:
+            return seen.at[place + 1].set(after(first + place, seen[place], units))
+
+        seen = jnp.zeros((len(units[0]) + 1, *maps.shape), maps.dtype).at[0].set(maps)
+        seen = jax.lax.fori_loop(0, number, step, seen)
+        return seen[number], (seen, first, number, *units[:3])
+
+    def gradients_of(convolution: _Convolution) -> Callable[..., PyTree]:
+        return lambda maps, kernel, gradient: jax.vjp(convolution, maps, kernel)[1](gradient)
+
+    gradients = [gradients_of(convolution) for convolution in convolutions]
+
+    def backward(residuals: PyTree, gradient: Array) -> PyTree:
+        seen, first, number, which, kernels, biases = residuals
+
+        def step(done: Array, carry: PyTree) -> PyTree:
+            gradient, of_kernels, of_biases = carry
+            place = number - 1 - done
+            unit = first + place
+            gradient = jnp.where(seen[place + 1] > 0, gradient, 0)
+            inputs = seen[place], kernels[unit], gradient
+            of_maps, of_kernel = jax.lax.switch(which[unit], gradients, *inputs)
+            of_bias = gradient.sum((0, 1, 2))
+            return of_maps, of_kernels.at[unit].set(of_kernel), of_biases.at[unit].set(of_bias)
+
+        start = gradient, jnp.zeros_like(kernels), jnp.zeros_like(biases)
+        gradient, of_kernels, of_biases = jax.lax.fori_loop(0, number, step, start)
+        return gradient, None, None, None, of_kernels, of_biases, None
+
+    run.defvjp(forward, backward)
+    return run
 
 
 def _unit_uniform(key: Array, shape: tuple[int, ...]) -> Array:
