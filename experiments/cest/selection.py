@@ -155,27 +155,23 @@ def main(options: Options) -> None:
         options.output, options, "rules", "datasets", "wrong_labels", "seeds", "data_dir", "output"
     )
     done = {(row["dataset"], row["wrong"], row["rule"], row["seed"]) for row in rows}
-    trainers: dict[tuple[str, float, str], Trainer] = {}
     with tempfile.TemporaryDirectory() as folder:  # rules share most of their programs
         jax.config.update("jax_compilation_cache_dir", folder)
-        for seed in options.seeds:
-            for name in options.datasets:
-                whole = parts(name, options)
-                for wrong in options.wrong_labels:
-                    dataset = with_wrong_labels(whole, wrong)
-                    for rule in options.rules:
-                        if (name, wrong, rule, seed) in done:
-                            continue
-                        if (name, wrong, rule) not in trainers:
-                            trainers[name, wrong, rule] = Trainer(options, rule, dataset)
-                        found = trainers[name, wrong, rule].run(seed)
-                        rows.add(
-                            {"dataset": name, "wrong": wrong, "rule": rule, "seed": seed, **found}
-                        )
-                        print(
-                            f"{name}, {wrong}, seed {seed}, {rule}: {found['test_accuracy']}",
-                            flush=True,
-                        )
+        for name in options.datasets:
+            whole = parts(name, options)
+            for wrong in options.wrong_labels:
+                dataset = with_wrong_labels(whole, wrong)
+                for rule in options.rules:
+                    left = [s for s in options.seeds if (name, wrong, rule, s) not in done]
+                    if not left:
+                        continue
+                    trainer = Trainer(options, rule, dataset)
+                    for seed in left:
+                        found = trainer.run(seed)
+                        about = {"dataset": name, "wrong": wrong, "rule": rule, "seed": seed}
+                        rows.add(about | found)
+                        print(*about.values(), found["test_accuracy"], flush=True)
+                    jax.clear_caches()  # a process may map only so many programs
     print(tables(rows, options))
 
 

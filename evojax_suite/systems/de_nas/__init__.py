@@ -16,6 +16,7 @@ from evojax_suite.systems.de_nas.candidates import (
     Data as Data,
     EvaluatedCandidate as EvaluatedCandidate,
     candidate_evaluator as candidate_evaluator,
+    hand_made as hand_made,
     known_networks as known_networks,
     make_data as make_data,
     make_evaluator as make_evaluator,

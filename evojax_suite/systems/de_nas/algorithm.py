@@ -34,7 +34,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import jax
@@ -45,13 +45,13 @@ from jaxtyping import Float, Int, Int32, Num, UInt32
 
 from evojax_suite.operators import selection
 from evojax_suite.runtime import devices
-from evojax_suite.systems.de_nas import architectures, candidates
+from evojax_suite.systems.de_nas import architectures, candidates, methods, units
 from evojax_suite.systems.de_nas.architectures import Genome, Space
 from evojax_suite.systems.de_nas.candidates import Data, EvaluatedCandidate
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
 from evojax_suite.training import Evaluation
-from evojax_suite.types import Algorithm, Array
+from evojax_suite.types import Algorithm, Array, Dataset
 
 
 @struct.dataclass
@@ -140,6 +140,31 @@ def num_workers(config: Config, num_devices: int) -> int:
     return config.workers or (max(2, num_devices) if on_cpu else 2 * num_devices)
 
 
+def first_population(config: Config, state: State, params: Params, dataset: Dataset) -> State:
+    """The state that a search had when its first population was evaluated."""
+    size, total = config.population_size, config.num_candidates
+    early = np.arange(total) < size
+
+    def cut(leaf: Array, nothing: Any) -> Array:
+        return jnp.where(early.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, nothing)
+
+    genomes = Genome(*(cut(leaf, 0) for leaf in state.genomes))
+    first = architectures.member(genomes, np.arange(size))
+    costs = architectures.costs(first, dataset.image_shape, dataset.num_classes, config.head)
+    sizes, accuracy = getattr(costs, config.size), np.asarray(state.accuracy)[:size]
+    order = best_first(accuracy, sizes, params, config.survival)
+    return State(
+        genomes=genomes,
+        keys=cut(state.keys, 0),
+        accuracy=cut(state.accuracy, jnp.nan),
+        rungs=cut(state.rungs, jnp.nan),
+        num_epochs=cut(state.num_epochs, 0),
+        population=jnp.asarray(order.astype(np.int32)),
+        num_judged=jnp.int32(size),
+        encoded=None,
+    )
+
+
 class _Workers:
     """Threads that evaluate candidates on the devices of this process. Each of several processes
     evaluates its share of the candidates, and sends the others its evaluations."""
@@ -214,9 +239,7 @@ class _Search:
     def costs(self, state: State, places: int | np.ndarray) -> architectures.Costs:
         """The costs of the candidates at `places`."""
         genomes = architectures.member(state.genomes, places)
-        return architectures.costs(
-            genomes, self.image_shape, self.num_classes, self.config.head
-        )
+        return architectures.costs(genomes, self.image_shape, self.num_classes, self.config.head)
 
     def sizes(self, state: State, places: np.ndarray) -> Int[np.ndarray, "places"]:
         """The costs by which candidates are selected."""
@@ -237,6 +260,27 @@ class _Search:
             encoded=self.evosax.start(key) if self.evosax else None,
         )
 
+    def _proposed(self, key: Array, state: State, params: Params) -> Genome:
+        """The children of a method of `methods`."""
+        config, known = self.config, np.arange(int(state.num_judged))
+        accuracy, sizes = np.asarray(state.accuracy)[known], self.sizes(state, known)
+        fitness = np.full(config.num_candidates, -np.inf, np.float32)
+        fitness[known] = -scores(accuracy, sizes, params, config.population_size)
+        genomes = units.rows(state.genomes)
+        history = methods.History(genomes, jnp.asarray(fitness), state.num_judged)
+        return units.genome_of(self.propose(key, history))
+
+    @cached_property
+    def propose(self) -> Callable[[Array, methods.History], Array]:
+        """The next genomes, from a key and the search so far."""
+        operators = units.operators(self.config.space, self.image_shape, self.num_classes)
+
+        @jax.jit
+        def propose(key: Array, history: methods.History) -> Array:
+            return methods.propose(key, self.config.methods, operators, history, ())[0]
+
+        return propose
+
     def drawn(self, key: Array, state: State, params: Params) -> State:
         """The state with the candidates of the next generation, and the keys of their trainings."""
         key_genomes, key_training = jax.random.split(key)
@@ -251,6 +295,8 @@ class _Search:
                 fitness = scores(accuracy, sizes, params, config.population_size)
             made, encoded = self.evosax.propose(key_genomes, state.encoded, fitness)
             state = replace(state, encoded=encoded)
+        elif start and config.method in ("ageing", "surrogate"):
+            made = self._proposed(key_genomes, state, params)
         elif start and config.method == "evolution":
             population = architectures.member(state.genomes, state.population)
             order = jnp.arange(config.population_size)

@@ -21,7 +21,6 @@ from evojax_suite.runtime import results
 from evojax_suite.systems.de_nas.networks import SequenceNetwork, layers
 from evojax_suite.types import Array, Images, Probabilities, PyTree
 
-
 _SETTINGS = "dropout", "normalization", "skip", "head"
 
 

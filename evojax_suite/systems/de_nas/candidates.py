@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -45,21 +46,50 @@ def make_data(config: Config, dataset: Dataset) -> Data:
     return Data(**vars(training_data(dataset)), validation=validation)
 
 
+def _in_pairs(widths: Iterable[int], kernel: int) -> tuple[Unit, ...]:
+    """Pairs of convolutions of these widths, max pooling between the pairs."""
+    pairs = [[Unit("convolution", kernel, width)] * 2 for width in widths]
+    return tuple(itertools.chain(pairs[0], *([Unit("max"), *pair] for pair in pairs[1:])))
+
+
 def known_networks(space: Space, image_shape: tuple[int, int, int], number: int) -> Genome:
     """Returns `number` networks like VGG: pairs of 3x3 convolutions (or of the kernel of `space`
     nearest to 3), max pooling after each pair, twice the filters in the next; widths from the least
     to the most."""
     kernel = min(space.kernels, key=lambda size: abs(size - 3))
     poolings = architectures.most_poolings(image_shape)
-    genomes, length = [], space.max_length
-    for width in np.geomspace(space.min_first_filters, space.max_filters, number + 1)[1:]:
-        units: list[Unit] = []
-        for stage in range(poolings + 1):
-            filters = min(space.max_filters, max(1, round(width / 2 ** (poolings - stage))))
-            units += [Unit("convolution", kernel, filters)] * 2
-            units += [Unit("max")] if stage < poolings else []
-        genomes.append(architectures.from_units(tuple(units[:length]), length))
+    genomes, length, step = [], space.max_length, space.filter_step
+    for width in np.geomspace(space.least_filters, space.max_filters, number + 1)[1:]:
+        sizes = (round(width / step / 2 ** (poolings - stage)) for stage in range(poolings + 1))
+        widths = [min(space.max_filters // step, max(1, size)) * step for size in sizes]
+        units = _in_pairs(widths, kernel)
+        genomes.append(architectures.from_units(units[:length], length))
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *genomes)
+
+
+def hand_made(
+    parameters: int, image_shape: tuple[int, int, int], num_classes: int
+) -> tuple[Unit, ...]:
+    """The network that one would try first, at a number of parameters, or the most below it: pairs
+    of 3x3 convolutions, max pooling between the pairs, twice the filters after it, and the linear
+    head."""
+    stages = architectures.most_poolings(image_shape) + 1
+
+    def of_width(width: float) -> tuple[Unit, ...]:
+        return _in_pairs([max(1, int(width * 2**stage)) for stage in range(stages)], 3)
+
+    def size(width: float) -> int:
+        units = of_width(width)
+        genome = architectures.from_units(units, len(units))
+        return int(architectures.costs(genome, image_shape, num_classes, "linear").parameters)
+
+    least, most = 0.0, 2.0
+    while size(most) <= parameters:
+        least, most = most, 2 * most
+    for _ in range(20):
+        middle = (least + most) / 2
+        least, most = (middle, most) if size(middle) <= parameters else (least, middle)
+    return of_width(least)
 
 
 class EvaluatedCandidate(NamedTuple):

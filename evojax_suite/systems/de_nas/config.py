@@ -12,6 +12,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from evojax_suite.configuration import Scalars, Share, configuration
 from evojax_suite.systems.de_nas.architectures import Head, Space
+from evojax_suite.systems.de_nas.methods import MethodConfig
 from evojax_suite.systems.de_nas.networks import Initialization
 from evojax_suite.training import EngineConfig, TrainingConfig
 
@@ -41,9 +42,10 @@ class Config:
     """Number of best architectures that a child may be based on."""
     compare: Literal["kind", "unit"] = "kind"
     """What makes two units alike in a difference: their kind, or kernel and filters too."""
-    method: Literal["evolution", "random", "evosax"] = "evolution"
-    """Source of children: differential evolution on units (the paper's), the distribution of the
-    first population, for comparison, or `strategy`."""
+    method: Literal["evolution", "random", "evosax", "ageing", "surrogate"] = "evolution"
+    """Source of children: differential evolution on units (the paper's); the distribution of the
+    first population, for comparison; `strategy`; regularised evolution; or evolution that trains
+    those children which a Gaussian process thinks best (`methods`)."""
     strategy: str = "DifferentialEvolution"
     """evosax algorithm of the method evosax. It moves normal deviates that `architectures.decode`
     reads through their distribution function, so that standard normal vectors are random networks;
@@ -114,6 +116,19 @@ class Config:
                 "programs padded needs normalization none, no skip, the dense head and "
                 "compute_dtype float32"
             )
+
+    @property
+    def methods(self) -> MethodConfig:
+        """The sizes of the methods that `methods` has."""
+        size = self.population_size
+        return MethodConfig(
+            "ageing" if self.method == "ageing" else "surrogate",
+            population_size=size,
+            num_children=self.num_children,
+            num_best=self.num_best,
+            sample_size=min(10, size),
+            num_proposals=max(200, 10 * self.num_children),
+        )
 
     @property
     def num_candidates(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -22,9 +22,9 @@ from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.de_nas import algorithm, architectures
-from evojax_suite.systems.de_nas.architectures import Unit
+from evojax_suite.systems.de_nas.architectures import Head, Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
-from evojax_suite.systems.de_nas.candidates import make_data, network_of
+from evojax_suite.systems.de_nas.candidates import hand_made, make_data, network_of
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
 from evojax_suite.systems.de_nas.networks import layers
@@ -32,6 +32,7 @@ from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
+_SMALL_SPACE_OF_LINEAR_HEAD = {"max_filters": 32}
 _SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
@@ -42,9 +43,17 @@ class Options(RunOptions):
     """Search a network that is accurate for its size (Pei, Chang & Tian 2022).
 
     Candidates are evaluated on a validation split after a short training; the most accurate and the
-    smallest of the last generation are trained at length and evaluated on the test split.
+    smallest of the last generation are trained at length and evaluated on the test split, and so
+    are the networks that one would try first, as large as the most accurate.
     """
 
+    recipe: Literal["paper", "recommended"] = "paper"
+    """The paper's evolution of its networks; or evolution with a surrogate, of networks with batch
+    normalisation, skip connections and a linear head, and random search beside it."""
+    baselines: tuple[Literal["hand", "random"], ...] = ("hand",)
+    """What is trained for comparison: hand, networks like VGG and ResNet with as many parameters
+    as the most accurate one found; random, the most accurate of as many candidates by random
+    search, which goes on from the same first population."""
     num_images: int | None = None
     """Training images, equally many of each class; all by default, 1,000 where small."""
     scale: Scale = "auto"
@@ -63,7 +72,8 @@ def reduced(options: Options, num_images: int) -> Options:
         return replace(value, **kept)
 
     config, default = options.config, Config()
-    training, space = config.training, left(config.space, default.space, _SMALL_SPACE)
+    smaller = _SMALL_SPACE if config.head == "dense" else _SMALL_SPACE_OF_LINEAR_HEAD
+    training, space = config.training, left(config.space, default.space, smaller)
     if training.optimizer == "sgd" and training.learning_rate == default.training.learning_rate:
         training = replace(training, **_SMALL_TRAINING)
     config = replace(left(config, default, _SMALL), space=space, training=training)
@@ -76,9 +86,7 @@ def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[di
     """The rows of history.json: every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
-    costs = architectures.costs(
-        genomes, dataset.image_shape, dataset.num_classes, config.head
-    )
+    costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes, config.head)
     units = [architectures.to_units(architectures.member(genomes, i)) for i in range(number)]
     accuracy, population = np.asarray(state.accuracy), np.asarray(state.population)
     return [
@@ -117,14 +125,21 @@ class _Job(Job[Options]):
     key_final: jax.Array
 
 
+class _Model(NamedTuple):
+    """A network that a run compares."""
+
+    units: tuple[Unit, ...]
+    config: Config  # how it is built and trained
+    search_accuracy: float | None = None  # on the validation split; None of one that no search made
+    training: LoopResult | None = None  # the final one
+    trained: SearchedNetwork | None = None
+
+
 @dataclass(frozen=True)
 class _Searched:
-    result: algorithm.SearchResult
     rows: list[dict[str, Any]]  # `history`
-    units: dict[str, tuple[Unit, ...]]  # by role
     loop: LoopResult
-    trainings: dict[str, LoopResult]  # the final ones
-    trained: dict[str, SearchedNetwork]
+    models: dict[str, _Model]  # by role
 
 
 @dataclass(frozen=True)
@@ -159,29 +174,40 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
 
 
 def search(job: _Job) -> Search:
-    """Search, then train the most accurate and the smallest architecture at length."""
+    """Search, then train the most accurate and the smallest architecture at length, and what they
+    are compared with."""
     config, dataset, phase = job.options.config, job.dataset, job.phase
     shape, num_classes = dataset.image_shape, dataset.num_classes
     loop = yield phase
     result = phase.algorithm.result(loop.state, phase.params, phase.data)
     rows = history(config, loop.state, dataset)
     write_json(job.directory / "history.json", rows)
-    units = {
-        role: architectures.to_units(architectures.member(result.genomes, place))
-        for role, place in _places(result).items()
-    }
-    trainings: dict[str, LoopResult] = {}
-    trained: dict[str, SearchedNetwork] = {}
-    for number, (role, architecture) in enumerate(units.items() if config.final_epochs else ()):
-        if role == "smallest" and architecture == units["most accurate"]:
-            trained[role] = trained["most accurate"]
+
+    def found(result: algorithm.SearchResult, place: int) -> _Model:
+        units = architectures.to_units(architectures.member(result.genomes, place))
+        return _Model(units, config, float(result.accuracy[place]))
+
+    places = result.most_accurate, result.smallest
+    models = {role: found(result, place) for role, place in zip(FOUND, places, strict=True)}
+    if "random" in job.options.baselines:
+        other = yield _random_search(job, loop)
+        randomly = phase.algorithm.result(other.state, phase.params, phase.data)
+        models["random search"] = found(randomly, randomly.most_accurate)
+    if "hand" in job.options.baselines and config.final_epochs:
+        size = models["most accurate"].units, shape, num_classes, config.head
+        units = hand_made(int(_costs(*size).parameters), shape, num_classes)
+        for name, skip in (("like VGG", False), ("like ResNet", True)):
+            known = replace(config, normalization="batch", skip=skip, head="linear", dropout=0.0)
+            models[name] = _Model(units, known)
+    for number, (role, model) in enumerate(models.items() if config.final_epochs else ()):
+        if role == "smallest" and model.units == models["most accurate"].units:
+            models[role] = models["most accurate"]
             continue
-        final = build_final(config, architecture, num_classes, shape)
+        final = build_final(model.config, model.units, num_classes, shape)
         key, folder = jax.random.fold_in(job.key_final, number), _training_folder(role)
         done = yield Phase(role, final, key, None, phase.data, config.final_epochs, folder)
-        trainings[role] = done
-        trained[role] = SearchedNetwork(
-            network_of(config, architecture, num_classes),
+        network = SearchedNetwork(
+            network_of(model.config, model.units, num_classes),
             jax.device_get(final.result(done.state, None, phase.data)),
             shape,
             mean=dataset.mean,
@@ -189,11 +215,36 @@ def search(job: _Job) -> Search:
             class_names=dataset.class_names,
             dataset=dataset.name,
         )
-    return _Searched(result, rows, units, loop, trainings, trained)
+        models[role] = model._replace(training=done, trained=network)
+    return _Searched(rows, loop, models)
 
 
-def _places(result: algorithm.SearchResult) -> dict[str, int]:
-    return {"most accurate": result.most_accurate, "smallest": result.smallest}
+FOUND = "most accurate", "smallest"
+
+
+def _costs(
+    units: tuple[Unit, ...], shape: tuple[int, int, int], num_classes: int, head: Head
+) -> architectures.Costs:
+    genome = architectures.from_units(units, len(units))
+    return architectures.costs(genome, shape, num_classes, head)
+
+
+def _random_search(job: _Job, loop: LoopResult) -> Phase:
+    """Random search from the first population of a search that has ended, as many candidates in
+    all."""
+    phase, config = job.phase, replace(job.options.config, method="random")
+    dataset, size = job.dataset, config.population_size
+    random = algorithm.build(
+        config, dataset.num_classes, dataset.image_shape, devices.take(job.options.devices)
+    )
+    number = config.num_candidates
+    if int(loop.state.num_judged) >= size:  # no dry run
+        first = algorithm.first_population(config, loop.state, phase.params, dataset)
+        random, number = replace(random, init=lambda *_: first), number - size
+    key, folder = jax.random.fold_in(job.key_final, 1000), "random_search"
+    steps = phase.dry_run_steps
+    inputs = phase.params, phase.data
+    return Phase("random search", random, key, *inputs, number, folder, dry_run_steps=steps)
 
 
 def _training_folder(role: str) -> str:
@@ -202,24 +253,25 @@ def _training_folder(role: str) -> str:
 
 def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
     """Write the networks and evaluate them on the test split."""
-    dataset, result, rows, loop = job.dataset, searched.result, searched.rows, searched.loop
+    dataset, rows, loop = job.dataset, searched.rows, searched.loop
     test = batches_of(dataset, test_split, job.options.config.engine)
     evaluated = jax.jit(evaluate, static_argnums=0)
-    accuracies = {}
-    for role, model in searched.trained.items():
-        accuracies[role] = float(evaluated(model.network, model.variables, test).accuracy)
-        model.save(job.directory if role == "most accurate" else job.directory / "smallest")
     models = {}
-    for role, place in _places(result).items():
-        genome = architectures.member(result.genomes, place)
-        costs = architectures.costs(genome, dataset.image_shape, dataset.num_classes)
+    for role, model in searched.models.items():
+        size = model.units, dataset.image_shape, dataset.num_classes, model.config.head
+        costs, accuracy = _costs(*size), None
+        if own := model.trained:
+            accuracy = float(evaluated(own.network, own.variables, test).accuracy)
+            if role in FOUND:
+                own.save(job.directory if role == "most accurate" else job.directory / role)
         models[role] = {
-            "test_accuracy": accuracies.get(role),
-            "search_accuracy": float(result.accuracy[place]),
+            "test_accuracy": accuracy,
+            "search_accuracy": model.search_accuracy,
             "num_parameters": int(costs.parameters),
             "num_multiplications": int(costs.multiplications),
         }
-    trainings = searched.trainings.values()
+    by_role = {role: model.training for role, model in searched.models.items()}
+    trainings = {id(one): one for role in FOUND if (one := by_role[role])}.values()
     compile_seconds = sum(training.compile_seconds for training in trainings)
     numbers = {
         **models["most accurate"],
@@ -232,6 +284,11 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
         "search_seconds": loop.seconds,
         "candidates_per_hour": 3600 * len(rows) / loop.seconds,
         "compile_seconds": loop.stage_seconds.get("compilation", 0.0) + compile_seconds,
+        **{
+            f"baseline_{role.split()[-1].lower() if role.startswith('like') else 'random'}": model
+            for role, model in models.items()
+            if role not in FOUND
+        },
     }
     return _Summary(numbers, searched, models, len(test_split))
 
@@ -239,15 +296,16 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
 def present(job: _Job, summary: _Summary) -> Report:
     """The page: the two networks, and how the population moved."""
     config, dataset, models = job.options.config, job.dataset, summary.models
-    rows, trainings = summary.searched.rows, summary.searched.trainings
+    rows, compared = summary.searched.rows, summary.searched.models
     alive = populations(config, rows, job.options.params)
     moved = plotting.population_movement(alive, f"num_{config.size}", config.size)
     caption = "Error and size of the population, by generation; a point is a network"
     figures = [Figure("search", caption, moved)]
-    if trainings:
+    if config.final_epochs:
         curves = {
             role: read_lines(job.directory / _training_folder(role) / "metrics.jsonl")
-            for role in trainings
+            for role, model in compared.items()
+            if role != "smallest" or model.units != compared["most accurate"].units
         }
         caption = "Final trainings: loss and accuracy by epoch"
         figures.append(Figure("training", caption, plotting.training_curves(curves)))
@@ -267,24 +325,28 @@ def present(job: _Job, summary: _Summary) -> Report:
         accuracies.append(percent(model["test_accuracy"]))
         parameters.append(f"{model['num_parameters']:,}")
         multiplications = f"{model['num_multiplications']:,}"
-        validation = percent(model["search_accuracy"])
+        searched = model["search_accuracy"]
+        validation = "made by hand" if searched is None else percent(searched)
         results.append([role, validation, accuracies[-1], parameters[-1], multiplications])
         headline.append((f"{accuracies[-1]} %", f"test accuracy, {role}"))
-        headline.append((parameters[-1], "parameters"))
+        if role in FOUND:
+            headline.append((parameters[-1], "parameters"))
     headline.append((str(len(rows)), "candidates"))
     lead = (
         f"Of {len(rows)} candidates the most accurate has {parameters[0]} parameters, the smallest "
         f"{parameters[1]}; {summary.numbers['candidates_per_hour']:,.0f} candidates an hour"
     )
-    if trainings:
+    if config.final_epochs:
         lead += (
             f". They classify {accuracies[0]}% and {accuracies[1]}% of the "
             f"{summary.num_test_images:,} test images of {dataset.name}"
         )
+        others = [f"{percent(models[r]['test_accuracy'])}% {r}" for r in models if r not in FOUND]
+        lead += f"; beside them {', '.join(others)}" if others else ""
     tables = [Table("Result", header, results)]
-    units = summary.searched.units
-    for role, architecture in units.items():
-        if role == "smallest" and architecture == units["most accurate"]:
+    for role in FOUND:
+        architecture = compared[role].units
+        if role == "smallest" and architecture == compared["most accurate"].units:
             continue
         cells = [
             [layer.name, " x ".join(map(str, layer.shape)), f"{layer.parameters:,}"]
@@ -295,6 +357,20 @@ def present(job: _Job, summary: _Summary) -> Report:
     return Report(title, lead + ".", headline, tables, figures, closing=[lead])
 
 
+RECOMMENDED = (
+    *("--method", "surrogate"),
+    *("--normalization", "batch"),
+    *("--skip",),
+    *("--head", "linear"),
+    *("--dropout", "0"),
+    *("--min-length", "5"),
+    *("--kernels", "1", "3", "5"),
+    *("--min-first-filters", "16"),
+    *("--max-first-filters", "32"),
+    *("--filter-step", "16"),
+    *("--programs", "layers"),
+    *("--baselines", "hand", "random"),
+)
 SYSTEM = System(
     "de_nas",
     Options,
@@ -308,6 +384,8 @@ SYSTEM = System(
             Quantity("num_parameters", "parameters", digits=0),
             accuracy("smallest.test_accuracy", "test accuracy, smallest"),
             Quantity("smallest.num_parameters", "parameters, smallest", digits=0),
+            accuracy("baseline_resnet.test_accuracy", "like ResNet, as large"),
+            accuracy("baseline_random.test_accuracy", "random search"),
             Quantity("num_evaluated", "candidates", digits=0),
             SECONDS,
         ),
@@ -315,4 +393,5 @@ SYSTEM = System(
         step="candidate",
     ),
     metrics={"accuracy_best": "best accuracy", "num_parameters": "parameters"},
+    recipes={"recommended": RECOMMENDED},
 )

@@ -32,7 +32,7 @@ compile fusions, which later versions lack, takes a third less: experiments/de_n
 if jax.__version_info__ < (0, 11):
     COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
-Maps: TypeAlias = Float[Array, "images height width channels"]
+Maps: TypeAlias = Float[Array, "images _ _ _"]  # height, width, channels
 
 
 def parts(network: SequenceNetwork) -> tuple[SequenceNetwork, ...]:
@@ -86,7 +86,10 @@ def _shown(
     return engine.prepared(batch_key, network, config, *examples), weights
 
 
-def _applied(part: SequenceNetwork, state: engine.FitState, rngs: dict[str, PRNGKey]) -> Callable:
+_Applied: TypeAlias = Callable[[PyTree, Array], tuple[Array, PyTree]]
+
+
+def _applied(part: SequenceNetwork, state: engine.FitState, rngs: dict[str, PRNGKey]) -> _Applied:
     """The part in training, a function of its parameters and inputs: outputs and statistics."""
 
     def apply(parameters: PyTree, features: Array) -> tuple[Array, PyTree]:
@@ -104,10 +107,13 @@ def _forward(
     """The maps after a unit, its new statistics, and the function that goes back."""
     apply = _applied(part, state, {})
     if is_first:  # nobody asks for the gradient of the images
-        arguments = partial(apply, features=features), state.parameters
+
+        def of_parameters(parameters: PyTree) -> tuple[Array, PyTree]:
+            return apply(parameters, features)
+
+        maps, back, statistics = jax.vjp(of_parameters, state.parameters, has_aux=True)
     else:
-        arguments = apply, state.parameters, features
-    maps, back, statistics = jax.vjp(*arguments, has_aux=True)
+        maps, back, statistics = jax.vjp(apply, state.parameters, features, has_aux=True)
     return maps, statistics, back
 
 
@@ -234,7 +240,7 @@ def train(
 
 
 def evaluate(training: Training, batches: engine.Batches) -> engine.Evaluation:
-    """`training.evaluate`, layer by layer; the numbers are on the host."""
+    """`training.evaluate`, layer by layer."""
     variables, sums = [state.variables for state in training.states], []
     for images, labels, weights in zip(*batches, strict=True):
         features = images
@@ -243,8 +249,8 @@ def evaluate(training: Training, batches: engine.Batches) -> engine.Evaluation:
         sums.append(_sums(features, labels, weights))
     losses, correct = np.sum(jax.device_get(sums), axis=0) / np.sum(batches.weights)
     if not np.isfinite(losses):
-        losses = correct = np.float32(np.nan)
-    return engine.Evaluation(np.float32(correct), np.float32(losses))
+        losses = correct = np.nan
+    return engine.Evaluation(jnp.float32(correct), jnp.float32(losses))
 
 
 def evaluate_candidate(
@@ -275,7 +281,7 @@ def evaluate_candidate(
     seconds = {"compilation": time.perf_counter() - clock}
     clock = time.perf_counter()
     accuracies, before = np.full(len(ends), np.nan, np.float32), 0
-    evaluation = engine.Evaluation(np.float32(np.nan), np.float32(np.nan))
+    evaluation = engine.Evaluation(jnp.float32(jnp.nan), jnp.float32(jnp.nan))
     for rung, end in enumerate(ends):
         key_rung = jax.random.fold_in(key_fit, rung) if len(ends) > 1 else key_fit
         training = train(key_rung, training, num_steps, images, labels, end - before)

@@ -24,7 +24,6 @@ from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import (
     AVERAGE_POOLING,
     CONVOLUTION,
-    END,
     Genome,
     Head,
     Space,
