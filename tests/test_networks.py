@@ -451,8 +451,16 @@ def test_convolutions_agree(setting):
         ((2, 6, 5, 4), 5, 3),
         ((2, 6, 6, 2), 5, 3),
         ((2, 2, 3, 4), 7, 3),
+        ((3, 4, 5, 4), 5, 6),
     ],
-    ids=["many pixels", "in blocks", "large kernel", "few channels", "kernel beyond the map"],
+    ids=[
+        "many pixels",
+        "in blocks",
+        "large kernel",
+        "few channels",
+        "beyond the map",
+        "few pixels",
+    ],
 )
 def test_ways_to_the_kernel_gradient_agree(images, size, filters):
     setting = {"images": images, "size": size, "padding": size // 2, "stride": 1}

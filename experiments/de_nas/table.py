@@ -115,7 +115,7 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
         models[role] = {
             "test_accuracy": float(accuracy.accuracy),
             "search_accuracy": float(found.accuracy[place]),
-            "num_parameters": int(architectures.costs(genome, shape, classes).parameters),
+            "num_parameters": int(de_nas.costs_of(config, genome, shape, classes).parameters),
             "units": [unit._asdict() for unit in units],
             "curve": curve,
         }

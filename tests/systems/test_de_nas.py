@@ -297,7 +297,7 @@ RUN = [
     "--num-generations", "2", "--num-best", "2", "--min-length", "3", "--max-length", "5",
     "--kernels", "1", "3", "--min-first-filters", "2", "--max-first-filters", "3",
     "--max-filters", "4", "--max-features", "256", "--num-epochs", "2", "--final-epochs", "3",
-    "--checkpoint-seconds", "0", "--name", "run",
+    "--checkpoint-seconds", "0", "--name", "run", "--baselines",
 ]  # fmt: skip
 DETERMINISTIC = (
     "architecture.json", "network.safetensors", "smallest/architecture.json", "history.json",
@@ -339,6 +339,57 @@ def test_a_run_leaves_what_its_user_needs(finished):
     page = (finished / "report.html").read_text()
     assert "Layers of the most accurate" in page
     assert page.count('<div class="charts">') == 2
+
+
+def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
+    few = [
+        "--population-size", "4", "--num-children", "2", "--num-generations", "1", "--num-best",
+        "2", "--max-length", "6", "--num-images", "200", "--num-epochs", "1", "--final-epochs", "2",
+    ]  # fmt: skip
+    where = ["--runs-dir", str(tmp_path), "--name", "run"]
+    assert main(["de-nas", "--recipe", "recommended", *few, *where]) == 0
+    run = tmp_path / "run"
+    summary = json.loads((run / "summary.json").read_text())
+    size = summary["num_parameters"]
+    network = searched.load(run)
+    assert network.num_parameters == size
+    assert network.network.head == "linear"
+    assert network.network.normalization == "batch"
+    assert network.network.skip
+    for name in ("baseline_vgg", "baseline_resnet"):
+        assert 0.8 * size <= summary[name]["num_parameters"] <= size
+        assert 0 < summary[name]["test_accuracy"] <= 1
+    assert summary["baseline_random"]["test_accuracy"] > 0
+    # Random search goes on from the same first population.
+    own, random = ([json.loads(line) for line in (run / place / "metrics.jsonl").open()]
+                   for place in (".", "random_search"))  # fmt: skip
+    assert [line["generation"] for line in own] == [*range(1, 7)]
+    assert [line["generation"] for line in random] == [5, 6]
+    assert random[0]["population_parameters"] == own[4]["population_parameters"]
+    page = (run / "report.html").read_text()
+    assert "like ResNet" in page
+    assert "made by hand" in page
+
+
+def test_networks_by_hand_are_as_large_as_they_may_be():
+    for parameters in (3000, 40_000, 1_000_000):
+        units = de_nas.hand_made(parameters, (28, 28, 1), 10)
+        network = SequenceNetwork(10, units, normalization="batch", head="linear")
+        shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+        size = sum(leaf.size for leaf in jax.tree.leaves(shapes["params"]))
+        assert 0.75 * parameters < size <= parameters
+        assert [unit.kind for unit in units].count("max") == 3
+
+
+def test_a_search_with_a_surrogate_is_one_of_its_space(data):
+    config = replace(CONFIG, method="surrogate", space=replace(SPACE, filter_step=2))
+    _, state, lines = search(config, data)
+    assert len(lines) == config.num_candidates
+    genomes = jax.device_get(state.genomes)
+    assert not (genomes.filters % 2).any()
+    assert (genomes.kinds[:, 0] == architectures.CONVOLUTION).all()
+    names = {b"".join(row.tobytes() for row in genome) for genome in zip(*genomes, strict=True)}
+    assert len(names) >= config.num_candidates - 1  # children are new ones
 
 
 @pytest.mark.parametrize(

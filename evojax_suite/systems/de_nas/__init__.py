@@ -16,6 +16,7 @@ from evojax_suite.systems.de_nas.candidates import (
     Data as Data,
     EvaluatedCandidate as EvaluatedCandidate,
     candidate_evaluator as candidate_evaluator,
+    costs_of as costs_of,
     hand_made as hand_made,
     known_networks as known_networks,
     make_data as make_data,

@@ -150,7 +150,7 @@ def first_population(config: Config, state: State, params: Params, dataset: Data
 
     genomes = Genome(*(cut(leaf, 0) for leaf in state.genomes))
     first = architectures.member(genomes, np.arange(size))
-    costs = architectures.costs(first, dataset.image_shape, dataset.num_classes, config.head)
+    costs = candidates.costs_of(config, first, dataset.image_shape, dataset.num_classes)
     sizes, accuracy = getattr(costs, config.size), np.asarray(state.accuracy)[:size]
     order = best_first(accuracy, sizes, params, config.survival)
     return State(
@@ -239,7 +239,7 @@ class _Search:
     def costs(self, state: State, places: int | np.ndarray) -> architectures.Costs:
         """The costs of the candidates at `places`."""
         genomes = architectures.member(state.genomes, places)
-        return architectures.costs(genomes, self.image_shape, self.num_classes, self.config.head)
+        return candidates.costs_of(self.config, genomes, self.image_shape, self.num_classes)
 
     def sizes(self, state: State, places: np.ndarray) -> Int[np.ndarray, "places"]:
         """The costs by which candidates are selected."""

@@ -346,9 +346,14 @@ def dense_units(features: Any, num_classes: int, head: Head = "dense") -> list[A
 
 
 def costs(
-    genome: Genome, image_shape: tuple[int, int, int], num_classes: int, head: Head = "dense"
+    genome: Genome,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    head: Head = "dense",
+    normalized: bool = False,
 ) -> Costs:
-    """Parameters and multiplications of genomes, without building the networks.
+    """Parameters and multiplications of genomes, without building the networks. normalized: whether
+    each filter has a scale and a shift.
 
     The smaller network of Pei et al. 2022 (Fig. 10):
 
@@ -362,7 +367,7 @@ def costs(
     inputs = parameters + image_shape[2]
     for kind, kernel, filters in zip(*arrays, strict=True):
         weights = kernel**2 * inputs * filters
-        parameters += weights + filters
+        parameters += weights + filters * (3 if normalized else 1)
         multiplications += weights * num_features_after(image_shape, poolings)
         inputs = np.where(kind == CONVOLUTION, filters, inputs)
         poolings += kind > CONVOLUTION

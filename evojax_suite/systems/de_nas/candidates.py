@@ -71,8 +71,8 @@ def hand_made(
     parameters: int, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[Unit, ...]:
     """The network that one would try first, at a number of parameters, or the most below it: pairs
-    of 3x3 convolutions, max pooling between the pairs, twice the filters after it, and the linear
-    head."""
+    of 3x3 convolutions with batch normalisation, max pooling between the pairs, twice the filters
+    after it, and the linear head."""
     stages = architectures.most_poolings(image_shape) + 1
 
     def of_width(width: float) -> tuple[Unit, ...]:
@@ -81,7 +81,8 @@ def hand_made(
     def size(width: float) -> int:
         units = of_width(width)
         genome = architectures.from_units(units, len(units))
-        return int(architectures.costs(genome, image_shape, num_classes, "linear").parameters)
+        costs = architectures.costs(genome, image_shape, num_classes, "linear", normalized=True)
+        return int(costs.parameters)
 
     least, most = 0.0, 2.0
     while size(most) <= parameters:
@@ -106,6 +107,14 @@ def network_of(config: Config, units: tuple[Unit, ...], num_classes: int) -> Seq
     settings = config.dropout, config.normalization, config.skip
     dtype = jnp.dtype(config.compute_dtype)
     return SequenceNetwork(num_classes, units, *settings, dtype=dtype, head=config.head)
+
+
+def costs_of(
+    config: Config, genome: Genome, image_shape: tuple[int, int, int], num_classes: int
+) -> architectures.Costs:
+    """The costs of networks that `config` builds."""
+    normalized = config.normalization != "none"
+    return architectures.costs(genome, image_shape, num_classes, config.head, normalized)
 
 
 def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: int) -> int:

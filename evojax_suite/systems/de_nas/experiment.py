@@ -22,9 +22,9 @@ from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.de_nas import algorithm, architectures
-from evojax_suite.systems.de_nas.architectures import Head, Unit
+from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
-from evojax_suite.systems.de_nas.candidates import hand_made, make_data, network_of
+from evojax_suite.systems.de_nas.candidates import costs_of, hand_made, make_data, network_of
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
 from evojax_suite.systems.de_nas.networks import layers
@@ -86,7 +86,7 @@ def history(config: Config, state: algorithm.State, dataset: Dataset) -> list[di
     """The rows of history.json: every candidate, in the order in which they were made."""
     number = int(state.num_judged)
     genomes = architectures.member(state.genomes, np.arange(number))
-    costs = architectures.costs(genomes, dataset.image_shape, dataset.num_classes, config.head)
+    costs = costs_of(config, genomes, dataset.image_shape, dataset.num_classes)
     units = [architectures.to_units(architectures.member(genomes, i)) for i in range(number)]
     accuracy, population = np.asarray(state.accuracy), np.asarray(state.population)
     return [
@@ -194,8 +194,8 @@ def search(job: _Job) -> Search:
         randomly = phase.algorithm.result(other.state, phase.params, phase.data)
         models["random search"] = found(randomly, randomly.most_accurate)
     if "hand" in job.options.baselines and config.final_epochs:
-        size = models["most accurate"].units, shape, num_classes, config.head
-        units = hand_made(int(_costs(*size).parameters), shape, num_classes)
+        size = _costs(models["most accurate"], shape, num_classes).parameters
+        units = hand_made(int(size), shape, num_classes)
         for name, skip in (("like VGG", False), ("like ResNet", True)):
             known = replace(config, normalization="batch", skip=skip, head="linear", dropout=0.0)
             models[name] = _Model(units, known)
@@ -222,11 +222,9 @@ def search(job: _Job) -> Search:
 FOUND = "most accurate", "smallest"
 
 
-def _costs(
-    units: tuple[Unit, ...], shape: tuple[int, int, int], num_classes: int, head: Head
-) -> architectures.Costs:
-    genome = architectures.from_units(units, len(units))
-    return architectures.costs(genome, shape, num_classes, head)
+def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> architectures.Costs:
+    genome = architectures.from_units(model.units, len(model.units))
+    return costs_of(model.config, genome, shape, num_classes)
 
 
 def _random_search(job: _Job, loop: LoopResult) -> Phase:
@@ -258,8 +256,7 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
     evaluated = jax.jit(evaluate, static_argnums=0)
     models = {}
     for role, model in searched.models.items():
-        size = model.units, dataset.image_shape, dataset.num_classes, model.config.head
-        costs, accuracy = _costs(*size), None
+        costs, accuracy = _costs(model, dataset.image_shape, dataset.num_classes), None
         if own := model.trained:
             accuracy = float(evaluated(own.network, own.variables, test).accuracy)
             if role in FOUND:
