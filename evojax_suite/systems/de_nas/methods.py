@@ -28,7 +28,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from annotated_types import Ge
-from jax.scipy.linalg import cho_solve, solve_triangular
+from jax.scipy.linalg import solve_triangular
 from jaxtyping import Bool, Float, Int, Int32
 from pydantic import NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -252,6 +252,11 @@ def predicted(
     gram = jnp.where(both, operators.kernel(history.genomes, history.genomes), 0.0)
     factor = jnp.linalg.cholesky(gram + jnp.diag(jnp.where(known, config.noise, 1.0)))
     across = jnp.where(known, operators.kernel(genomes, history.genomes), 0.0)
-    mean = across @ cho_solve((factor, True), targets)
-    explained = (solve_triangular(factor, across.T, lower=True) ** 2).sum(0)
+    # One solve for both: two of them at once, each over many searches, can wait for each other's
+    # threads on a CPU and never end.
+    columns = jnp.concatenate([targets[:, None], across.T], axis=1)
+    columns = solve_triangular(factor, columns, lower=True)
+    whitened, whitened_across = columns[:, 0], columns[:, 1:]
+    mean = whitened @ whitened_across
+    explained = (whitened_across**2).sum(0)
     return mean, jnp.sqrt(jnp.maximum(1.0 - explained, 1e-6))
