@@ -3,7 +3,7 @@
     python experiments/cest/selection.py
     python experiments/cest/selection.py --datasets cifar10 --seeds 0 --rules random recommended
 
-Every rule trains the paper's network at width 8 on 3,000 images: one epoch on all of them, then 19
+Every rule trains a ConvNet of width 16 on 3,000 images: one epoch on all of them, then 19
 on a quarter (the rules that name another part excepted), with the labels as they are and with 10 %
 of them wrong. Runs are written as they come (selection.json); the same command goes on after an
 interruption. Needs the datasets in --data-dir or EVOJAX_SUITE_DATA. Seconds count only where

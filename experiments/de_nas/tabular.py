@@ -4,9 +4,8 @@
     python experiments/de_nas/tabular.py
 
 An evaluation looks up the validation accuracy of one of a cell's three trainings, at random. The
-regret of a run is the mean accuracy of the best cell of the table less that of the cell that it would
-name: the one whose observed accuracy is the highest so far, or, with a surrogate, whose predicted
-accuracy is, in points. Writes tabular.json and tabular.png.
+regret of a run is the mean accuracy of the best cell of the table less that of the cell whose
+observed accuracy is the run's highest so far, in points. Writes tabular.json and tabular.png.
 """
 
 from __future__ import annotations
@@ -58,14 +57,13 @@ class Options:
 
 
 def regrets(
-    history: cells.History, config: MethodConfig, table: cells.Table, budgets: np.ndarray
+    history: cells.History, table: cells.Table, budgets: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The regret of each run (leading axis) when its trainings have taken each budget, NaN where
     none has ended or the run has, and the seconds of each run's end."""
     accuracy = np.asarray(table.accuracy, np.float64).mean(1)
     index = np.asarray(cells.index_of(history.genomes))
-    named = jax.jit(jax.vmap(lambda one: cells.incumbents(one, config)))
-    best = np.take_along_axis(index, np.asarray(named(history)), 1)
+    best = np.take_along_axis(index, np.asarray(jax.vmap(cells.incumbents)(history)), 1)
     regret = accuracy.max() - accuracy[best]
     ends = np.cumsum(np.asarray(table.seconds, np.float64)[index], 1)
     done = (ends[:, :, None] <= budgets).sum(1)  # evaluations, by run and budget
@@ -90,7 +88,7 @@ def main(options: Options) -> None:
 
             history = jax.block_until_ready(jax.vmap(one)(keys))
             seconds = time.perf_counter() - start
-            found, ends = regrets(history, config, table, grid)
+            found, ends = regrets(history, table, grid)
             # Only while every run lasts and has ended a training: others would be of other cells.
             whole = (grid <= ends.min()) & np.isfinite(found).all(0)
             found = found[:, whole]

@@ -137,22 +137,6 @@ def test_the_surrogate_is_a_gaussian_process_on_normal_scores():
     np.testing.assert_allclose(deviation, np.sqrt(variance), atol=2e-4)
 
 
-def test_with_a_surrogate_the_one_predicted_to_be_best_is_named(table):
-    history = searched("surrogate", table, 1, 60)
-    config = replace(CONFIGS["surrogate"], noise=1.0)
-    history = jax.tree.map(lambda leaf: leaf[0], history)
-    places = np.asarray(cells.incumbents(history, config))
-    size, each, total = config.population_size, config.num_children, len(places)
-    assert (places <= np.arange(total)).all()
-    for known in (size, size + 3 * each, total):
-        so_far = history._replace(number=jnp.int32(known))
-        mean = methods.predicted(config, cells.OPERATORS, so_far, history.genomes)[0]
-        assert places[known - 1] == np.asarray(mean)[:known].argmax()
-        later = places[known - 1 : min(known + each - 1, total)]
-        assert (later == places[known - 1]).all()
-    assert (places != np.asarray(cells.incumbents(history))).any()
-
-
 def test_the_surrogate_evaluates_nothing_twice(table):
     history = searched("surrogate", table, 4, 150)
     for genomes in np.asarray(history.genomes):

@@ -173,25 +173,8 @@ def search(key: PRNGKey, config: MethodConfig, table: Table, num_evaluations: in
     return jax.lax.scan(generation, (history, memory), keys)[0][0]
 
 
-def incumbents(history: History, config: MethodConfig | None = None) -> Int[Array, "candidates"]:
-    """The place of the candidate that a search would name, after each evaluation: the one of the
-    highest accuracy so far. With the `config` of a search with a surrogate it is the one that the
-    process predicts to be best, which a single lucky training does not mislead; it is asked after
-    each generation."""
-    number = len(history.fitness)
-    if config is not None and config.method == "surrogate":
-        size, each = config.population_size, config.num_children
-
-        def named(known: Array) -> Array:
-            # Before the first population is complete, among what there is.
-            so_far = History(history.genomes, history.fitness, known)
-            mean, _ = methods.predicted(config, OPERATORS, so_far, history.genomes)
-            return jnp.where(jnp.arange(number) < known, mean, -jnp.inf).argmax()
-
-        known = np.arange(1, number + 1)
-        asked = np.where(known < size, known, size + (known - size) // each * each)
-        different, places = np.unique(asked, return_inverse=True)
-        return jax.lax.map(named, jnp.asarray(different))[places]
+def incumbents(history: History) -> Int[Array, "candidates"]:
+    """The place of the best candidate so far, after each evaluation."""
 
     def better(best: Array, place: Array):
         best = jnp.where(history.fitness[place] > history.fitness[best], place, best)

@@ -37,6 +37,15 @@ _SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
 
+FOUND = "most accurate", "smallest"
+"""The roles of the networks that a search finds."""
+BASELINES = {
+    "random search": "baseline_random",
+    "like VGG": "baseline_vgg",
+    "like ResNet": "baseline_resnet",
+}
+"""The roles of the networks for comparison, and their names in summary.json."""
+
 
 @configuration
 class Options(RunOptions):
@@ -219,9 +228,6 @@ def search(job: _Job) -> Search:
     return _Searched(rows, loop, models)
 
 
-FOUND = "most accurate", "smallest"
-
-
 def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> architectures.Costs:
     genome = architectures.from_units(model.units, len(model.units))
     return costs_of(model.config, genome, shape, num_classes)
@@ -281,11 +287,7 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
         "search_seconds": loop.seconds,
         "candidates_per_hour": 3600 * len(rows) / loop.seconds,
         "compile_seconds": loop.stage_seconds.get("compilation", 0.0) + compile_seconds,
-        **{
-            f"baseline_{role.split()[-1].lower() if role.startswith('like') else 'random'}": model
-            for role, model in models.items()
-            if role not in FOUND
-        },
+        **{BASELINES[role]: model for role, model in models.items() if role in BASELINES},
     }
     return _Summary(numbers, searched, models, len(test_split))
 
