@@ -43,19 +43,23 @@ def test_training_and_evaluation_are_those_of_the_whole_network(settings):
     key, targets = jax.random.key(1), jax.nn.one_hot(labels, 5)
     start = layered.start(key, network, RECIPE, SHAPE, "kaiming")
     whole = engine.start_fit_from(start.variables, RECIPE)
-    whole, _ = engine.fit_epochs(key, network, RECIPE, 6, whole, images, targets, 70, 1)
+
+    def fit(whole):
+        return engine.fit_epochs(key, network, RECIPE, 6, whole, images, targets, 70, 1)[0]
+
+    # Compiled alike: batch normalisation of few pixels makes much of a rounding.
+    whole = jax.jit(fit, compiler_options=layered.COMPILER_OPTIONS)(whole)
     trained = layered.train(key, start, 6, images, targets, 1)
     before, after, expected = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
         for tree in (start.variables, trained.variables, whole.variables)
     )
-    # Batch normalisation of few pixels makes much of a rounding.
-    assert np.linalg.norm(after - expected) < 0.05 * np.linalg.norm(expected - before)
+    assert np.linalg.norm(after - expected) < 1e-3 * np.linalg.norm(expected - before)
     batches = engine.make_batches(images, labels, 32)
     found = layered.evaluate(trained, batches)
     expected = engine.evaluate(network, whole.variables, batches)
-    assert float(found.accuracy) == pytest.approx(float(expected.accuracy), abs=0.03)
-    assert float(found.cross_entropy) == pytest.approx(float(expected.cross_entropy), rel=1e-2)
+    assert float(found.accuracy) == pytest.approx(float(expected.accuracy), abs=0.015)
+    assert float(found.cross_entropy) == pytest.approx(float(expected.cross_entropy), rel=1e-3)
 
 
 def test_networks_share_the_programs_of_layers_of_equal_shape():
