@@ -245,6 +245,12 @@ class _Search:
         """The costs by which candidates are selected."""
         return getattr(self.costs(state, places), self.config.size)
 
+    def scores(self, state: State, params: Params) -> Float[np.ndarray, "judged"]:
+        """The scores of all candidates so far, on the scale of the first population."""
+        known = np.arange(int(state.num_judged))
+        accuracy, sizes = np.asarray(state.accuracy)[known], self.sizes(state, known)
+        return scores(accuracy, sizes, params, self.config.population_size)
+
     def init(self, key: Array, params: Params, data: Data) -> State:
         del params, data
         total, num_rungs = self.config.num_candidates, len(self.config.rungs)
@@ -262,10 +268,8 @@ class _Search:
 
     def _proposed(self, key: Array, state: State, params: Params) -> Genome:
         """The children of a method of `methods`."""
-        config, known = self.config, np.arange(int(state.num_judged))
-        accuracy, sizes = np.asarray(state.accuracy)[known], self.sizes(state, known)
-        fitness = np.full(config.num_candidates, -np.inf, np.float32)
-        fitness[known] = -scores(accuracy, sizes, params, config.population_size)
+        fitness = np.full(self.config.num_candidates, -np.inf, np.float32)
+        fitness[: int(state.num_judged)] = -self.scores(state, params)
         genomes = units.rows(state.genomes)
         history = methods.History(genomes, jnp.asarray(fitness), state.num_judged)
         return units.genome_of(self.propose(key, history))
@@ -288,11 +292,7 @@ class _Search:
         start = int(state.num_judged)
         number = config.num_children if start else config.population_size
         if self.evosax and state.encoded:
-            fitness = np.zeros(0)
-            if start:
-                before = np.arange(start)
-                accuracy, sizes = np.asarray(state.accuracy)[before], self.sizes(state, before)
-                fitness = scores(accuracy, sizes, params, config.population_size)
+            fitness = self.scores(state, params) if start else np.zeros(0)
             made, encoded = self.evosax.propose(key_genomes, state.encoded, fitness)
             state = replace(state, encoded=encoded)
         elif start and config.method in ("ageing", "surrogate"):
