@@ -31,7 +31,12 @@ from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.systems.de_nas import architectures
 from evojax_suite.systems.de_nas.architectures import Space, Unit
-from evojax_suite.systems.de_nas.experiment import history, populations
+from evojax_suite.systems.de_nas.experiment import (
+    SYSTEM,
+    Options as CommandOptions,
+    history,
+    populations,
+)
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 
@@ -48,21 +53,7 @@ METHODS = {
     "surrogate": {"method": "surrogate"},
     "ageing": {"method": "ageing"},
 }
-RECOMMENDED = {
-    "normalization": "batch",
-    "skip": True,
-    "head": "linear",
-    "dropout": 0.0,
-    "programs": "layers",
-}
-SPACE = Space(
-    min_length=5,
-    kernels=(1, 3, 5),
-    min_first_filters=16,
-    max_first_filters=32,
-    max_filters=32,
-    filter_step=16,
-)
+OF_A_RECIPE = "normalization", "skip", "head", "dropout", "programs"
 OBJECTIVES = "accuracy", "num_parameters"
 
 
@@ -103,7 +94,11 @@ def base(options: Options, dataset: Dataset) -> de_nas.Config:
         initialization="kaiming",
         final_epochs=options.final_epochs,
     )
-    return replace(config, space=SPACE, **RECOMMENDED) if options.recipe != "paper" else config
+    if options.recipe == "paper":
+        return config
+    given = tyro.cli(CommandOptions, args=SYSTEM.recipes[options.recipe]).config
+    kept = {name: getattr(given, name) for name in OF_A_RECIPE}
+    return replace(config, space=replace(given.space, max_filters=options.max_filters), **kept)
 
 
 def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
