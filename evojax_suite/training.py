@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
@@ -34,6 +34,8 @@ from evojax_suite.types import (
     Scalar,
     Split,
 )
+
+Count = TypeVar("Count", int, IntScalar)
 
 AUGMENTATION = ("shift_pixels", "flip", "crop_padding", "siamese", "mixup_alpha")
 """The fields of a TrainingConfig that say how images are augmented."""
@@ -73,9 +75,11 @@ class TrainingConfig:
     def __post_init__(self):
         siamese.check_names(self.siamese)
 
-    def num_batches(self, num_images: int) -> int:
-        """Returns the number of steps of an epoch; a batch has at most all images."""
-        return -(-num_images // min(self.batch_size or num_images, num_images))
+    def num_batches(self, num_images: Count, capacity: int | None = None) -> Count:
+        """Returns the number of steps of an epoch; a batch has at most all images, or `capacity`
+        where the images are part of a buffer of that size and their number is traced."""
+        most = num_images if capacity is None else capacity
+        return -(-num_images // min(self.batch_size or most, most))
 
 
 def _optimizer(config: TrainingConfig, num_steps: int | IntScalar) -> optax.GradientTransformation:
@@ -293,6 +297,19 @@ def epoch_order(
     return key_steps, jnp.where(jnp.arange(capacity) < num_images, priorities, 2.0).argsort()
 
 
+def batch_of(
+    order: Int[Array, "capacity"],
+    batch: int | IntScalar,
+    batch_size: int,
+    num_images: int | IntScalar,
+) -> tuple[Int[Array, "batch"], Int[Array, "batch"], Float[Array, "batch"]]:
+    """The positions of a batch in an epoch, the places of its images, and their weights: an order
+    of fewer images is repeated, and those beyond the last one of a larger set weigh 0."""
+    positions = batch * batch_size + jnp.arange(batch_size)
+    weights = (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32)
+    return positions, order[positions % num_images], weights
+
+
 @partial(jax.jit, static_argnames=("network", "config"))
 def fit_epochs(
     key: PRNGKey,
@@ -326,10 +343,8 @@ def fit_epochs(
 
         def step(batch: Array, carry: PyTree):
             state, seen = carry
-            positions = batch * batch_size + jnp.arange(batch_size)
-            chosen = order[positions % num_images]
+            positions, chosen, weights = batch_of(order, batch, batch_size, num_images)
             chosen = chosen if places is None else places[chosen]
-            weights = (positions < jnp.maximum(num_images, batch_size)).astype(jnp.float32)
             key_step, how = jax.random.fold_in(key_steps, batch), (network, config, num_steps)
             factors = None if importance is None else importance[chosen]
             shown = images[chosen], labels[chosen]
@@ -438,6 +453,35 @@ Score = Callable[[Probabilities, Labels], Float[Array, "images"]]
 """A function (logits, labels) -> score of each prediction, higher is better."""
 
 
+def summed(
+    logits: Float[Array, "images classes"],
+    labels: Int[Array, "images"],
+    weights: Float[Array, "images"],
+    score: Score | None = None,
+) -> tuple[Scalar, Scalar, Scalar | None]:
+    """Cross-entropy, correct predictions and `score` of a batch, summed over its images."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    correct = logits.argmax(-1) == labels
+    worth = None if score is None else jnp.where(weights > 0, score(logits, labels), 0).sum()
+    # A filling image must not turn the sum into NaN: zero times infinity.
+    return jnp.where(weights > 0, losses, 0).sum(), (correct * weights).sum(), worth
+
+
+def evaluation_of(
+    sums: tuple[Float[Array, "batches"], Float[Array, "batches"], Float[Array, "batches"] | None],
+    num_images: Scalar,
+) -> Evaluation:
+    """The evaluation that the sums of all batches (`summed`) are."""
+    losses, correct, worth = sums
+    cross_entropy = losses.sum() / num_images
+    failed = ~jnp.isfinite(cross_entropy)
+    return Evaluation(
+        accuracy=jnp.where(failed, jnp.nan, correct.sum() / num_images),
+        cross_entropy=jnp.where(failed, jnp.nan, cross_entropy),
+        score=None if worth is None else jnp.where(failed, jnp.nan, worth.sum() / num_images),
+    )
+
+
 def evaluate(
     network: nn.Module, variables: PyTree, batches: Batches, score: Score | None = None
 ) -> Evaluation:
@@ -446,21 +490,9 @@ def evaluate(
     def evaluate_batch(batch: PyTree):
         images, labels, weights = batch
         logits = jnp.asarray(network.apply(variables, images))
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        correct = logits.argmax(-1) == labels
-        worth = None if score is None else jnp.where(weights > 0, score(logits, labels), 0).sum()
-        # A filling image must not turn the sum into NaN: zero times infinity.
-        return jnp.where(weights > 0, losses, 0).sum(), (correct * weights).sum(), worth
+        return summed(logits, labels, weights, score)
 
-    losses, correct, worth = jax.lax.map(evaluate_batch, batches)
-    total = batches.weights.sum()
-    cross_entropy = losses.sum() / total
-    failed = ~jnp.isfinite(cross_entropy)
-    return Evaluation(
-        accuracy=jnp.where(failed, jnp.nan, correct.sum() / total),
-        cross_entropy=jnp.where(failed, jnp.nan, cross_entropy),
-        score=None if worth is None else jnp.where(failed, jnp.nan, worth.sum() / total),
-    )
+    return evaluation_of(jax.lax.map(evaluate_batch, batches), batches.weights.sum())
 
 
 @configuration

@@ -77,11 +77,14 @@ def some_images(
     dataset: Dataset, num_images: int | None, num_validation_images: int | None = None
 ) -> Dataset:
     """`dataset` with a fixed, balanced part of the training images and the first validation images;
-    None is all. Raises ValueError where there are no more than `num_images`."""
-    train = dataset.train
+    None is all. Raises ValueError where there are no more than `num_images`, or fewer than
+    `num_validation_images`."""
+    train, most = dataset.train, len(dataset.validation)
     if num_images is not None:
         if not 1 <= num_images < len(train):
             raise ValueError(f"num_images must be in 1..{len(train) - 1}, got {num_images}")
         train = part_of(train, balanced_subset(train.labels, num_images, dataset.num_classes))
+    if num_validation_images is not None and not 1 <= num_validation_images <= most:
+        raise ValueError(f"num_validation_images must be in 1..{most}, got {num_validation_images}")
     validation = part_of(dataset.validation, slice(num_validation_images))
     return replace(dataset, train=train, validation=validation)

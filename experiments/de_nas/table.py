@@ -3,9 +3,6 @@
     python experiments/de_nas/table.py                  # five seeds of both
     python experiments/de_nas/table.py --seeds 0 --methods evolution
     python experiments/de_nas/table.py --methods nsga2 known batch
-    python experiments/de_nas/table.py --recipe recommended --methods surrogate random \\
-        --num-generations 3 --num-epochs 5 --final-epochs 30 \\
-        --output experiments/de_nas/recommended.json
 
 A search makes 70 candidates of ten epochs each (with halving 90, some stop early); its most
 accurate and its smallest survivor train at length and are judged on the test split. Searches are
@@ -17,7 +14,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 import jax
 import numpy as np
@@ -30,13 +26,8 @@ from evojax_suite.reporting.charts import save_png
 from evojax_suite.running.small_sets import fitted_to
 from evojax_suite.runtime.results import Rows, spread, to_jsonable
 from evojax_suite.systems.de_nas import architectures
-from evojax_suite.systems.de_nas.architectures import Space, Unit
-from evojax_suite.systems.de_nas.experiment import (
-    SYSTEM,
-    Options as CommandOptions,
-    history,
-    populations,
-)
+from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.experiment import history, populations
 from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset
 
@@ -50,17 +41,12 @@ METHODS = {
     "skip": {"skip": True},
     "evosax": {"method": "evosax"},
     "halving": {"rungs": (3,), "num_generations": 7},  # as many epochs, or fewer
-    "surrogate": {"method": "surrogate"},
-    "ageing": {"method": "ageing"},
 }
-OF_A_RECIPE = "normalization", "skip", "head", "dropout", "programs"
 OBJECTIVES = "accuracy", "num_parameters"
 
 
 @dataclass(frozen=True)
 class Options:
-    recipe: Literal["paper", "recommended"] = "paper"
-    """The paper's space of networks, or that of the command's recommended recipe."""
     methods: tuple[str, ...] = ("evolution", "random")
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     dataset: str = "fashion_mnist"
@@ -86,7 +72,7 @@ def base(options: Options, dataset: Dataset) -> de_nas.Config:
     training = replace(
         de_nas.TRAINING, num_epochs=options.num_epochs, optimizer="adam", learning_rate=2e-3
     )
-    config = de_nas.Config(
+    return de_nas.Config(
         num_generations=options.num_generations,
         space=Space(max_filters=options.max_filters, max_features=options.max_features),
         training=fitted_to(training, dataset),
@@ -94,11 +80,6 @@ def base(options: Options, dataset: Dataset) -> de_nas.Config:
         initialization="kaiming",
         final_epochs=options.final_epochs,
     )
-    if options.recipe == "paper":
-        return config
-    given = tyro.cli(CommandOptions, args=SYSTEM.recipes[options.recipe]).config
-    kept = {name: getattr(given, name) for name in OF_A_RECIPE}
-    return replace(config, space=replace(given.space, max_filters=options.max_filters), **kept)
 
 
 def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
@@ -116,39 +97,28 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
     seconds = time.perf_counter() - start
     found = algorithm.result(state, params, data)
     test = batches_of(dataset, dataset.test, config.engine)
-
-    def trained(config: de_nas.Config, units: tuple[Unit, ...], key: jax.Array) -> dict:
-        """A network after its final training."""
+    models, start = {}, time.perf_counter()
+    for role in ("most_accurate", "smallest"):
+        place = getattr(found, role)
+        genome = architectures.member(found.genomes, place)
+        units = architectures.to_units(genome)
         network = de_nas.network_of(config, units, classes)
-        key_start, key_fit = jax.random.split(key)
+        key_start, key_fit = jax.random.split(jax.random.fold_in(key_final, place))
         final = de_nas.build_final(config, units, classes, shape)
-        state = jax.jit(final.init)(key_start, None, data)
+        trained = jax.jit(final.init)(key_start, None, data)
         step, curve = jax.jit(final.step, compiler_options=de_nas.COMPILER_OPTIONS), []
         for epoch in range(config.final_epochs):
-            state, metrics = step(jax.random.fold_in(key_fit, epoch), state, None, data)
+            key = jax.random.fold_in(key_fit, epoch)
+            trained, metrics = step(key, trained, None, data)
             curve.append(to_jsonable(metrics._asdict()))
-        accuracy = jax.jit(evaluate, static_argnums=0)(network, state.fit.variables, test)
-        genome = architectures.from_units(units, len(units))
-        return {
+        accuracy = jax.jit(evaluate, static_argnums=0)(network, trained.fit.variables, test)
+        models[role] = {
             "test_accuracy": float(accuracy.accuracy),
+            "search_accuracy": float(found.accuracy[place]),
             "num_parameters": int(de_nas.costs_of(config, genome, shape, classes).parameters),
             "units": [unit._asdict() for unit in units],
             "curve": curve,
         }
-
-    models, start = {}, time.perf_counter()
-    for role in ("most_accurate", "smallest"):
-        place = getattr(found, role)
-        units = architectures.to_units(architectures.member(found.genomes, place))
-        models[role] = trained(config, units, jax.random.fold_in(key_final, place))
-        models[role]["search_accuracy"] = float(found.accuracy[place])
-    if config.head == "linear":  # beside them what one would try first, as large
-        size = models["most_accurate"]["num_parameters"]
-        units = de_nas.hand_made(size, shape, classes)
-        for number, skip in enumerate((False, True)):
-            known = replace(config, skip=skip)
-            key = jax.random.fold_in(key_final, 1000 + number)
-            models["like ResNet" if skip else "like VGG"] = trained(known, units, key)
     return {
         "history": history(config, state, dataset),
         "seconds": seconds,
@@ -160,8 +130,7 @@ def searched(config: de_nas.Config, dataset: Dataset, seed: int) -> dict:
 def main(options: Options) -> None:
     dataset = parts(options)
     setting = base(options, dataset)
-    without = ("recipe",) if options.recipe == "paper" else ()  # which older files do not name
-    rows = Rows(options.output, options, "methods", "seeds", "data_dir", "output", *without)
+    rows = Rows(options.output, options, "methods", "seeds", "data_dir", "output")
     done = {(row["method"], row["seed"]) for row in rows}
     for seed in options.seeds:
         for method in options.methods:
@@ -177,7 +146,7 @@ def main(options: Options) -> None:
                 f"final {row['final_seconds']:.0f} s",
                 flush=True,
             )
-    print(table(rows, setting), beside_random(rows, setting), by_hand(rows), sep="\n")
+    print(table(rows, setting), beside_random(rows, setting), sep="\n")
     shown = [row for row in rows if row["method"] == "evolution"]
     if shown:
         folder = options.output.parent
@@ -242,24 +211,6 @@ def beside_random(rows: Rows, config: de_nas.Config) -> str:
             f"{method} beside random, of {len(pairs)} seeds: lower score in {lower}, larger "
             f"hypervolume in {larger}, model 1 more accurate in {better}, larger in {bulkier}"
         )
-    return "\n".join(lines)
-
-
-def by_hand(rows: Rows) -> str:
-    """Model 1 of each method beside the networks by hand that are as large, where there are any:
-    test accuracies, and in how many seeds it is ahead of both."""
-    lines = []
-    for method in dict.fromkeys(row["method"] for row in rows):
-        mine = [row for row in rows if row["method"] == method and "like VGG" in row]
-        if not mine:
-            continue
-        names = "most_accurate", "like VGG", "like ResNet"
-        own, *others = ([100 * row[name]["test_accuracy"] for row in mine] for name in names)
-        ahead = sum(one > max(pair) for one, *pair in zip(own, *others, strict=True))
-        cells = ", ".join(
-            f"{name} {spread(found)}" for name, found in zip(names[1:], others, strict=True)
-        )
-        lines.append(f"{method}: {spread(own)}; {cells}; ahead of both in {ahead} of {len(mine)}")
     return "\n".join(lines)
 
 

@@ -15,7 +15,7 @@ from evojax_suite import de_nas
 from evojax_suite.cli.main import main
 from evojax_suite.data import load
 from evojax_suite.systems.de_nas import architectures, artifact as searched, candidates
-from evojax_suite.systems.de_nas.architectures import Space
+from evojax_suite.systems.de_nas.architectures import Genome, Space
 from evojax_suite.systems.de_nas.networks import SequenceNetwork
 from evojax_suite.training import evaluate, fit_epochs, start_fit
 from evojax_suite.types import Split
@@ -69,6 +69,14 @@ def test_scores_by_hand():
     assert de_nas.best_first(accuracy, sizes, PARAMS).tolist() == [0, 2, 1]
     heavy = PARAMS.replace(error_weight=0.1, size_weight=0.9)
     assert de_nas.best_first(accuracy, sizes, heavy).tolist() == [1, 2, 0]
+
+
+def test_finalists_are_the_most_accurate_that_differ():
+    genomes = Genome(*(np.array(rows)[:, None] for rows in ([1, 1, 1, 1], [3, 5, 3, 1], [8] * 4)))
+    accuracy = np.array([0.5, 0.9, 0.6, np.nan], np.float32)
+    result = de_nas.SearchResult(genomes, accuracy, most_accurate=1, smallest=0)
+    assert result.finalists(1) == [1]
+    assert result.finalists(9) == [1, 2, 3]  # the first is the third again, the last one failed
 
 
 def test_a_failed_candidate_is_last_and_shifts_no_other_score():
@@ -290,6 +298,15 @@ def test_a_bound_that_no_network_keeps_is_refused(data):
     space = replace(SPACE, max_features=16, convolution_rate=1.0)  # 64 without pooling
     with pytest.raises(ValueError, match="no random network with at most max_features = 16"):
         search(replace(CONFIG, space=space), data)
+    with pytest.raises(ValueError, match="max_weights = 1 was found"):
+        search(replace(CONFIG, space=replace(SPACE, max_weights=1)), data)
+
+
+def test_evolution_keeps_to_the_weights_that_it_may_have(data):
+    config = replace(CONFIG, space=replace(SPACE, max_weights=100))
+    for method in ("evolution", "evosax"):
+        _, state, _ = search(replace(config, method=method), data)
+        assert (architectures.num_weights(state.genomes, 1).sum(1) <= 100).all()
 
 
 RUN = [
@@ -346,8 +363,8 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
         "--population-size", "4", "--num-children", "2", "--num-generations", "1", "--num-best",
         "2", "--max-length", "6", "--num-images", "200", "--num-epochs", "1", "--final-epochs", "2",
     ]  # fmt: skip
-    where = ["--runs-dir", str(tmp_path), "--name", "run"]
-    assert main(["de-nas", "--recipe", "recommended", *few, *where]) == 0
+    where = ["--runs-dir", str(tmp_path), "--name", "run", "--num-validation-images", "100"]
+    assert main(["de-nas", "--recipe", "recommended", "--finalists", "2", *few, *where]) == 0
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
     size = summary["num_parameters"]
@@ -360,6 +377,12 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
         assert 0.8 * size <= summary[name]["num_parameters"] <= size
         assert 0 < summary[name]["test_accuracy"] <= 1
     assert summary["baseline_random"]["test_accuracy"] > 0
+    # Of the finalists the one that is best on the validation images is kept.
+    folders = [run / "training" / name for name in ("most_accurate", "most_accurate_2")]
+    ends = [(folder / "metrics.jsonl").read_text().splitlines()[-1] for folder in folders]
+    images, labels = DIGITS.validation.images[:100], DIGITS.validation.labels[:100]
+    accuracy = (network.logits(images).argmax(1) == labels).mean()
+    assert accuracy == pytest.approx(max(json.loads(end)["validation_accuracy"] for end in ends))
     # Random search goes on from the same first population.
     own, random = ([json.loads(line) for line in (run / place / "metrics.jsonl").open()]
                    for place in (".", "random_search"))  # fmt: skip

@@ -316,7 +316,7 @@ def test_what_does_not_fit_together_gets_one_line(params, shape, num_images, sai
 TINY = [
     "--dataset", "digits", "--parent-units", "16", "--parent-epochs", "2", "--population-size",
     "8", "--num-generations", "30", "--batch-size", "50", "--perplexity", "10",
-    "--mutation-rate", "0.2", "--checkpoint-seconds", "0", "--name", "run",
+    "--mutation-rate", "0.2", "--checkpoint-seconds", "0", "--name", "run", "--no-simple-rules",
 ]  # fmt: skip
 DETERMINISTIC = ("network.safetensors", "network.json", "metrics.jsonl", "parent.safetensors")
 
@@ -328,7 +328,7 @@ def ecomp_main(runs_dir, *more):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     runs = tmp_path_factory.mktemp("uninterrupted")
-    assert ecomp_main(runs) == 0
+    assert ecomp_main(runs, "--simple-rules", "--fine-tuning-seconds", "0.2") == 0
     return runs / "run"
 
 
@@ -340,6 +340,9 @@ def test_a_run_leaves_what_its_user_needs(finished):
     } <= summary.keys()  # fmt: skip
     assert summary["num_failed"] == 0
     assert summary["relative_size"] == sum(summary["hidden_units"]) / 32
+    rules = {name: row["test_accuracy"] for name, row in summary["alternatives"].items()}
+    assert rules["l1, refitted"] > rules["random"]
+    assert rules["l1, trained by gradients"] > rules["l1"]
     about = json.loads((finished / "network.json").read_text())
     assert about["layer_sizes"] == [64, *summary["hidden_units"], 10]
     assert about["num_parameters"] == summary["num_parameters"]
@@ -349,6 +352,7 @@ def test_a_run_leaves_what_its_user_needs(finished):
     page = (finished / "report.html").read_text()
     assert page.count('<div class="charts">') == 1
     assert f"{100 * summary['test_accuracy']:.2f}%" in page
+    assert "L1, trained by gradients" in page
 
 
 def test_the_network_comes_back_bit_for_bit_and_without_this_package(finished, tmp_path):

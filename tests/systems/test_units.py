@@ -14,7 +14,7 @@ from evojax_suite.systems.de_nas.methods import History, MethodConfig
 SHAPE = (16, 16, 3)
 SPACE = Space(
     min_length=3, max_length=8, kernels=(1, 3, 5), min_first_filters=4, max_first_filters=8,
-    max_filters=16, filter_step=4, max_features=800,
+    max_filters=16, filter_step=4, max_features=800, max_weights=6000,
 )  # fmt: skip
 OPERATORS = units.operators(SPACE, SHAPE, 10)
 
@@ -42,6 +42,17 @@ def check_inside(networks):
         assert (kinds > CONVOLUTION).sum() <= architectures.most_poolings(SHAPE)
         genome = units.genome_of(jnp.asarray(row))
         assert int(architectures.num_features(genome, SHAPE)) <= SPACE.max_features
+        inputs = [SHAPE[2], *filters[convolutions]]
+        sizes = [
+            kernel**2 * before * after
+            for kernel, before, after in zip(
+                kernels[convolutions], inputs, inputs[1:], strict=False
+            )
+        ]
+        np.testing.assert_array_equal(
+            architectures.num_weights(genome, SHAPE[2])[convolutions], sizes
+        )
+        assert sum(sizes) <= SPACE.max_weights
 
 
 def distance(one, another):

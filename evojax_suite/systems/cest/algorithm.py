@@ -481,7 +481,7 @@ class _Trainer:
             recipe = self.config.training
             buffer = images, jax.nn.one_hot(data.labels, self.num_classes)
             shown = state.num_chosen, 1, state.chosen, state.importance
-            new = -(-state.num_chosen // min(recipe.batch_size or len(images), len(images)))
+            new = recipe.num_batches(state.num_chosen, len(images))
             num_steps = state.num_steps + new + self._steps_after(state.epoch, new, len(images))
             how = self.network, recipe, num_steps
             fit, seen = training.fit_epochs(key, *how, state.fit, *buffer, *shown)
@@ -514,7 +514,7 @@ class _Trainer:
         few = (
             online.steps_and_batch(recipe, size)[0]
             if config.is_online
-            else -(-size // min(recipe.batch_size or num_images, num_images))
+            else recipe.num_batches(size, num_images)
         )
         first = jnp.clip(config.initial_epochs - 1 - epoch, 0, left)
         return first * whole + (left - first) * few

@@ -93,6 +93,15 @@ class SearchResult(NamedTuple):
     most_accurate: int  # its place
     smallest: int  # its place, of those whose training did not fail
 
+    def finalists(self, number: int) -> list[int]:
+        """The places of the `number` most accurate networks, the most accurate first; fewer where
+        fewer differ."""
+        places: dict[bytes, int] = {}
+        for place in np.argsort(-np.nan_to_num(self.accuracy, nan=-1.0), kind="stable"):
+            genome = architectures.member(self.genomes, int(place))
+            places.setdefault(b"".join(np.asarray(leaf).tobytes() for leaf in genome), int(place))
+        return [*places.values()][:number]
+
 
 def scores(
     accuracy: Float[np.ndarray, "candidates"],
@@ -308,11 +317,13 @@ class _Search:
         if config.num_known and not start:
             known = candidates.known_networks(space, shape, config.num_known)
             made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)
-        features = np.asarray(architectures.num_features(made, shape))
-        if features.max() > space.max_features:
+        if not np.all(architectures.fits(made, space, shape)):
+            features = np.max(architectures.num_features(made, shape))
+            weights = np.max(architectures.num_weights(made, shape[2]).sum(-1))
             raise ValueError(
-                f"no random network with at most max_features = {space.max_features} was found, "
-                f"the last one has {features.max()}"
+                f"no random network with at most max_features = {space.max_features} and "
+                f"max_weights = {space.max_weights} was found, the last ones have up to {features} "
+                f"and {weights}"
             )
         place = slice(start, start + number)
         keys = jax.random.key_data(jax.random.split(key_training, number))
@@ -412,6 +423,8 @@ def build(
         raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
     config.space.check(image_shape)
     local = jax.local_devices()[:num_devices]
+    if config.programs == "layers" and jax.default_backend() == "cpu":
+        local = local[:1]  # every device would compile the programs that candidates share
     evaluate = candidates.make_evaluator(config, num_classes, image_shape)
     workers = _Workers(evaluate, num_workers(config, len(local)), len(config.rungs), local)
     evosax = evosax_search(config, image_shape) if config.method == "evosax" else None

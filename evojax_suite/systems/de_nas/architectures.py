@@ -86,6 +86,8 @@ class Space:
     max_features: int = 32_768
     """Most inputs of the first dense layer, which has half as many units: a network without pooling
     on 32x32 images could have 262,144, and 43 billion parameters."""
+    max_weights: PositiveInt | None = None
+    """Most weights of the convolutions together; None is no limit."""
 
     def __post_init__(self):
         if self.max_length < self.min_length:
@@ -136,10 +138,36 @@ def num_features_after(image_shape: tuple[int, ...], poolings: Any) -> Any:
     return (image_shape[0] >> poolings) * (image_shape[1] >> poolings)
 
 
+def shape_after(unit: Unit, shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """The height, width and channels of an image's maps after a unit."""
+    height, width, channels = shape
+    if unit.kind == "convolution":
+        return height, width, unit.filters
+    return height // 2, width // 2, channels
+
+
 def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Int32[Array, "*genomes"]:
     """The number of inputs of the first dense layer."""
     poolings = (genome.kinds > CONVOLUTION).sum(-1)
     return num_features_after(image_shape, poolings) * last_filters(genome)
+
+
+def num_weights(genome: Genome, channels: int) -> Int32[Array, "*genomes length"]:
+    """The weights of each convolution, for images of so many channels; 0 of other units."""
+    is_convolution = genome.kinds == CONVOLUTION
+    places = jnp.where(is_convolution, jnp.arange(genome.kinds.shape[-1]), 0)
+    last = jax.lax.cummax(places, places.ndim - 1)
+    filters = jnp.take_along_axis(genome.filters, last, -1)
+    inputs = jnp.roll(filters, 1, -1).at[..., 0].set(channels)
+    return jnp.where(is_convolution, genome.kernels**2 * inputs * genome.filters, 0)
+
+
+def fits(genome: Genome, space: Space, image_shape: tuple[int, ...]) -> Bool[Array, "*genomes"]:
+    """Whether a network is within the limits of a space: of features and of weights."""
+    few = num_features(genome, image_shape) <= space.max_features
+    if space.max_weights is None:
+        return few
+    return few & (num_weights(genome, image_shape[2]).sum(-1) <= space.max_weights)
 
 
 def last_filters(genome: Genome) -> Int32[Array, "*genomes"]:
@@ -206,8 +234,8 @@ def decode(
 
 
 def random_genome(key: PRNGKey, space: Space, image_shape: tuple[int, ...]) -> Genome:
-    """A random network, drawn anew while it has too many features. The attempts are limited, so a
-    caller checks `num_features` where they may be many."""
+    """A random network, drawn anew while it is beyond the limits. The attempts are limited, so a
+    caller checks whether it `fits`."""
     return _random(key, space, image_shape)[1]
 
 
@@ -225,7 +253,7 @@ def _random(key: PRNGKey, space: Space, image_shape: tuple[int, ...]) -> tuple[A
         numbers = jax.random.uniform(key, (space.max_length + 1, 4))
         return numbers, decode(numbers, space, image_shape)
 
-    return _until(key, make, lambda made: num_features(made[1], image_shape) <= space.max_features)
+    return _until(key, make, lambda made: fits(made[1], space, image_shape))
 
 
 def difference(first: Genome, second: Genome, compare: Literal["kind", "unit"] = "kind") -> Genome:
@@ -292,8 +320,8 @@ def offspring(
 
     population: at least 3 genomes. order: its indices from the best to the worst; the base of a
     child is one of the first `num_best`, the others are any two more. compare: see `difference`.
-    weight: see `weakened`. A child that was already made in this call, or has too many features, is
-    made anew from other parents; after many attempts it is its base.
+    weight: see `weakened`. A child that was already made in this call, or is beyond the limits of
+    `space`, is made anew from other parents; after many attempts it is its base.
     """
 
     def child(key: PRNGKey, last: Array):
@@ -310,8 +338,7 @@ def offspring(
         place, key = inputs
 
         def accept(genome: Genome):
-            fits = num_features(genome, image_shape) <= space.max_features
-            return fits & ~same_as_any(genome, made)
+            return fits(genome, space, image_shape) & ~same_as_any(genome, made)
 
         genome = _until(key, child, accept)
         return jax.tree.map(lambda all, new: all.at[place].set(new), made, genome), None

@@ -204,12 +204,12 @@ def make_evaluator(
         short = padded_work(config, image_shape, len(data.labels)) <= _MOST_PADDED_WORK
         suits = short and config.can_be_padded and jax.default_backend() == "cpu"
         compiled, seconds = padded, {"compilation": 0.0}
-        network = network_of(config, architectures.to_units(genome), num_classes)
-        if config.programs == "layers":
-            recipe, ends = config.training, (*config.rungs, config.training.num_epochs)
-            how = network, recipe, ends, config.initialization
-            return EvaluatedCandidate(*layered.evaluate_candidate(key, *how, data, bars))
         if not (config.programs == "padded" or (config.programs == "auto" and suits)):
+            network = network_of(config, architectures.to_units(genome), num_classes)
+            if config.programs == "layers":
+                ends = *config.rungs, config.training.num_epochs
+                how = network, config.training, ends, config.initialization
+                return EvaluatedCandidate(*layered.evaluate_candidate(key, *how, data, bars))
             clock = time.perf_counter()
 
             def start(key: PRNGKey, genome: Genome):

@@ -65,7 +65,7 @@ def evosax_search(config: Config, image_shape: tuple[int, int, int]) -> EvosaxSe
         key_first, key_again = jax.random.split(key)
         vectors, asked = strategy.ask(key_first, state, params)
         for attempt in range(architectures.MOST_ATTEMPTS):
-            large = architectures.num_features(decoded(vectors), image_shape) > space.max_features
+            large = ~architectures.fits(decoded(vectors), space, image_shape)
             if not large.any():
                 break
             others, _ = strategy.ask(jax.random.fold_in(key_again, attempt), state, params)

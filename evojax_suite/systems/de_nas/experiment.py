@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
 import tyro
+from pydantic import PositiveInt
 
 from evojax_suite.configuration import configuration
 from evojax_suite.data import some_images
@@ -32,10 +34,11 @@ from evojax_suite.training import batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
-_SMALL_SPACE_OF_LINEAR_HEAD = {"max_filters": 32}
+_SMALL_SPACE_OF_LINEAR_HEAD = {"max_filters": 24}
 _SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
+_SMALL_VALIDATION_IMAGES = 2000
 
 FOUND = "most accurate", "smallest"
 """The roles of the networks that a search finds."""
@@ -65,6 +68,12 @@ class Options(RunOptions):
     search, which goes on from the same first population."""
     num_images: int | None = None
     """Training images, equally many of each class; all by default, 1,000 where small."""
+    num_validation_images: int | None = None
+    """Validation images, which candidates are compared on; all by default, at most 2,000 where
+    small."""
+    finalists: PositiveInt = 1
+    """The most accurate networks of the last generation that train at length; the one which is then
+    the most accurate on the validation split is the run's."""
     scale: Scale = "auto"
     """small makes what is left at the paper's setting small, and lets networks learn in the few
     steps that remain; the run says what it sets. auto is small without accelerator."""
@@ -72,9 +81,8 @@ class Options(RunOptions):
     params: tyro.conf.OmitArgPrefixes[Params] = field(default_factory=Params)
 
 
-def reduced(options: Options, num_images: int) -> Options:
-    """The options with everything that the user left at the paper's size made small. num_images:
-    those that there are."""
+def reduced(options: Options, dataset: Dataset) -> Options:
+    """The options with everything that the user left at the paper's size made small."""
 
     def left(value: Any, default: Any, smaller: Any):
         kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
@@ -87,7 +95,10 @@ def reduced(options: Options, num_images: int) -> Options:
         training = replace(training, **_SMALL_TRAINING)
     config = replace(left(config, default, _SMALL), space=space, training=training)
     if options.num_images is None:
-        options = replace(options, num_images=min(_SMALL_IMAGES, num_images))
+        options = replace(options, num_images=min(_SMALL_IMAGES, len(dataset.train)))
+    if options.num_validation_images is None:
+        number = min(_SMALL_VALIDATION_IMAGES, len(dataset.validation))
+        options = replace(options, num_validation_images=number)
     return replace(options, config=config)
 
 
@@ -140,8 +151,12 @@ class _Model(NamedTuple):
     units: tuple[Unit, ...]
     config: Config  # how it is built and trained
     search_accuracy: float | None = None  # on the validation split; None of one that no search made
-    training: LoopResult | None = None  # the final one
+    trainings: tuple[LoopResult, ...] = ()  # of the network and of the finalists that it beat
+    folder: str = ""  # of its training
     trained: SearchedNetwork | None = None
+
+
+_Training: TypeAlias = Generator[Phase, LoopResult, _Model]
 
 
 @dataclass(frozen=True)
@@ -164,8 +179,8 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     options.params.check()
     small = is_small(options.scale)
     if small:
-        options = reduced(options, len(dataset.train))
-    dataset = some_images(dataset, options.num_images)
+        options = reduced(options, dataset)
+    dataset = some_images(dataset, options.num_images, options.num_validation_images)
     training = fitted_to(options.config.training, dataset)
     options = replace(options, config=replace(options.config, training=training))
     config, params = options.config, options.params
@@ -196,36 +211,67 @@ def search(job: _Job) -> Search:
         units = architectures.to_units(architectures.member(result.genomes, place))
         return _Model(units, config, float(result.accuracy[place]))
 
-    places = result.most_accurate, result.smallest
-    models = {role: found(result, place) for role, place in zip(FOUND, places, strict=True)}
+    def best(number: int, role: str, result: algorithm.SearchResult) -> _Training:
+        """The finalist of a search that is the most accurate on the validation split."""
+        places = result.finalists(job.options.finalists)
+        models = []
+        for rank, place in enumerate(places):
+            models.append((yield from _trained(job, number, role, found(result, place), rank)))
+        if len(models) == 1:
+            return models[0]
+        scores = [np.nan_to_num(_validation_accuracy(job, model), nan=-1.0) for model in models]
+        chosen = models[int(np.argmax(scores))]
+        return chosen._replace(trainings=tuple(one for model in models for one in model.trainings))
+
+    smallest = found(result, result.smallest)
+    models = {"most accurate": (yield from best(0, "most accurate", result))}
+    same = smallest.units == models["most accurate"].units
+    models["smallest"] = (
+        models["most accurate"] if same else (yield from _trained(job, 1, "smallest", smallest))
+    )
     if "random" in job.options.baselines:
         other = yield _random_search(job, loop)
         randomly = phase.algorithm.result(other.state, phase.params, phase.data)
-        models["random search"] = found(randomly, randomly.most_accurate)
+        models["random search"] = yield from best(2, "random search", randomly)
     if "hand" in job.options.baselines and config.final_epochs:
         size = _costs(models["most accurate"], shape, num_classes).parameters
         units = hand_made(int(size), shape, num_classes)
         for name, skip in (("like VGG", False), ("like ResNet", True)):
             known = replace(config, normalization="batch", skip=skip, head="linear", dropout=0.0)
-            models[name] = _Model(units, known)
-    for number, (role, model) in enumerate(models.items() if config.final_epochs else ()):
-        if role == "smallest" and model.units == models["most accurate"].units:
-            models[role] = models["most accurate"]
-            continue
-        final = build_final(model.config, model.units, num_classes, shape)
-        key, folder = jax.random.fold_in(job.key_final, number), _training_folder(role)
-        done = yield Phase(role, final, key, None, phase.data, config.final_epochs, folder)
-        network = SearchedNetwork(
-            network_of(model.config, model.units, num_classes),
-            jax.device_get(final.result(done.state, None, phase.data)),
-            shape,
-            mean=dataset.mean,
-            std=dataset.std,
-            class_names=dataset.class_names,
-            dataset=dataset.name,
-        )
-        models[role] = model._replace(training=done, trained=network)
+            models[name] = yield from _trained(job, len(models), name, _Model(units, known))
     return _Searched(rows, loop, models)
+
+
+def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) -> _Training:
+    """A network after its final training, if there is one. number: that of the role; rank: that of
+    a finalist."""
+    config, dataset = model.config, job.dataset
+    if not config.final_epochs:
+        return model
+    key = jax.random.fold_in(job.key_final, number)
+    key = jax.random.fold_in(key, rank) if rank else key
+    name = f"{role}, {rank + 1}" if rank else role
+    folder = f"training/{role.replace(' ', '_')}" + (f"_{rank + 1}" if rank else "")
+    shape, num_classes, data = dataset.image_shape, dataset.num_classes, job.phase.data
+    final = build_final(config, model.units, num_classes, shape)
+    done = yield Phase(name, final, key, None, data, config.final_epochs, folder)
+    network = SearchedNetwork(
+        network_of(config, model.units, num_classes),
+        jax.device_get(final.result(done.state, None, data)),
+        shape,
+        mean=dataset.mean,
+        std=dataset.std,
+        class_names=dataset.class_names,
+        dataset=dataset.name,
+    )
+    return model._replace(trainings=(done,), folder=folder, trained=network)
+
+
+def _validation_accuracy(job: _Job, model: _Model) -> float:
+    if not (own := model.trained):
+        return model.search_accuracy or 0.0
+    batches = job.phase.data.validation
+    return float(jax.jit(evaluate, static_argnums=0)(own.network, own.variables, batches).accuracy)
 
 
 def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> architectures.Costs:
@@ -251,10 +297,6 @@ def _random_search(job: _Job, loop: LoopResult) -> Phase:
     return Phase("random search", random, key, *inputs, number, folder, dry_run_steps=steps)
 
 
-def _training_folder(role: str) -> str:
-    return f"training/{role.replace(' ', '_')}"
-
-
 def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
     """Write the networks and evaluate them on the test split."""
     dataset, rows, loop = job.dataset, searched.rows, searched.loop
@@ -273,8 +315,8 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
             "num_parameters": int(costs.parameters),
             "num_multiplications": int(costs.multiplications),
         }
-    by_role = {role: model.training for role, model in searched.models.items()}
-    trainings = {id(one): one for role in FOUND if (one := by_role[role])}.values()
+    both = (searched.models[role].trainings for role in FOUND)
+    trainings = {id(one): one for training in both for one in training}.values()
     compile_seconds = sum(training.compile_seconds for training in trainings)
     numbers = {
         **models["most accurate"],
@@ -302,7 +344,7 @@ def present(job: _Job, summary: _Summary) -> Report:
     figures = [Figure("search", caption, moved)]
     if config.final_epochs:
         curves = {
-            role: read_lines(job.directory / _training_folder(role) / "metrics.jsonl")
+            role: read_lines(job.directory / model.folder / "metrics.jsonl")
             for role, model in compared.items()
             if role != "smallest" or model.units != compared["most accurate"].units
         }
@@ -362,12 +404,18 @@ RECOMMENDED = (
     *("--skip",),
     *("--head", "linear"),
     *("--dropout", "0"),
-    *("--min-length", "5"),
+    *("--min-length", "5", "--max-length", "12"),
+    *("--max-weights", "8000"),
     *("--kernels", "1", "3", "5"),
-    *("--min-first-filters", "16"),
-    *("--max-first-filters", "32"),
-    *("--filter-step", "16"),
+    *("--convolution-rate", "0.3"),
+    *("--min-first-filters", "8"),
+    *("--max-first-filters", "16"),
+    *("--filter-step", "8"),
+    *("--error-weight", "0.9", "--size-weight", "0.1"),
+    *("--batch-size", "32", "--schedule", "cosine"),
+    *("--num-generations", "3", "--final-epochs", "30"),
     *("--programs", "layers"),
+    *("--finalists", "3"),
     *("--baselines", "hand", "random"),
 )
 SYSTEM = System(

@@ -21,7 +21,7 @@ from jaxtyping import Float
 
 from evojax_suite import training as engine
 from evojax_suite.data.transforms import normalize
-from evojax_suite.systems.de_nas.architectures import Unit
+from evojax_suite.systems.de_nas.architectures import shape_after
 from evojax_suite.systems.de_nas.networks import Initialization, SequenceNetwork, fresh
 from evojax_suite.types import Array, Images, IntScalar, PRNGKey, Probabilities, PyTree
 
@@ -78,12 +78,9 @@ def _shown(
     num_images = len(images)
     size = min(config.batch_size or num_images, num_images)
     key_steps, order = engine.epoch_order(key, epoch, num_images, num_images)
-    positions = batch * size + jnp.arange(size)
-    chosen = order[positions % num_images]
-    examples = images[chosen], labels[chosen]
+    _, chosen, weights = engine.batch_of(order, batch, size, num_images)
     batch_key = jax.random.fold_in(key_steps, batch)
-    weights = (positions < num_images).astype(jnp.float32)
-    return engine.prepared(batch_key, network, config, *examples), weights
+    return engine.prepared(batch_key, network, config, images[chosen], labels[chosen]), weights
 
 
 _Applied: TypeAlias = Callable[[PyTree, Array], tuple[Array, PyTree]]
@@ -159,10 +156,7 @@ def _infer(part: SequenceNetwork, variables: PyTree, features: Maps) -> Array:
     return jnp.asarray(part.apply(variables, features))
 
 
-@jax.jit
-def _sums(logits: Array, labels: Array, weights: Array) -> tuple[Array, Array]:
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return jnp.where(weights > 0, losses, 0).sum(), ((logits.argmax(-1) == labels) * weights).sum()
+_summed = jax.jit(engine.summed)
 
 
 class Training(NamedTuple):
@@ -190,19 +184,9 @@ def start(
     shape, states, own = image_shape, [], parts(network)
     for part, key_part in zip(own, jax.random.split(key, len(own)), strict=True):
         states.append(_start(key_part, part, shape, initialization, config))
-        shape = _after(part.units, shape)
+        for unit in part.units:
+            shape = shape_after(unit, shape)
     return Training(network, config, own, states)
-
-
-def _after(units: tuple[Unit, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of the maps of an image after units."""
-    height, width, channels = shape
-    for unit in units:
-        if unit.kind == "convolution":
-            channels = unit.filters
-        else:
-            height, width = height // 2, width // 2
-    return height, width, channels
 
 
 def _step(
@@ -246,11 +230,9 @@ def evaluate(training: Training, batches: engine.Batches) -> engine.Evaluation:
         features = images
         for part, own in zip(training.parts, variables, strict=True):
             features = _infer(part, own, features)
-        sums.append(_sums(features, labels, weights))
-    losses, correct = np.sum(jax.device_get(sums), axis=0) / np.sum(batches.weights)
-    if not np.isfinite(losses):
-        losses = correct = np.nan
-    return engine.Evaluation(jnp.float32(correct), jnp.float32(losses))
+        sums.append(_summed(features, labels, weights))
+    together = jax.tree.map(lambda *batch: jnp.stack(batch), *sums)
+    return engine.evaluation_of(together, batches.weights.sum())
 
 
 def evaluate_candidate(

@@ -133,18 +133,16 @@ def layers(
     head: Head = "dense",
 ) -> list[Layer]:
     """The layers of a network without normalisation, with their outputs and parameters."""
-    height, width, channels = image_shape
-    rows = []
+    shape, rows = image_shape, []
     for unit in units:
+        channels, shape = shape[2], architectures.shape_after(unit, shape)
         if unit.kind == "convolution":
             size = (unit.kernel**2 * channels + 1) * unit.filters
-            channels = unit.filters
-            shape = height, width, channels
             rows.append(Layer(f"convolution {unit.kernel}x{unit.kernel}", shape, size))
             rows.append(Layer("ReLU", shape, 0))
         else:
-            height, width = height // 2, width // 2
-            rows.append(Layer(f"{unit.kind} pooling", (height, width, channels), 0))
+            rows.append(Layer(f"{unit.kind} pooling", shape, 0))
+    height, width, channels = shape
     pixels = height * width if head == "dense" else 1
     sizes = dense_units(pixels * channels, num_classes, head)
     rows.append(Layer("flatten" if head == "dense" else "mean over pixels", (sizes[0],), 0))

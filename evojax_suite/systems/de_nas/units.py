@@ -78,7 +78,7 @@ def _is_inside(genome: Genome, space: Space, shape: tuple[int, ...]) -> Bool[Arr
         is_convolution[0]
         & (fit | ~is_convolution).all()
         & (poolings <= architectures.most_poolings(shape))
-        & (architectures.num_features(genome, shape) <= space.max_features)
+        & architectures.fits(genome, space, shape)
     )
 
 
@@ -146,11 +146,7 @@ def numbers_of(
     genome, levels = genome_of(network), architectures.most_poolings(shape) + 1
     is_convolution, is_pooling = genome.kinds == CONVOLUTION, genome.kinds > CONVOLUTION
     before = jnp.cumsum(is_pooling)
-    places = jnp.arange(network.shape[1])
-    last = jax.lax.cummax(jnp.where(is_convolution, places, 0))
-    inputs = jnp.roll(genome.filters[last], 1).at[0].set(shape[2])
-    weights = jnp.where(is_convolution, genome.kernels**2 * inputs * genome.filters, 0)
-    weights = weights.astype(jnp.float32)
+    weights = architectures.num_weights(genome, shape[2]).astype(jnp.float32)
     pixels = architectures.num_features_after(shape, before)
     filters = jnp.log2(jnp.maximum(genome.filters, 1).astype(jnp.float32))
     numbers = []

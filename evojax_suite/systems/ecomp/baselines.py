@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int32
 from evojax_suite.systems.ecomp import graph as graphs
 from evojax_suite.systems.ecomp.compression import incoming_norms
 from evojax_suite.systems.ecomp.graph import Graph
+from evojax_suite.systems.ecomp.mask_search import highest
 from evojax_suite.types import Array, PRNGKey, PyTree
 
 Scores = tuple[Float[np.ndarray, "_units"], ...]
@@ -47,10 +48,10 @@ def activity_times_outgoing(graph: Graph, inputs: Float[Array, "images ..."]) ->
     return tuple(scores)
 
 
-def highest(scores: Scores, sizes: tuple[int, ...]) -> Mask:
+def masks_of(scores: Scores, sizes: tuple[int, ...]) -> Mask:
     """The mask of so many units of the highest scores in each group."""
     return tuple(
-        np.argsort(np.argsort(-score, kind="stable"), kind="stable") < size
+        np.asarray(highest(jnp.asarray(score), size))
         for score, size in zip(scores, sizes, strict=True)
     )
 

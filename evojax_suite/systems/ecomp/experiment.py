@@ -84,9 +84,11 @@ class Options(RunOptions):
     num_images: int | None = None
     """Images that evolution uses, equally many of each class; by default the paper's 10,000, or as
     many whole batches as there are."""
+    simple_rules: bool = True
+    """Compare with networks of the same size whose units simple rules choose, as they are, refitted
+    and trained by gradients."""
     fine_tuning_seconds: Annotated[float, Ge(0)] | None = None
-    """With --refit, the seconds of training by gradients for comparison; by default as many as the
-    search took."""
+    """Seconds of that training by gradients; by default as many as the search took."""
     search: RefitConfig = field(default_factory=RefitConfig)
     search_params: Annotated[RefitParams, tyro.conf.arg(name="search")] = field(
         default_factory=RefitParams
@@ -135,6 +137,7 @@ class _Job(Job[Options]):
             mean=constants[0],
             std=constants[1],
             pooling=options.pooling,
+            simple_rules=options.simple_rules,
             fine_tuning_seconds=options.fine_tuning_seconds,
         )
 
@@ -316,6 +319,14 @@ def finish(
         "compile_seconds": loop.compile_seconds,
         "parent_seconds": parent_seconds,
     }
+    if options.simple_rules:
+        parent_graph = graphs.from_network(parent, options.pooling)
+        evaluator = refitting.Evaluator(job.refits, parent_graph, test_split)
+        kept = (graphs.group_sizes(parent_graph)[0], *sizes.tolist())
+        alternatives = refitting.alternatives(job.refits, evaluator, kept, loop.seconds)
+        numbers["alternatives"] = {
+            name: {"test_accuracy": row["test_accuracy"]} for name, row in alternatives.items()
+        }
     front = []
     if options.config.selection == "nsga2":
         front = save_front(job.directory, options.config, loop.state, parts, wrap)
@@ -362,6 +373,8 @@ def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
         ["compressed", tested, agreement, f"{parameters:,}"],
     ]
     tables = [Table("On the test split", header, rows)]
+    if alternatives := numbers.get("alternatives"):
+        tables.append(refitting.table_of_rules(units, {"evolved": numbers} | alternatives))
     caption = "The population by generation: mean, and from worst to best"
     figures = [Figure("generations", caption, plotting.compression_curves(lines))]
     if front:

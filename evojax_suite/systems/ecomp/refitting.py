@@ -46,6 +46,7 @@ class Setting:
     mean: np.ndarray  # by which the parent's inputs are normalised
     std: np.ndarray
     pooling: feed_forward.Pooling
+    simple_rules: bool  # whether networks by simple rules are made for comparison
     fine_tuning_seconds: float | None  # None: as many as the search took
 
     @property
@@ -95,11 +96,11 @@ def search(setting: Setting, network: Network | Graph, parent_seconds: float) ->
     return Found(parent, parent_seconds, data, loop)
 
 
-class _Evaluator:
+class Evaluator:
     """Fits networks to masks, on all images of evolution, and counts what they predict."""
 
-    def __init__(self, setting: Setting, found: Found, test_split: Split):
-        self.parent, train = found.parent, setting.dataset.train
+    def __init__(self, setting: Setting, parent: Graph, test_split: Split):
+        self.parent, train = parent, setting.dataset.train
         fitted, others = np.split(setting.order, [len(setting.places)])
         others = others[:_MOST_VALIDATION_IMAGES]
         inputs = partial(setting.inputs, parent=self.parent)
@@ -118,7 +119,7 @@ class _Evaluator:
         networks = []
         for start in range(0, len(masks), _AT_ONCE):
             some = [*masks[start : start + _AT_ONCE]]
-            padded = some + some[-1:] * (_AT_ONCE - len(some))
+            padded = some + some[-1:] * (min(_AT_ONCE, len(masks)) - len(some))
             stacked = tuple(jnp.stack(each) for each in zip(*padded, strict=True))
             whole, classes = self.fitted(self.parent, self.fit, stacked, self.arranged)
             leaves, structure = jax.tree.flatten(jax.device_get(whole))
@@ -160,7 +161,7 @@ def finish(
     """Write the front and the network that is chosen from it. wrap: a network, its lineage and the
     inputs that it takes -> what is written."""
     config, parent, state = setting.config, found.parent, found.loop.state
-    evaluator, whole = _Evaluator(setting, found, test_split), graphs.group_sizes(found.parent)
+    evaluator, whole = Evaluator(setting, parent, test_split), graphs.group_sizes(parent)
     members = mask_search.front_of(config, state)
     masks: list[Mask] = [tuple(np.asarray(mask[m]) for mask in state.masks) for m in members]
 
@@ -177,7 +178,7 @@ def finish(
         scores, whole_inputs = rules[rule]
         whole_inputs |= parent[0].is_convolution
         sizes = baselines.equal_shares(whole, relative, most, whole_inputs)
-        return None if sizes is None else baselines.highest(scores, sizes)
+        return None if sizes is None else baselines.masks_of(scores, sizes)
 
     rows = []
     for mask, (network, scores) in zip(masks, evaluator.refitted(masks), strict=True):
@@ -199,7 +200,10 @@ def finish(
         if row["validation_accuracy"] >= parents["validation_accuracy"] - config.tolerance
     ]
     best = enough[0] if enough else max(rows, key=lambda row: row["validation_accuracy"])
-    alternatives = _alternatives(setting, found, evaluator, best)
+    sizes, results = (best["num_inputs"], *best["hidden_units"]), {}
+    if setting.simple_rules:
+        orders, seconds = {"elimination": order}, found.loop.seconds
+        results = alternatives(setting, evaluator, sizes, seconds, orders)
 
     (directory / "front").mkdir(exist_ok=True)
     for index, row in enumerate(rows):
@@ -217,7 +221,7 @@ def finish(
     numbers |= {f"parent_{name}": value for name, value in parents.items()}
     numbers |= {
         "parent_num_parameters": graphs.num_parameters(parent, whole),
-        "alternatives": alternatives,
+        "alternatives": results,
         "front_size": len(rows),
         "num_generations": config.num_generations,
         "num_failed": found.loop.num_failed,
@@ -244,28 +248,33 @@ def _size(found: Found, sizes: Sequence[int]) -> dict[str, Any]:
     }
 
 
-def _alternatives(
-    setting: Setting, found: Found, evaluator: _Evaluator, best: dict[str, Any]
+def alternatives(
+    setting: Setting,
+    evaluator: Evaluator,
+    sizes: tuple[int, ...],
+    seconds: float,
+    orders: dict[str, baselines.Scores] | None = None,
 ) -> dict[str, Any]:
-    """What simple rules reach at the very sizes of the chosen network."""
-    parent, sizes = found.parent, (best["num_inputs"], *best["hidden_units"])
-    random = np.random.default_rng(setting.seed)
+    """What simple rules reach with so many units of each group. seconds: those of the search.
+    orders: the scores of further rules, by name."""
+    parent, random = evaluator.parent, np.random.default_rng(setting.seed)
     scores = {
         "random": tuple(random.random(size) for size in graphs.group_sizes(parent)),
         "l1": baselines.incoming_l1(parent),
         "activity": baselines.activity_times_outgoing(parent, evaluator.inputs[:1000]),
-        "elimination": jax.device_get(found.data.priorities),
     }
-    masks = {name: baselines.highest(each, sizes) for name, each in scores.items()}
+    masks = {
+        name: baselines.masks_of(each, sizes) for name, each in (scores | (orders or {})).items()
+    }
     everything = tuple(np.ones(size, bool) for size in graphs.group_sizes(parent))
     fitted = evaluator.refitted([everything, *masks.values()])
     names = "parent, logits to labels", *(f"{name}, refitted" for name in masks)
-    results = {name: scores for name, (_, scores) in zip(names, fitted, strict=True)}
-    for name in ("random", "l1", "activity"):
+    results = {name: found for name, (_, found) in zip(names, fitted, strict=True)}
+    for name in scores:
         places = [*map(np.flatnonzero, masks[name])]
         results[name] = evaluator.unfitted(graphs.part(parent, places), places[0])
-    seconds = setting.fine_tuning_seconds
-    seconds = found.loop.seconds if seconds is None else seconds
+    if setting.fine_tuning_seconds is not None:
+        seconds = setting.fine_tuning_seconds
     if seconds:
         places, train = [*map(np.flatnonzero, masks["l1"])], setting.dataset.train
         network = graphs.part(parent, places)
@@ -273,9 +282,21 @@ def _alternatives(
         tuned, epochs = baselines.fine_tuned(
             jax.random.key(setting.seed), network, inputs, jnp.asarray(train.labels), seconds
         )
-        scores = evaluator.unfitted(tuned, places[0])
-        results["l1, trained by gradients"] = scores | {"seconds": seconds, "epochs": epochs}
+        found = evaluator.unfitted(tuned, places[0])
+        results["l1, trained by gradients"] = found | {"seconds": seconds, "epochs": epochs}
     return results
+
+
+def table_of_rules(units: str, networks: dict[str, dict[str, Any]]) -> Table:
+    """The accuracies of networks of equal size by name."""
+    titles = {"test_accuracy": "test images (%)", "validation_accuracy": "validation images (%)"}
+    columns = [column for column in titles if all(column in row for row in networks.values())]
+    rows = [
+        [name.replace("l1", "L1"), *(f"{100 * row[column]:.2f}" for column in columns)]
+        for name, row in networks.items()
+    ]
+    header = ["units", *(titles[column] for column in columns)]
+    return Table(f"Networks of {units} units", header, rows)
 
 
 def present(dataset: str, directory: Path, summary: Summary) -> Report:
@@ -293,15 +314,9 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
         f"{tested} % of the {summary.num_test_images:,} test images of {dataset}; the parent "
         f"classifies {parent_tested} %. No gradient was computed."
     )
-    rows = [["parent", parent_tested, percent(numbers["parent_validation_accuracy"])]]
-    shown = {"evolved, refitted": numbers} | numbers["alternatives"]
-    columns = "test_accuracy", "validation_accuracy"
-    rows += [
-        [name.replace("l1", "L1"), *(percent(row[column]) for column in columns)]
-        for name, row in shown.items()
-    ]
-    header = ["units", "test images (%)", "validation images (%)"]
-    tables = [Table(f"Networks of {units} units", header, rows), _front_table(front)]
+    parent = {name: numbers[f"parent_{name}"] for name in ("test_accuracy", "validation_accuracy")}
+    shown = {"parent": parent, "evolved, refitted": numbers} | numbers["alternatives"]
+    tables = [table_of_rules(units, shown), _front_table(front)]
     caption = "Accuracy on the test split against size: evolved, and chosen by simple rules"
     charts = plotting.size_fronts(front, numbers)
     headline = [
