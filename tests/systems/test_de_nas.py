@@ -361,7 +361,8 @@ def test_a_run_leaves_what_its_user_needs(finished):
 def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
     few = [
         "--population-size", "4", "--num-children", "2", "--num-generations", "1", "--num-best",
-        "2", "--max-length", "6", "--num-images", "200", "--num-epochs", "1", "--final-epochs", "2",
+        "2", "--max-length", "6", "--num-images", "500", "--num-epochs", "4", "--final-epochs", "8",
+        "--max-weights", "2000",
     ]  # fmt: skip
     where = ["--runs-dir", str(tmp_path), "--name", "run", "--num-validation-images", "100"]
     assert main(["de-nas", "--recipe", "recommended", "--finalists", "2", *few, *where]) == 0
@@ -375,7 +376,7 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
     assert network.network.skip
     for name in ("baseline_vgg", "baseline_resnet"):
         assert 0.8 * size <= summary[name]["num_parameters"] <= size
-        assert 0 < summary[name]["test_accuracy"] <= 1
+        assert summary["test_accuracy"] > summary[name]["test_accuracy"] + 0.1
     assert summary["baseline_random"]["test_accuracy"] > 0
     # Of the finalists the one that is best on the validation images is kept.
     folders = [run / "training" / name for name in ("most_accurate", "most_accurate_2")]

@@ -413,7 +413,7 @@ RECOMMENDED = (
     *("--filter-step", "8"),
     *("--error-weight", "0.9", "--size-weight", "0.1"),
     *("--batch-size", "32", "--schedule", "cosine"),
-    *("--num-generations", "3", "--final-epochs", "30"),
+    *("--num-generations", "3", "--final-epochs", "60"),
     *("--programs", "layers"),
     *("--finalists", "3"),
     *("--baselines", "hand", "random"),
