@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -132,17 +134,19 @@ def made_up_accuracy(network):
 
 @pytest.mark.parametrize("method", ["surrogate", "ageing"])
 def test_methods_beat_random_search_on_units(method):
+    operators = units.operators(replace(SPACE, max_weights=None), SHAPE, 10)
+
     def best(key, method):
         config = MethodConfig(method, population_size=10, num_children=5, num_proposals=50)
         key_first, key_search = jax.random.split(key)
-        first = jax.vmap(OPERATORS.random)(jax.random.split(key_first, 10))
+        first = jax.vmap(operators.random)(jax.random.split(key_first, 10))
         genomes = jnp.zeros((50, *first.shape[1:]), jnp.int32).at[:10].set(first)
         evaluated = jax.vmap(made_up_accuracy)
         fitness = jnp.full(50, -jnp.inf).at[:10].set(evaluated(first))
 
         def step(carry, key):
             history = History(*carry)
-            made, _ = methods.propose(key, config, OPERATORS, history, ())
+            made, _ = methods.propose(key, config, operators, history, ())
             places = history.number + jnp.arange(5)
             return (
                 history.genomes.at[places].set(made),
