@@ -589,7 +589,7 @@ COMMANDS = [
     case("de-nas --kernels 2", "kernels must be odd and >= 1, got 2"),
     case("de-nas --rungs 5 2", "rungs must rise within 1..9", "got (5, 2)"),
     case("de-nas --num-images 0", "num_images"),
-    case("de-nas --num-validation-images 360", "num_validation_images must be in 1..359, got 360"),
+    case("de-nas --num-validation-images 361", "num_validation_images must be in 1..360, got 361"),
     case("de-nas --finalists 0", "finalists must be >= 1, got 0"),
     case("de-nas --size-weight -1", "size_weight must be >= 0, got -1.0"),
     case("de-nas --max-features 9", "max_features must be >= ", "got 9"),
