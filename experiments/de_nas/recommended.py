@@ -20,12 +20,8 @@ import tyro
 
 from evojax_suite.cli.main import main as run_command
 from evojax_suite.runtime.results import spread, write_json
+from evojax_suite.systems.de_nas.experiment import BASELINES
 
-OTHERS = {
-    "random search": "baseline_random",
-    "like VGG": "baseline_vgg",
-    "like ResNet": "baseline_resnet",
-}
 KEPT = (
     "test_accuracy",
     "num_parameters",
@@ -34,7 +30,7 @@ KEPT = (
     "seconds",
     "search_seconds",
     "smallest",
-    *OTHERS.values(),
+    *BASELINES.values(),
 )
 
 
@@ -66,10 +62,8 @@ def main(options: Options) -> None:
 
 def table(rows: list[dict]) -> str:
     """Test accuracies and parameters, and the paired differences of the recommended search's."""
-    found = {
-        "recommended": rows,
-        **{role: [row[key] for row in rows] for role, key in OTHERS.items()},
-    }
+    found = {"recommended": rows}
+    found |= {role: [row[key] for row in rows] for role, key in BASELINES.items()}
     lines = [
         "| network | seeds | test accuracy (%) | parameters | recommended less this, paired "
         "| ahead in |",

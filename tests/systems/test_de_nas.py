@@ -379,7 +379,7 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
         assert 0 < summary[name]["test_accuracy"] <= 1
     assert summary["test_accuracy"] > summary["baseline_vgg"]["test_accuracy"] + 0.1
     assert summary["baseline_random"]["test_accuracy"] > 0
-    # Of the finalists the one that is best on the validation images is kept.
+    # The finalist that is the most accurate on the validation images is kept.
     folders = [run / "training" / name for name in ("most_accurate", "most_accurate_2")]
     ends = [(folder / "metrics.jsonl").read_text().splitlines()[-1] for folder in folders]
     images, labels = DIGITS.validation.images[:100], DIGITS.validation.labels[:100]

@@ -96,10 +96,11 @@ class SearchResult(NamedTuple):
     def finalists(self, number: int) -> list[int]:
         """The places of the `number` most accurate networks, the most accurate first; fewer where
         fewer differ."""
-        places: dict[bytes, int] = {}
-        for place in np.argsort(-np.nan_to_num(self.accuracy, nan=-1.0), kind="stable"):
-            genome = architectures.member(self.genomes, int(place))
-            places.setdefault(b"".join(np.asarray(leaf).tobytes() for leaf in genome), int(place))
+        places: dict[tuple[architectures.Unit, ...], int] = {}
+        for place in np.argsort(-np.nan_to_num(self.accuracy, nan=-1.0), kind="stable").tolist():
+            places.setdefault(
+                architectures.to_units(architectures.member(self.genomes, place)), place
+            )
         return [*places.values()][:number]
 
 
