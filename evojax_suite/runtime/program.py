@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
+from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
 
@@ -24,6 +25,13 @@ def free_bytes() -> float:
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats["bytes_in_use"]
     return psutil.virtual_memory().available
+
+
+def forget_programs(most: float = 0.5) -> None:
+    """Empties JAX's caches where this process has more than the fraction `most` of its memory maps:
+    without any left the next compilation fails. Call it where no value is traced."""
+    if memory_maps_used() > most:
+        jax.clear_caches()
 
 
 def _of_runs(
@@ -95,6 +103,7 @@ class Program:
         compile_seconds = 0.0
         if self._compiled is None:
             compile_start = time.perf_counter()
+            forget_programs()
             self._compiled = self._compile(arguments)
             compile_seconds = time.perf_counter() - compile_start
         outputs = self._compiled(*arguments)

@@ -14,7 +14,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 import tyro
 
@@ -53,7 +52,6 @@ def main(options: Options) -> None:
         path = options.runs_dir / name / "summary.json"
         if not path.exists() and run_command([*command, *where, "--resume"]):
             raise SystemExit(f"seed {seed} failed")
-        jax.clear_caches()  # programs of several seeds exceed the memory maps that Linux allows
         summary = json.loads(path.read_text())
         rows.append({"seed": seed, **{name: summary[name] for name in KEPT}})
         write_json(options.output, rows)

@@ -21,6 +21,7 @@ from jaxtyping import Float
 
 from evojax_suite import training as engine
 from evojax_suite.data.transforms import normalize
+from evojax_suite.runtime.program import forget_programs
 from evojax_suite.systems.de_nas.architectures import shape_after
 from evojax_suite.systems.de_nas.networks import Initialization, SequenceNetwork, fresh
 from evojax_suite.types import Array, Images, IntScalar, PRNGKey, Probabilities, PyTree
@@ -253,6 +254,7 @@ def evaluate_candidate(
     key_start, key_fit = jax.random.split(key)
     num_classes, num_images = network.num_classes, len(data.labels)
     clock = time.perf_counter()
+    forget_programs()
     images = normalize(data.images, data.mean, data.std)
     labels = jax.nn.one_hot(data.labels, num_classes)
     num_steps = config.num_epochs * config.num_batches(num_images)
