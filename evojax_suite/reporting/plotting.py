@@ -207,16 +207,19 @@ def accuracy_front(
     return [Chart(x_title, y_title, [networks, one], levels={"parent": 100 * parent})]
 
 
-def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any]) -> list[Chart]:
-    """Accuracy on the test split against parameters, as parts of the parent's and of 1, of networks
-    whose units were evolved and of those that simple rules give.
+def size_fronts(
+    front: list[dict[str, Any]], chosen: dict[str, Any], size: str = "parameters"
+) -> list[Chart]:
+    """Accuracy on the test split against size, of networks whose units were evolved and of those
+    that simple rules give.
 
-    front: rows with `relative_parameters`, `test_accuracy`, `hidden_units` and, under `l1_refit`
-    and `elimination`, such a row or None. chosen: such a row, with `parent_test_accuracy`.
+    front: rows with `relative_<size>`, the part of the parent's, `test_accuracy`, `hidden_units`
+    and, under `l1_refit` and `elimination`, such a row or None. chosen: such a row, with
+    `parent_test_accuracy`.
     """
 
     def series(name: str, rows: list[dict[str, Any]], style: Any):
-        x, y = (100 * column(rows, key) for key in ("relative_parameters", "test_accuracy"))
+        x, y = (100 * column(rows, key) for key in (f"relative_{size}", "test_accuracy"))
         notes = ["-".join(map(str, row["hidden_units"])) for row in rows]
         return Series(name, x, y, style=style, notes=notes)
 
@@ -225,7 +228,7 @@ def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any]) -> list[Cha
     for name, rule in rules.items():
         lines.append(series(name, [row[rule] for row in front if row[rule]], "joined points"))
     lines.append(series("network", [chosen], "star"))
-    titles = "parameters (% of the parent's)", "accuracy on the test split (%)"
+    titles = f"{size} (% of the parent's)", "accuracy on the test split (%)"
     levels = {"parent": 100 * chosen["parent_test_accuracy"]}
     return [Chart(*titles, lines, log_x=True, levels=levels)]
 

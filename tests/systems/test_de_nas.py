@@ -364,7 +364,7 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
         "2", "--max-length", "6", "--num-images", "500", "--num-epochs", "4", "--final-epochs", "8",
         "--max-weights", "2000",
     ]  # fmt: skip
-    where = ["--runs-dir", str(tmp_path), "--name", "run", "--num-validation-images", "100"]
+    where = ["--runs-dir", str(tmp_path), "--name", "run"]
     assert main(["de-nas", "--recipe", "recommended", "--finalists", "2", *few, *where]) == 0
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
@@ -382,7 +382,7 @@ def test_the_recommended_recipe_compares_with_what_a_sceptic_tries(tmp_path):
     # The finalist that is the most accurate on the validation images is kept.
     folders = [run / "training" / name for name in ("most_accurate", "most_accurate_2")]
     ends = [(folder / "metrics.jsonl").read_text().splitlines()[-1] for folder in folders]
-    images, labels = DIGITS.validation.images[:100], DIGITS.validation.labels[:100]
+    images, labels = DIGITS.validation.images, DIGITS.validation.labels
     accuracy = (network.logits(images).argmax(1) == labels).mean()
     assert accuracy == pytest.approx(max(json.loads(end)["validation_accuracy"] for end in ends))
     # Random search goes on from the same first population.

@@ -30,7 +30,7 @@ from evojax_suite.systems.de_nas.candidates import costs_of, hand_made, make_dat
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
 from evojax_suite.systems.de_nas.networks import layers
-from evojax_suite.training import batches_of, evaluate
+from evojax_suite.training import Batches, batches_of, evaluate
 from evojax_suite.types import Dataset, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
@@ -38,7 +38,7 @@ _SMALL_SPACE_OF_LINEAR_HEAD = {"max_filters": 24}
 _SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
-_SMALL_VALIDATION_IMAGES = 2000
+_SMALL_VALIDATION_IMAGES = 5000
 
 FOUND = "most accurate", "smallest"
 """The roles of the networks that a search finds."""
@@ -69,11 +69,11 @@ class Options(RunOptions):
     num_images: int | None = None
     """Training images, equally many of each class; all by default, 1,000 where small."""
     num_validation_images: int | None = None
-    """Validation images, which candidates are compared on; all by default, at most 2,000 where
+    """Validation images, which candidates are compared on; all by default, at most 5,000 where
     small."""
     finalists: PositiveInt = 1
     """The most accurate networks of the last generation that train at length; the one which is then
-    the most accurate on the validation split is the run's."""
+    the most accurate on the whole validation split is the run's."""
     scale: Scale = "auto"
     """small makes what is left at the paper's setting small, and lets networks learn in the few
     steps that remain; the run says what it sets. auto is small without accelerator."""
@@ -142,6 +142,7 @@ def populations(
 @dataclass(frozen=True)
 class _Job(Job[Options]):
     phase: Phase  # the search
+    validation: Split  # the whole split
     key_final: jax.Array
 
 
@@ -180,6 +181,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     small = is_small(options.scale)
     if small:
         options = reduced(options, dataset)
+    validation = dataset.validation
     dataset = some_images(dataset, options.num_images, options.num_validation_images)
     training = fitted_to(options.config.training, dataset)
     options = replace(options, config=replace(options.config, training=training))
@@ -194,7 +196,8 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     phase = Phase("candidates", evolution, key_search, params, data, number, dry_run_steps=steps)
     size = f"{len(dataset.train):,} images, {number} candidates"
     notes = (f"small: {size}; --scale paper for the paper's sizes",) if small else ()
-    return _Job(options, dataset, directory, phase, key_final, differences=differences, notes=notes)
+    fixed = options, dataset, directory, phase, validation, key_final
+    return _Job(*fixed, differences=differences, notes=notes)
 
 
 def search(job: _Job) -> Search:
@@ -212,15 +215,15 @@ def search(job: _Job) -> Search:
         return _Model(units, config, float(result.accuracy[place]))
 
     def best(number: int, role: str, result: algorithm.SearchResult) -> _Training:
-        """The finalist of a search that is the most accurate on the validation split."""
+        """The finalist of a search that is the most accurate on the whole validation split."""
         places = result.finalists(job.options.finalists)
         models = []
         for rank, place in enumerate(places):
             models.append((yield from _trained(job, number, role, found(result, place), rank)))
         if len(models) == 1:
             return models[0]
-        scores = [np.nan_to_num(_validation_accuracy(job, model), nan=-1.0) for model in models]
-        chosen = models[int(np.argmax(scores))]
+        images = batches_of(dataset, job.validation, config.engine)
+        chosen = max(models, key=lambda model: _accuracy(model, images))
         return chosen._replace(trainings=tuple(one for model in models for one in model.trainings))
 
     smallest = found(result, result.smallest)
@@ -267,11 +270,11 @@ def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) ->
     return model._replace(trainings=(done,), folder=folder, trained=network)
 
 
-def _validation_accuracy(job: _Job, model: _Model) -> float:
+def _accuracy(model: _Model, images: Batches) -> float:
+    """The accuracy of a network; that of its search where it was not trained at length."""
     if not (own := model.trained):
         return model.search_accuracy or 0.0
-    batches = job.phase.data.validation
-    return float(jax.jit(evaluate, static_argnums=0)(own.network, own.variables, batches).accuracy)
+    return float(jax.jit(evaluate, static_argnums=0)(own.network, own.variables, images).accuracy)
 
 
 def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> architectures.Costs:
@@ -301,12 +304,11 @@ def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
     """Write the networks and evaluate them on the test split."""
     dataset, rows, loop = job.dataset, searched.rows, searched.loop
     test = batches_of(dataset, test_split, job.options.config.engine)
-    evaluated = jax.jit(evaluate, static_argnums=0)
     models = {}
     for role, model in searched.models.items():
         costs, accuracy = _costs(model, dataset.image_shape, dataset.num_classes), None
         if own := model.trained:
-            accuracy = float(evaluated(own.network, own.variables, test).accuracy)
+            accuracy = _accuracy(model, test)
             if role in FOUND:
                 own.save(job.directory if role == "most accurate" else job.directory / role)
         models[role] = {
@@ -412,8 +414,10 @@ RECOMMENDED = (
     *("--max-first-filters", "16"),
     *("--filter-step", "8"),
     *("--error-weight", "0.9", "--size-weight", "0.1"),
-    *("--batch-size", "32", "--schedule", "cosine"),
-    *("--num-generations", "3", "--final-epochs", "60"),
+    *("--optimizer", "adam", "--learning-rate", "2e-2", "--schedule", "cosine"),
+    *("--batch-size", "32"),
+    *("--crop-padding", "1"),
+    *("--num-generations", "4", "--final-epochs", "60"),
     *("--programs", "layers"),
     *("--finalists", "3"),
     *("--baselines", "hand", "random"),

@@ -118,8 +118,11 @@ class RefitConfig:
     error: Literal["cross_entropy", "divergence", "error_rate"] = "cross_entropy"
     """cross_entropy: with the labels; divergence: Kullback and Leibler's of the parent's
     predictions from the network's, without labels; error_rate: of the labels."""
-    size: Literal["parameters", "multiplications"] = "parameters"
-    """The other objective, relative to the parent's."""
+    size: Literal["parameters", "multiplications", "latency"] = "parameters"
+    """The other objective, relative to the parent's. latency: the seconds of a batch of images on
+    this device, from measurements of layers (`latency.py`)."""
+    num_timed_images: PositiveInt = 100
+    """Images of that batch."""
     prune_inputs: bool = True
     """Whether inputs, the pixels of a fully connected parent, are removed, too."""
     relu_rounds: NonNegativeInt = 2

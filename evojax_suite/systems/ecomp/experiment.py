@@ -129,6 +129,7 @@ class _Job(Job[Options]):
         """The setting of the search with refits."""
         options, constants = self.options, artifact.constants(self.dataset, self.options.inputs)
         return refitting.Setting(
+            directory=self.directory,
             config=options.search,
             params=options.search_params,
             seed=options.seed,
@@ -281,7 +282,7 @@ def finish(
 ) -> _Summary | refitting.Summary:
     """Write the compressed network, and count how often it agrees with its parent."""
     if isinstance(result, refitting.Found):
-        return refitting.finish(job.refits, job.directory, result, test_split, job.compressed)
+        return refitting.finish(job.refits, result, test_split, job.compressed)
     options, (parent, parent_seconds, best, loop) = job.options, result
     sizes, parent_sizes = np.asarray(best.sizes), feed_forward.hidden_sizes(parent)
     network = compression.trimmed(best.network, sizes)

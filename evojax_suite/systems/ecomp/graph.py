@@ -154,12 +154,14 @@ def num_parameters(graph: Graph, sizes: Sequence[Any]) -> Any:
 
 def num_multiplications(graph: Graph, sizes: Sequence[Any], image_shape: Sequence[int]) -> Any:
     """Multiplications of one image of `image_shape` (height, width, channels)."""
-    outputs = jax.eval_shape(lambda: forward(graph, _blank(graph, image_shape))[0])
+    outputs = jax.eval_shape(lambda: forward(graph, blank_inputs(graph, image_shape))[0])
     return _weights(graph, sizes, [math.prod(each.shape[1:-1]) for each in outputs], biases=0)
 
 
-def _blank(graph: Graph, image_shape: Sequence[int]) -> Array:
-    return jnp.zeros((1, *image_shape) if graph[0].is_convolution else (1, math.prod(image_shape)))
+def blank_inputs(graph: Graph, image_shape: Sequence[int], num_images: int = 1) -> Array:
+    """Zeros as the graph takes images of `image_shape` (height, width, channels)."""
+    flat = (math.prod(image_shape),)
+    return jnp.zeros((num_images, *(image_shape if graph[0].is_convolution else flat)))
 
 
 def _weights(graph: Graph, sizes: Sequence[Any], times: Sequence[int], biases: int) -> Any:

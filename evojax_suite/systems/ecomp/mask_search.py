@@ -19,9 +19,9 @@ inherits weights instead and evaluates the parent's on fewer units.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,7 @@ from flax import struct
 from jaxtyping import Bool, Float, Int, Int32
 
 from evojax_suite.operators import crowding_distances, non_dominated_ranks, tournament
-from evojax_suite.systems.ecomp import graph as graphs, refit
+from evojax_suite.systems.ecomp import graph as graphs, latency, refit
 from evojax_suite.systems.ecomp.config import RefitConfig, RefitParams
 from evojax_suite.systems.ecomp.graph import Graph
 from evojax_suite.systems.ecomp.refit import Fit, Kept
@@ -70,6 +70,7 @@ class Data:
     targets: Probabilities  # of the labels, one-hot
     logits: Float[Array, "images classes"]  # the parent's
     image_shape: tuple[int, int, int] = struct.field(pytree_node=False)
+    tables: tuple[latency.Table, ...] = ()  # where latency is the size
 
 
 @struct.dataclass
@@ -115,9 +116,10 @@ def make_data(
     inputs: Float[Array, "images ..."],
     targets: Probabilities,
     image_shape: tuple[int, int, int],
+    tables: tuple[latency.Table, ...] = (),
 ) -> Data:
     """The data of a search. inputs, targets: the images of evolution as the parent takes them, in
-    random order, and their labels, one-hot."""
+    random order, and their labels, one-hot. tables: `latency.measured`, where that is the size."""
     count = num_fitted(config, len(inputs))
     others = slice(count, count + config.num_judged_images)
     fit = refit.make_fit(key, parent, inputs[:count], targets[:count], config.num_positions)
@@ -125,7 +127,8 @@ def make_data(
     judged = inputs[others]
     logits = graphs.forward(parent, judged)[0][-1]
     arranged = refit.arranged(parent, judged)
-    return Data(parent, fit, priorities, arranged, targets[others], logits, image_shape)
+    judged_by = arranged, targets[others], logits
+    return Data(parent, fit, priorities, *judged_by, image_shape, tables)
 
 
 def highest(scores: Float[Array, "units"], count: int | Scalar | IntScalar) -> Bool[Array, "units"]:
@@ -142,17 +145,18 @@ def kept_units(mask: Bool[Array, "units"], width: int) -> Kept:
 def relative_size(
     config: RefitConfig, data: Data, sizes: Int[Array, "members groups"]
 ) -> Float[Array, "members"]:
-    """Parameters or multiplications of networks over the parent's; sizes: units of each group."""
-    whole = graphs.group_sizes(data.parent)
-    if config.size == "parameters":
-        counts = (graphs.num_parameters(data.parent, each) for each in (list(sizes.T), whole))
-    else:
-        counts = (
-            graphs.num_multiplications(data.parent, each, data.image_shape)
-            for each in (list(sizes.T), whole)
-        )
-    count, most = counts
-    return count / most
+    """The size of networks over the parent's; sizes: units of each group."""
+
+    def size_of(sizes: Sequence[Any]) -> Any:
+        match config.size:
+            case "parameters":
+                return graphs.num_parameters(data.parent, sizes)
+            case "multiplications":
+                return graphs.num_multiplications(data.parent, sizes, data.image_shape)
+            case "latency":
+                return latency.seconds_of(data.parent, data.tables, sizes)
+
+    return size_of(list(sizes.T)) / size_of(graphs.group_sizes(data.parent))
 
 
 def error_of(

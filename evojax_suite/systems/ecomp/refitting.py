@@ -20,7 +20,14 @@ from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.system import Phase, Search
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import write_json
-from evojax_suite.systems.ecomp import baselines, feed_forward, graph as graphs, mask_search, refit
+from evojax_suite.systems.ecomp import (
+    baselines,
+    feed_forward,
+    graph as graphs,
+    latency,
+    mask_search,
+    refit,
+)
 from evojax_suite.systems.ecomp.artifact import CompressedNetwork
 from evojax_suite.systems.ecomp.baselines import Mask
 from evojax_suite.systems.ecomp.config import RefitConfig, RefitParams
@@ -38,6 +45,7 @@ Accuracies = dict[str, float]
 class Setting:
     """What the search has of its run."""
 
+    directory: Path
     config: RefitConfig
     params: RefitParams
     seed: int
@@ -89,9 +97,14 @@ def search(setting: Setting, network: Network | Graph, parent_seconds: float) ->
     )
     # The same for all seeds, which may then share a program.
     shape = setting.dataset.image_shape
-    data = mask_search.make_data(jax.random.key(0), config, params, parent, inputs, targets, shape)
+    images, by_latency = (inputs, targets, shape), config.size == "latency"
+    if by_latency:
+        path = setting.directory / "latency.json"
+        images = *images, latency.measured(parent, shape, config.num_timed_images, path)
+    data = mask_search.make_data(jax.random.key(0), config, params, parent, *images)
     algorithm, key = mask_search.build(config), jax.random.key(setting.seed)
-    pace: dict[str, Any] = {"members_per_step": config.population_size, "same_for_seeds": True}
+    pace: dict[str, Any] = {"members_per_step": config.population_size}
+    pace["same_for_seeds"] = not by_latency  # it is measured anew for each
     loop = yield Phase("refitting", algorithm, key, params, data, config.num_generations, **pace)
     return Found(parent, parent_seconds, data, loop)
 
@@ -153,7 +166,6 @@ class Summary:
 
 def finish(
     setting: Setting,
-    directory: Path,
     found: Found,
     test_split: Split,
     wrap: Callable[[Graph, dict[str, Any], tuple[int, ...] | None], CompressedNetwork],
@@ -161,8 +173,10 @@ def finish(
     """Write the front and the network that is chosen from it. wrap: a network, its lineage and the
     inputs that it takes -> what is written."""
     config, parent, state = setting.config, found.parent, found.loop.state
+    directory = setting.directory
     evaluator, whole = Evaluator(setting, parent, test_split), graphs.group_sizes(parent)
     members = mask_search.front_of(config, state)
+    by_latency = config.size == "latency"
     masks: list[Mask] = [tuple(np.asarray(mask[m]) for mask in state.masks) for m in members]
 
     def sizes_of(mask: Mask):
@@ -170,6 +184,13 @@ def finish(
 
     def relative(sizes: Sequence[int]):
         return float(mask_search.relative_size(config, found.data, jnp.array([sizes]))[0])
+
+    def milliseconds(network: Graph, num_inputs: int):
+        """Of a batch, measured."""
+        shape = found.data.image_shape if network[0].is_convolution else (num_inputs,)
+        inputs = graphs.blank_inputs(network, shape, config.num_timed_images)
+        network = jax.tree.map(jnp.asarray, network)
+        return 1000 * latency.timed(lambda *args: graphs.forward(*args)[0][-1], network, inputs)
 
     l1, order = baselines.incoming_l1(parent), jax.device_get(found.data.priorities)
     rules = {"l1_refit": (l1, True), "elimination": (order, not config.prune_inputs)}
@@ -184,6 +205,8 @@ def finish(
     for mask, (network, scores) in zip(masks, evaluator.refitted(masks), strict=True):
         sizes = sizes_of(mask)
         rows.append({"mask": mask, "network": network} | _size(found, sizes) | scores)
+        if by_latency:
+            rows[-1]["milliseconds"] = milliseconds(network, sizes[0])
     for rule in rules:
         chosen = [by_rule(rule, row[f"relative_{config.size}"]) for row in rows]
         present = [mask for mask in chosen if mask is not None]
@@ -222,6 +245,7 @@ def finish(
     numbers |= {
         "parent_num_parameters": graphs.num_parameters(parent, whole),
         "alternatives": results,
+        "size": config.size,
         "front_size": len(rows),
         "num_generations": config.num_generations,
         "num_failed": found.loop.num_failed,
@@ -229,6 +253,8 @@ def finish(
         "compile_seconds": found.loop.compile_seconds,
         "parent_seconds": found.parent_seconds,
     }
+    if by_latency:
+        numbers["parent_milliseconds"] = milliseconds(parent, whole[0])
     return Summary(numbers, rows, len(test_split))
 
 
@@ -238,7 +264,7 @@ def _size(found: Found, sizes: Sequence[int]) -> dict[str, Any]:
     shape = found.data.image_shape
     parameters = graphs.num_parameters(parent, sizes)
     multiplications = graphs.num_multiplications(parent, sizes, shape)
-    return {
+    size = {
         "num_inputs": sizes[0],
         "hidden_units": [*sizes[1:]],
         "num_parameters": parameters,
@@ -246,6 +272,10 @@ def _size(found: Found, sizes: Sequence[int]) -> dict[str, Any]:
         "relative_multiplications": multiplications
         / graphs.num_multiplications(parent, whole, shape),
     }
+    if tables := found.data.tables:
+        seconds, most = (latency.seconds_of(parent, tables, each) for each in (sizes, whole))
+        size["relative_latency"] = float(seconds / most)
+    return size
 
 
 def alternatives(
@@ -301,7 +331,7 @@ def table_of_rules(units: str, networks: dict[str, dict[str, Any]]) -> Table:
 
 def present(dataset: str, directory: Path, summary: Summary) -> Report:
     """The network beside its parent, the front beside the simple rules' networks."""
-    numbers, front = summary.numbers, summary.front
+    numbers, front, size = summary.numbers, summary.front, summary.numbers["size"]
 
     def percent(value: float):
         return f"{100 * value:.2f}"
@@ -316,9 +346,9 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
     )
     parent = {name: numbers[f"parent_{name}"] for name in ("test_accuracy", "validation_accuracy")}
     shown = {"parent": parent, "evolved, refitted": numbers} | numbers["alternatives"]
-    tables = [table_of_rules(units, shown), _front_table(front)]
+    tables = [table_of_rules(units, shown), _front_table(front, size)]
     caption = "Accuracy on the test split against size: evolved, and chosen by simple rules"
-    charts = plotting.size_fronts(front, numbers)
+    charts = plotting.size_fronts(front, numbers, size)
     headline = [
         (f"{tested} %", "test accuracy"),
         (f"{parent_tested} %", "of the parent"),
@@ -335,19 +365,23 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
     )
 
 
-def _front_table(front: list[dict[str, Any]]) -> Table:
+def _front_table(front: list[dict[str, Any]], size: str) -> Table:
     rows = []
     for row in front:
         others = (row[rule] for rule in ("l1_refit", "elimination"))
-        rows.append(
-            [
-                "-".join(map(str, (row["num_inputs"], *row["hidden_units"]))),
-                f"{100 * row['relative_parameters']:.1f}",
-                *(
-                    f"{100 * each['test_accuracy']:.2f}" if each else "none so small"
-                    for each in (row, *others)
-                ),
-            ]
-        )
-    header = ["units", "parameters (%)", "evolved (%)", "L1, refitted (%)", "elimination (%)"]
+        cells = ["-".join(map(str, (row["num_inputs"], *row["hidden_units"])))]
+        cells += [f"{100 * row[f'relative_{kind}']:.1f}" for kind in _shown_sizes(size)]
+        cells += [f"{row['milliseconds']:.2f}"] if size == "latency" else []
+        cells += [
+            f"{100 * each['test_accuracy']:.2f}" if each else "none so small"
+            for each in (row, *others)
+        ]
+        rows.append(cells)
+    header = ["units", *(f"{kind} (%)" for kind in _shown_sizes(size))]
+    header += ["measured (ms)"] if size == "latency" else []
+    header += ["evolved (%)", "L1, refitted (%)", "elimination (%)"]
     return Table("The front, on the test split", header, rows)
+
+
+def _shown_sizes(size: str) -> tuple[str, ...]:
+    return ("parameters",) if size == "parameters" else ("parameters", size)
