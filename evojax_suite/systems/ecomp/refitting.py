@@ -97,11 +97,12 @@ def search(setting: Setting, network: Network | Graph, parent_seconds: float) ->
     )
     # The same for all seeds, which may then share a program.
     shape = setting.dataset.image_shape
-    images, by_latency = (inputs, targets, shape), config.size == "latency"
-    if by_latency:
+    tables: tuple[latency.Table, ...] = ()
+    if by_latency := config.size == "latency":
         path = setting.directory / "latency.json"
-        images = *images, latency.measured(parent, shape, config.num_timed_images, path)
-    data = mask_search.make_data(jax.random.key(0), config, params, parent, *images)
+        tables = latency.measured(parent, shape, config.num_timed_images, path)
+    key_fit, images = jax.random.key(0), (inputs, targets, shape)
+    data = mask_search.make_data(key_fit, config, params, parent, *images, tables)
     algorithm, key = mask_search.build(config), jax.random.key(setting.seed)
     pace: dict[str, Any] = {"members_per_step": config.population_size}
     pace["same_for_seeds"] = not by_latency  # it is measured anew for each
