@@ -207,15 +207,13 @@ def accuracy_front(
     return [Chart(x_title, y_title, [networks, one], levels={"parent": 100 * parent})]
 
 
-def size_fronts(
-    front: list[dict[str, Any]], chosen: dict[str, Any], size: str = "parameters"
-) -> list[Chart]:
+def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any], size: str) -> list[Chart]:
     """Accuracy on the test split against size, of networks whose units were evolved and of those
     that simple rules give.
 
     front: rows with `relative_<size>`, the part of the parent's, `test_accuracy`, `hidden_units`
     and, under `l1_refit` and `elimination`, such a row or None. chosen: such a row, with
-    `parent_test_accuracy`.
+    `parent_test_accuracy`. size: parameters, multiplications or latency.
     """
 
     def series(name: str, rows: list[dict[str, Any]], style: Any):

@@ -52,6 +52,16 @@ def timed(function: Any, *arguments: Any) -> float:
     return fastest
 
 
+def measured_whole(graph: Graph, image_shape: Sequence[int], num_images: int) -> float:
+    """Returns the seconds of a whole network for a batch of `num_images`, of `image_shape` (height,
+    width, channels) where it begins with a convolution."""
+    flat = (graph[0].weight.shape[1],)  # the inputs that are left
+    shape = image_shape if graph[0].is_convolution else flat
+    inputs = graphs.blank_inputs(graph, shape, num_images)
+    network = jax.tree.map(jnp.asarray, graph)
+    return timed(lambda *arguments: graphs.forward(*arguments)[0][-1], network, inputs)
+
+
 def measured(
     graph: Graph, image_shape: Sequence[int], num_images: int, path: Path | None = None
 ) -> tuple[Table, ...]:

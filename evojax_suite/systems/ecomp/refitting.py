@@ -186,12 +186,10 @@ def finish(
     def relative(sizes: Sequence[int]):
         return float(mask_search.relative_size(config, found.data, jnp.array([sizes]))[0])
 
-    def milliseconds(network: Graph, num_inputs: int):
-        """Of a batch, measured."""
-        shape = found.data.image_shape if network[0].is_convolution else (num_inputs,)
-        inputs = graphs.blank_inputs(network, shape, config.num_timed_images)
-        network = jax.tree.map(jnp.asarray, network)
-        return 1000 * latency.timed(lambda *args: graphs.forward(*args)[0][-1], network, inputs)
+    def milliseconds(network: Graph):
+        """Returns the measured milliseconds of a batch."""
+        shape = found.data.image_shape
+        return 1000 * latency.measured_whole(network, shape, config.num_timed_images)
 
     l1, order = baselines.incoming_l1(parent), jax.device_get(found.data.priorities)
     rules = {"l1_refit": (l1, True), "elimination": (order, not config.prune_inputs)}
@@ -207,7 +205,7 @@ def finish(
         sizes = sizes_of(mask)
         rows.append({"mask": mask, "network": network} | _size(found, sizes) | scores)
         if by_latency:
-            rows[-1]["milliseconds"] = milliseconds(network, sizes[0])
+            rows[-1]["milliseconds"] = milliseconds(network)
     for rule in rules:
         chosen = [by_rule(rule, row[f"relative_{config.size}"]) for row in rows]
         present = [mask for mask in chosen if mask is not None]
@@ -255,7 +253,7 @@ def finish(
         "parent_seconds": found.parent_seconds,
     }
     if by_latency:
-        numbers["parent_milliseconds"] = milliseconds(parent, whole[0])
+        numbers["parent_milliseconds"] = milliseconds(parent)
     return Summary(numbers, rows, len(test_split))
 
 
