@@ -48,7 +48,13 @@ def configuration(kind: type[T]) -> type[T]:
 
 
 class Scalars:
-    """Base of a dataclass of numbers, any of which may be traced."""
+    """Base of a dataclass of numbers, any of which may be traced. A Python number is checked when
+    it is given, an array where `check` is called."""
+
+    def __post_init__(self):
+        for name, hint in _hints(type(self)).items():
+            if type(value := getattr(self, name)) in (int, float):
+                _valid(name, hint, TypeAdapter.validate_python, value)
 
     def check(self) -> None:
         """Raise ValueError where a number that is not traced is not what its field declares."""

@@ -139,6 +139,25 @@ class Generation(Generic[StateT, ParamsT, DataT, MetricsT]):
 
 
 @dataclass(frozen=True)
+class _Init:
+    """`function(key, params, data)`, of data that the algorithm was built for."""
+
+    function: Callable[[Array, PyTree, PyTree], PyTree]
+    image_shape: tuple[int, int, int] | None
+
+    def __call__(self, key: Array, params: PyTree, data: PyTree) -> PyTree:
+        if isinstance(data, Dataset):
+            raise ValueError(
+                "init takes the data that make_data(config, dataset) returns, got a Dataset"
+            )
+        images = getattr(data, "images", getattr(data, "train_images", None))
+        shape = None if images is None else images.shape[-3:]
+        if self.image_shape and shape and shape != self.image_shape:
+            raise ValueError(f"images must have the shape {self.image_shape}, got {shape}")
+        return self.function(key, params, data)
+
+
+@dataclass(frozen=True)
 class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     """What every system's `build(config, ...)` returns: pure functions that the loop drives.
 
@@ -171,6 +190,12 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     ) = None
     """A function of the arguments of `step` that returns a `step` for such arguments, compiled
     already; None where it is scannable or cannot tell."""
+    image_shape: tuple[int, int, int] | None = None
+    """That of the images of `data` (height, width, channels), which `init` then checks."""
+
+    def __post_init__(self):
+        if not isinstance(self.init, _Init):
+            object.__setattr__(self, "init", _Init(self.init, self.image_shape))
 
 
 AnyAlgorithm: TypeAlias = Algorithm[PyTree, PyTree, PyTree, PyTree, Any]

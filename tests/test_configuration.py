@@ -135,14 +135,16 @@ def test_numbers_that_are_traced_are_not_judged():
 
     assert scaled(3.0) == 6
     Params(rate=jnp.float32(1), scale=np.float64(0)).check()
-    for params, says in (
-        (Params(rate=jnp.float32(1.5)), "rate must be in [0, 1], got 1.5"),
-        (Params(scale=math.inf), "scale must be >= 0, got inf"),
-        (Params(scale="1"), "scale must be float, got '1'"),
+    for values, says in (
+        ({"rate": jnp.float32(1.5)}, "rate must be in [0, 1], got 1.5"),
+        ({"scale": math.inf}, "scale must be >= 0, got inf"),
+        ({"scale": "1"}, "scale must be float, got '1'"),
     ):
         with pytest.raises(ValueError) as error:  # noqa: PT011
-            params.check()
+            Params(**values).check()
         assert str(error.value) == says
+    with pytest.raises(ValueError, match=r"rate must be in \[0, 1\], got 5.0"):
+        Params(rate=5.0)
 
 
 def test_settings_of_a_file():

@@ -9,14 +9,18 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
 import numpy as np
 import pytest
 
 from evojax_suite import NetworkConfig, TrainingConfig, exports, load
-from evojax_suite.cli.main import main
+from evojax_suite.cli import config_file
+from evojax_suite.cli.main import _commands, main
 from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset, accuracies_on
 from evojax_suite.operators import random_examples
@@ -48,6 +52,43 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
                 prompt, program, *arguments = shlex.split(line)
                 assert (prompt, program) == ("$", "evojax-suite")
                 assert main(arguments) == 0, line
+
+
+def mentioned() -> Iterator[tuple[str, str, str]]:
+    """The options in code within the text of README and docs: page, option, what follows it."""
+    for page in (DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))):
+        for code in re.findall(r"`([^`\n]*)`", BLOCK.sub("", page.read_text())):
+            for option, value in re.findall(r"(--[a-z][\w.-]*)(?:[ =]([\w.]+))?", code):
+                yield page.name, option, value
+
+
+def choices(hint: Any) -> set[Any]:
+    """The values that a type names; {...} where it has others too."""
+    if get_origin(hint) is Literal:
+        return set(get_args(hint))
+    if get_origin(hint) is Annotated or get_origin(hint) is tuple:
+        return choices(get_args(hint)[0])
+    return set().union(*map(choices, get_args(hint))) if isinstance(hint, UnionType) else {...}
+
+
+def test_options_in_the_text_are_those_of_the_commands():
+    allowed: dict[str, set[Any]] = {"--help": {...}, "--version": {...}}
+    for command in _commands().values():
+        for path, option in config_file.known(command.options).items():
+            kind = command.options
+            for name in path.split("."):
+                hint = get_type_hints(kind, include_extras=True)[name]
+                kind = get_args(hint)[0] if get_origin(hint) is Annotated else hint
+            values = {"None", *choices(hint)} if option.may_be_none else choices(hint)
+            for flag in (option.flag, *option.aliases):
+                allowed.setdefault(flag, set()).update(values)
+    found = [*mentioned()]
+    assert len(found) > 100
+    for page, option, value in found:
+        plain = option.replace("--no-", "--") if option not in allowed else option
+        assert plain in allowed, f"{page}: {option}"
+        values = allowed[plain]
+        assert ... in values or not value or value in values, f"{page}: {option} {value}"
 
 
 def test_the_template_outlives_a_generation_that_diverged(tmp_path, monkeypatch):

@@ -28,6 +28,10 @@ class Options(Command):
 
 def run(options: Options) -> None:
     """Write the set. Raises ValueError, DataError or OSError, each with a message of one line."""
+    suffix = options.output.suffix
+    if options.format == "safetensors" and suffix != ".safetensors":
+        ending = f"ends in {suffix}" if suffix else "has no ending"
+        raise ValueError(f"{options.output} {ending}: a file of tensors ends in .safetensors")
     data = DistilledDataset.load(options.path).unpacked()
     written = f"{len(data.images)} images of {data.dataset}: {options.output}"
     if options.format == "safetensors":

@@ -9,9 +9,11 @@ import os
 import re
 import shlex
 import signal
+import socket
 import sys
 import tempfile
 import threading
+import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from evojax_suite.reporting.comparison import Columns
     from evojax_suite.running.options import Command, RunOptions
     from evojax_suite.running.system import System
+
+
+PATIENCE = 7.0
+"""Seconds that a signal leaves a command to end in order."""
 
 
 def _say(text: str) -> None:
@@ -181,7 +187,7 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
         runner.dry_run(system, options)
         return
     if options.seeds is None:
-        runner.run(system, options.here())
+        runner.run(system, options.here(), may_be_new=False)
         return
     each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
     runs = []
@@ -232,7 +238,35 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
+def _end_in_time() -> threading.Event:
+    """From now on SIGINT and SIGTERM end this process `PATIENCE` seconds later, if it is still
+    there: Python handles no signal within a call of a compiled program, however long that takes.
+    Returns an event to set once the command has said how it ended."""
+    ended = threading.Event()
+    reader, writer = socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        number = 0
+        while number not in (signal.SIGINT, signal.SIGTERM):
+            number = reader.recv(1)[0]
+        time.sleep(PATIENCE)
+        if not ended.is_set():
+            if sys.stderr.isatty():
+                print("\x1b[?25h", file=sys.stderr)  # the cursor, which a progress bar hides
+            name = signal.Signals(number).name
+            _say(f"stopped by {name} within a step, which is lost; --resume goes on before it")
+        os._exit(128 + number)
+
+    signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)
+    threading.Thread(target=watch, name="end in time", daemon=True).start()
+    return ended
+
+
 def run() -> None:
     """The entry point, which also imports a user's modules from the working directory."""
     sys.path.append(os.getcwd())
-    sys.exit(main())
+    ended = _end_in_time()
+    code = main()
+    ended.set()
+    sys.exit(code)  # which waits for the threads of evaluations that have begun

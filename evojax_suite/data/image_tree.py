@@ -28,7 +28,8 @@ _SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF and one of its values
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _AT_A_TIME = 64
 
-_Class: TypeAlias = list[tuple[str, np.ndarray]]  # decoded images, with their file names
+_Decoded: TypeAlias = tuple[np.ndarray, str]  # pixels and the mode of the file
+_Class: TypeAlias = list[tuple[str, np.ndarray, str]]  # decoded images: names, pixels, modes
 _Image: TypeAlias = tuple[PurePosixPath, bytes, _Class]  # the path, the file and its class
 
 
@@ -46,7 +47,7 @@ class ImageTree(contextlib.ExitStack):
         self._threads = ThreadPoolExecutor(_NUM_THREADS)
         self.callback(self._threads.shutdown, cancel_futures=True)
         self._waiting: list[_Image] = []
-        self._sent: deque[tuple[list[_Image], Future[list[np.ndarray]]]] = deque()
+        self._sent: deque[tuple[list[_Image], Future[list[_Decoded]]]] = deque()
         self._top_folders: set[str] = set()
         self._parts: set[str] = set()
         self._classes: dict[tuple[str, str], _Class] = {}
@@ -103,7 +104,8 @@ class ImageTree(contextlib.ExitStack):
                 raise DataError(f"{self.where}: {empty} ({', '.join(_SUFFIXES)})")
         names = [name for part, name in self._classes if part == "train"]
         names.sort(key=int if all(name.isdecimal() for name in names) else None)
-        in_colour = any(pixels.ndim == 3 for i in self._classes.values() for _, pixels in i)
+        self._check_modes()
+        in_colour = any(pixels.ndim == 3 for i in self._classes.values() for _, pixels, _ in i)
         parts = {}
         for part in sorted(self._parts):
             where = f"{self.where} ({part})"
@@ -115,13 +117,27 @@ class ImageTree(contextlib.ExitStack):
                 raise DataError(f"{where}: the part has no images; layout: {_LAYOUT}")
             pixels, labels = [], []
             for label, name in enumerate(names):
-                for _, image in sorted(classes.get(name, []), key=lambda entry: entry[0]):
+                for _, image, _ in sorted(classes.get(name, []), key=lambda entry: entry[0]):
                     add_channels = in_colour and image.ndim == 2
                     pixels.append(np.stack([image] * 3, -1) if add_channels else image)
                     labels.append(label)
             if pixels:
                 parts[part] = checked_split(np.stack(pixels), np.array(labels), where)
         return Source(parts, tuple(names), self.where)
+
+    def _check_modes(self) -> None:
+        """Raise DataError where the images of a class have a mode, grey or colour, transparent or
+        not, that those of another class have not, so that a network need only tell the modes."""
+        modes: dict[str, set[str]] = {}
+        for (_, name), images in self._classes.items():
+            modes.setdefault(name, set()).update(mode for _, _, mode in images)
+        (first, own), *others = modes.items()
+        for name, other in others:
+            if not own & other:
+                raise DataError(
+                    f"{self.where}: images of {first} are {', '.join(sorted(own))}, of {name} "
+                    f"{', '.join(sorted(other))}, so that the mode tells the class; store all alike"
+                )
 
     def _decode(self) -> None:
         """Decode the waiting images: many of them in a thread; few, and the very first, whose size
@@ -140,10 +156,10 @@ class ImageTree(contextlib.ExitStack):
             images, work = self._sent.popleft()
             self._keep(images, work.result())
 
-    def _keep(self, images: list[_Image], decoded: list[np.ndarray]) -> None:
-        for (path, _, of_class), pixels in zip(images, decoded, strict=True):
+    def _keep(self, images: list[_Image], decoded: list[_Decoded]) -> None:
+        for (path, _, of_class), (pixels, mode) in zip(images, decoded, strict=True):
             self._size = pixels.shape[:2]
-            of_class.append((path.name, pixels))
+            of_class.append((path.name, pixels, mode))
 
 
 def _silence(context: contextlib.ExitStack) -> None:
@@ -160,20 +176,20 @@ def _silence(context: contextlib.ExitStack) -> None:
     context.callback(set_handler, set_handler(None))
 
 
-def _decode_all(where: str, images: list[_Image], size: tuple[int, ...] | None) -> list[np.ndarray]:
+def _decode_all(where: str, images: list[_Image], size: tuple[int, ...] | None) -> list[_Decoded]:
     return [_decode(f"{where}: {path}", data, size) for path, data, _ in images]
 
 
-def _decode(where: str, data: bytes, size: tuple[int, ...] | None) -> np.ndarray:
-    """The uint8 pixels (H, W) of a grey image, (H, W, 3) of any other, without transparency; `size`
-    is the height and width that they must have."""
+def _decode(where: str, data: bytes, size: tuple[int, ...] | None) -> _Decoded:
+    """The uint8 pixels (H, W) of a grey image, (H, W, 3) of any other, without transparency, and
+    the mode; `size` is the height and width that they must have."""
     unreadable = data_error(f"{where} cannot be decoded")
     with unreadable, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
         _check_header(where, image, size)
         mode = "L" if image.mode in _GREY_MODES else "RGB"
         pixels = np.asarray(image if image.mode == mode else image.convert(mode))
         _check_size(where, pixels.shape[:2], size)  # some are turned when decoded
-        return pixels
+        return pixels, image.mode
 
 
 def _check_header(where: str, image: Image.Image, size: tuple[int, ...] | None) -> None:

@@ -174,6 +174,9 @@ def _check_parts(parts: dict[str, Split], num_classes: int, where: str) -> None:
         if highest >= num_classes:
             allowed = f"allowed: 0..{num_classes - 1}, each with an image in train"
             raise DataError(f"{where} ({part}): label {highest} is out of range; {allowed}")
+    images = parts["train"].images
+    if (value := images.min()) == images.max():
+        raise DataError(f"{where} (train): all pixels of all images are {value}; they must differ")
     counts = np.bincount(parts["train"].labels, minlength=num_classes)
     if not counts.all():
         empty = f"class {int(np.argmin(counts))} has no images"

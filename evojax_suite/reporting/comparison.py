@@ -76,6 +76,20 @@ class Run:
         return numbers | {_set(row): row["test_accuracy_mean"] for row in tested}
 
 
+def undefined_result(summary: Mapping[str, Any], columns: Columns) -> str | None:
+    """The title of the most important quantity of a summary, or of the accuracies of all its small
+    sets, if it was computed and is not finite; else None."""
+    if rows := summary.get("results"):
+        title, values = "the test accuracy of each set", [row["test_accuracy_mean"] for row in rows]
+    elif not columns.quantities:
+        return None
+    else:
+        first = columns.quantities[0]
+        title, values = first.title, [flat(summary).get(first.key)]
+    is_undefined = [value is not None and not np.isfinite(value) for value in values]
+    return title if all(is_undefined) else None
+
+
 def _set(row: dict[str, Any]) -> str:
     return f"{row['method']}, {row['num_images']} images"
 
@@ -124,6 +138,10 @@ class Group:
     @property
     def system(self) -> str:
         return self.runs[0].system
+
+    @property
+    def dataset(self) -> Any:
+        return self.runs[0].summary.get("dataset")
 
     def values(self, key: str) -> np.ndarray:
         """Returns the number `key` of the runs that have it, (k,)."""
@@ -186,19 +204,20 @@ def _spread(values: np.ndarray, quantity: Quantity) -> str:
 
 
 def _differences(groups: Sequence[Group], quantity: Quantity) -> list[list[str]]:
-    """Returns rows of the difference of each group from the first, over seeds that both have."""
+    """Returns rows of the difference of each group from the first, over seeds that both have; none
+    of groups of another dataset."""
     from scipy.stats import ttest_rel  # half a second to import
 
     first = {run.seed: run.numbers().get(quantity.key) for run in groups[0].runs}
-    rows = []
-    for group in groups[1:]:
+    rows, dataset = [], groups[0].dataset
+    for group in (other for other in groups[1:] if other.dataset == dataset):
         pairs = [(run.numbers().get(quantity.key), first.get(run.seed)) for run in group.runs]
         both = np.array([pair for pair in pairs if None not in pair], float).reshape(-1, 2)
         if not len(both):
             continue
         gain = both[:, 0] - both[:, 1]
-        can_be_tested = len(gain) > 2 and np.ptp(gain) > 0  # a test of two seeds says nothing
-        p = f"{ttest_rel(both[:, 0], both[:, 1]).pvalue:.3f}" if can_be_tested else ""
+        can_be_tested = len(gain) > 2 and np.ptp(gain) > 0
+        p = f"{ttest_rel(both[:, 0], both[:, 1]).pvalue:.3f}" if can_be_tested else "too few seeds"
         more = f"{int((gain > 0).sum())} of {len(gain)}"
         rows.append([group.name, _spread(gain, quantity), more, p])
     return rows

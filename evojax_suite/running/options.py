@@ -30,6 +30,9 @@ Scale = Literal["auto", "paper", "small"]
 """auto is small on a machine without accelerator."""
 
 
+_MOST_SEEDS = 10_000  # runs of one command, each with its directory
+
+
 def is_small(scale: Scale) -> bool:
     """Whether the paper's sizes are to be reduced."""
     return scale == "small" or (scale == "auto" and jax.default_backend() == "cpu")
@@ -130,6 +133,8 @@ class RunOptions(Placement):
     """Folder in which the directory of the run is made."""
     resume: bool = False
     """Go on with an interrupted run, or with more generations."""
+    restart: bool = False
+    """Begin anew where there is a run already, whose directory gets another name."""
     checkpoint_seconds: Annotated[float, Ge(0), AllowInfNan()] = 30.0
     """Least time between two checkpoints."""
     dry_run: bool = False
@@ -143,6 +148,8 @@ class RunOptions(Placement):
             raise ValueError(f"name must be that of a folder in runs_dir, got {self.name!r}")
         if self.seeds is not None and self.seed:
             raise ValueError(f"one of seed and seeds, got {self.seed} and {self.seeds}")
+        if self.resume and self.restart:
+            raise ValueError("one of resume and restart, got both")
         self.each()
         if self.seeds_in_flight not in ("auto", 1) and self.seeds is None:
             raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
@@ -155,10 +162,13 @@ class RunOptions(Placement):
             return [self]
         start, colon, end = self.seeds.partition(":")
         try:
-            seeds = range(int(start or 0), int(end)) if colon else map(int, self.seeds.split(","))
-            numbers = list(seeds)
+            ends = (int(start or 0), int(end)) if colon else (0, 0)
+            listed = () if colon else map(int, self.seeds.split(","))
+            numbers = [*range(ends[0], min(ends[1], ends[0] + _MOST_SEEDS + 1)), *listed]
         except ValueError:
             numbers = []
+        if len(numbers) > _MOST_SEEDS:
+            raise ValueError(f"seeds must be at most {_MOST_SEEDS:,} numbers, got {self.seeds:.40}")
         fits = numbers and min(numbers) >= 0 and max(numbers) < 2**32
         if not fits or len(set(numbers)) < len(numbers):
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,16 +18,25 @@ import psutil
 import yaml
 
 from evojax_suite.data import load
-from evojax_suite.reporting import formats, report
+from evojax_suite.reporting import comparison, formats, report
 from evojax_suite.reporting.loggers import logged
 from evojax_suite.reporting.progress import SHOWN, console, progress
 from evojax_suite.running.options import RunOptions
 from evojax_suite.running.system import Job, Phase, System
 from evojax_suite.runtime import devices, loop
 from evojax_suite.runtime.loop import LoopResult, StepReport
+from evojax_suite.runtime.program import ProgramTooLarge
 from evojax_suite.runtime.resources import recorded
-from evojax_suite.runtime.results import open_run, read_lines, write_json
+from evojax_suite.runtime.results import (
+    check_has_begun,
+    open_run,
+    read_lines,
+    set_aside,
+    write_json,
+)
 from evojax_suite.types import Split
+
+_FEW_IMAGES = 5  # of a class, below which a run says so
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,12 @@ class _Run:
 
     def folder(self, phase: Phase) -> Path:
         return self.job.directory / phase.folder
+
+    def leave_if_empty(self) -> None:
+        """Remove the directory if nothing was computed, so that the run may begin otherwise."""
+        files = [path for path in self.job.directory.rglob("*") if path.is_file()]
+        if not any(path.stat().st_size for path in files if path.name != "config.json"):
+            shutil.rmtree(self.job.directory)
 
     def finish(self, result: Any) -> Path:
         """Evaluate what the search returned, write summary and page, return the directory."""
@@ -56,6 +72,13 @@ class _Run:
             numbers["options"] = job.differences
             unlike = [["unlike the paper", formats.settings(job.differences)]]
         write_json(directory / "summary.json", numbers)
+        if number := numbers.get("num_failed"):
+            console.say(f"failed evaluations, NaN or infinite: {number:,}")
+        if undefined := comparison.undefined_result(numbers, system.columns):
+            raise ValueError(
+                f"nothing came of the run in {directory}: {undefined} is not finite, as where a "
+                "learning rate is too large"
+            )
         page = system.present(job, summary)
         if page is None:
             return directory
@@ -70,10 +93,15 @@ class _Run:
         return directory
 
 
-def _begin(system: System, options: RunOptions) -> _Run:
-    """Prepare a run and open its directory. Raises ValueError, DataError or OSError, one line."""
+def _begin(system: System, options: RunOptions, may_be_new: bool = True) -> _Run:
+    """Prepare a run and open its directory. may_be_new: whether one that is to go on may begin.
+    Raises ValueError, DataError or OSError, one line."""
     dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
     directory = options.directory(system.name, dataset.name)
+    if options.resume and not may_be_new and devices.is_first():
+        check_has_begun(directory)
+    if options.restart and (before := set_aside(directory)):
+        console.say(f"the run of before is in {before}")
     job = system.prepare(options, dataset.without_test(), directory)
     open_run(directory, job.options.settings(), options.resume, system.may_grow)
     sizes = {"training": job.dataset.train, "validation": job.dataset.validation}
@@ -83,6 +111,10 @@ def _begin(system: System, options: RunOptions) -> _Run:
         f"{dataset.name}: {', '.join(counts)} images, {dataset.num_classes} classes; run in "
         f"{directory}"
     )
+    of_class = np.bincount(job.dataset.train.labels, minlength=dataset.num_classes)
+    if (least := int(of_class.min())) < _FEW_IMAGES:
+        name = dataset.class_names[int(of_class.argmin())]
+        console.say(f"{least} training images of the class {name}: a run on so few says little")
     if job.differences is not None:
         console.say(f"settings that differ from the paper's: {formats.settings(job.differences)}")
     for note in job.notes:
@@ -177,14 +209,21 @@ def _search(runs: Sequence[_Run], drive: _Drive) -> list[Any]:
     return results
 
 
-def run(system: System, *options: RunOptions) -> list[Path]:
+def run(system: System, *options: RunOptions, may_be_new: bool = True) -> list[Path]:
     """Run `system` with each of `options`, which differ in their seeds alone, side by side: loops
     that are the same program for several seeds go on in one. Returns the directories.
 
-    Raises ValueError, DataError or OSError, each with one line to show, and `loop.Interrupted`.
+    may_be_new: whether a run that is to go on may begin, as some of several seeds must. Raises
+    ValueError, DataError or OSError, each with one line to show, and `loop.Interrupted`.
     """
-    runs = [_begin(system, each) for each in options]
-    return [run.finish(result) for run, result in zip(runs, _search(runs, _drive), strict=True)]
+    runs = [_begin(system, each, may_be_new) for each in options]
+    try:
+        results = _search(runs, _drive)
+    except ProgramTooLarge:
+        for run in runs:
+            run.leave_if_empty()
+        raise
+    return [run.finish(result) for run, result in zip(runs, results, strict=True)]
 
 
 def dry_run(system: System, options: RunOptions) -> None:

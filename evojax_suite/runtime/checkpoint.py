@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
+import io
 import logging
+import re
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import jax
@@ -26,6 +29,32 @@ def _digest(state: PyTree) -> np.ndarray:
     for leaf in jax.tree.leaves(state):
         digest.update(np.asarray(leaf).tobytes())
     return np.frombuffer(digest.digest(), np.uint32)
+
+
+def _innermost(message: str) -> str:
+    """Returns what an error of TensorStore says of the last file that it names, or the first
+    sentence of another error."""
+    text = re.sub(r" \[(tensorstore_spec|source locations).*", "", message.splitlines()[0])
+    files = [*re.finditer(r"local file \"[^\"]*?([^/\"]+)/?\": ", text)]
+    return f"{files[-1][1]}: {text[files[-1].end() :]}" if files else text.split(". ")[0]
+
+
+@contextlib.contextmanager
+def _silent() -> Generator[None]:
+    """Drops what a failed restoration leaves behind: Orbax closes its event loop at the first
+    error, and the other reads, which TensorStore ends later, print a traceback each."""
+    log = logging.getLogger("asyncio")
+    level = log.level
+    try:
+        log.setLevel(logging.CRITICAL + 1)
+        with contextlib.redirect_stderr(io.StringIO()):
+            try:
+                yield
+            except Exception:
+                gc.collect()  # tasks whose exceptions nobody has asked for
+                raise
+    finally:
+        log.setLevel(level)
 
 
 class Checkpoints:
@@ -62,19 +91,35 @@ class Checkpoints:
         with self._saving():
             self._manager.save(step, args=ocp.args.StandardSave(saved))
 
-    def newest(self, like: PyTree) -> tuple[int, PyTree]:
+    def newest(self, like: PyTree, on_note: Callable[[str], None]) -> tuple[int, PyTree]:
         """Returns the newest step whose state can be restored, and the state; 0 and `like` if there
-        is none. Moves damaged checkpoints beside the directory, with a warning."""
-        while self._manager and (step := self._manager.latest_step()) is not None:
+        is no checkpoint. Moves damaged ones that are newer beside the directory; `on_note` is
+        called with a sentence about each. Raises DamagedCheckpoint, and moves none, where all are
+        damaged."""
+        damaged: dict[int, DamagedCheckpoint] = {}
+        for step in sorted(self._manager.all_steps() if self._manager else [], reverse=True):
             try:
-                return step, self.restore(step, like)
+                state = self.restore(step, like)
             except DamagedCheckpoint as damage:
-                aside = self._directory.with_name(f"damaged-checkpoint-{step}")
-                shutil.rmtree(aside, ignore_errors=True)
-                (self._directory / str(step)).rename(aside)
-                self._manager.reload()
-                logging.getLogger(__name__).warning("%s; moved to %s", damage, aside)
+                damaged[step] = damage
+                continue
+            for later, damage in damaged.items():
+                aside = self._moved_aside(later)
+                on_note(f"{damage}; moved to {aside}, the run goes on from {step}")
+            return step, state
+        if damaged:
+            each = "; ".join(map(str, damaged.values()))
+            none = "no other is left to go on from, --restart begins anew"
+            raise DamagedCheckpoint(f"{self._directory}: {each}; {none}")
         return 0, like
+
+    def _moved_aside(self, step: int) -> Path:
+        assert self._manager is not None
+        aside = self._directory.with_name(f"damaged-checkpoint-{step}")
+        shutil.rmtree(aside, ignore_errors=True)
+        (self._directory / str(step)).rename(aside)
+        self._manager.reload()
+        return aside
 
     def restore(self, step: int, like: PyTree) -> PyTree:
         """Returns the state of `step`, in the form of `like`. Raises DamagedCheckpoint."""
@@ -85,9 +130,10 @@ class Checkpoints:
         )
         abstract = {"state": abstract, "digest": np.zeros(4, np.uint32)}
         try:
-            saved = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
+            with _silent():
+                saved = self._manager.restore(step, args=ocp.args.StandardRestore(abstract))
         except Exception as error:  # whatever each layer below raises
-            reason = str(error).splitlines()[0].split(". ")[0]
+            reason = _innermost(str(error))
             raise DamagedCheckpoint(f"checkpoint {step} cannot be read: {reason}") from None
         if (_digest(saved["state"]) != np.asarray(saved["digest"])).any():
             raise DamagedCheckpoint(f"checkpoint {step} is not what was written")

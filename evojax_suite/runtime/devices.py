@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from pydantic import PositiveInt
 
+from evojax_suite.runtime.program import check_compiled
 from evojax_suite.runtime.resources import cores
 from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
@@ -31,6 +32,7 @@ this process. auto: all, but only one of a CPU that other processes of the run m
 
 _AXIS = "population"
 _HEARTBEAT_SECONDS = 20
+_MOST_ON_A_CPU = 8  # devices that a CPU with fewer cores is made, to try what more would do
 HOW_TO_GO_ON = "the same commands with --resume go on, with any number of processes"
 
 
@@ -97,14 +99,16 @@ def take(devices: Devices) -> int:
         is_set = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
         is_set |= jax.config.values["jax_num_cpu_devices"] >= 0
         wanted = cores() if alone and not is_set else 1
-    if wanted > 1:
+    most_on_a_cpu = max(_MOST_ON_A_CPU, os.cpu_count() or 1)
+    if 1 < wanted <= most_on_a_cpu:
         with contextlib.suppress(RuntimeError):  # JAX has started: the number of devices is fixed
             jax.config.update("jax_num_cpu_devices", wanted)
     present = jax.local_device_count()
     if isinstance(devices, str):
         return present
     if not 1 <= devices <= present:
-        raise ValueError(f"devices must be in 1..{present} here, all or auto, got {devices}")
+        most = most_on_a_cpu if wanted > most_on_a_cpu and present == 1 else present
+        raise ValueError(f"devices must be in 1..{most} here, all or auto, got {devices}")
     return devices
 
 
@@ -232,6 +236,7 @@ def over_devices(algorithm: AnyAlgorithm, num_devices: int) -> AnyAlgorithm:
         keys, candidates = compiled_ask(key, state, params, data)
         arguments = keys.evaluate, candidates, params, data
         program = evaluate.program.lower(*evaluate.place(*arguments)).compile()
+        check_compiled(program, num_devices)
         evaluations = jax.eval_shape(generation.evaluate, *arguments, jnp.arange(population_size))
         compiled_tell = tell.lower(keys.tell, state, candidates, evaluations, params, data)
         return step_of(compiled_ask, evaluate._replace(program=program), compiled_tell.compile())

@@ -106,7 +106,7 @@ def run(
     steps_per_call: steps in one compiled call, if the algorithm is scannable, which it is not over
     several devices. checkpoint_seconds: the least time between checkpoints. num_devices: devices of
     each process. on_report: called after each call. on_note: called with a sentence if the run goes
-    on over another number of devices.
+    on over another number of devices, or not from its last checkpoint, which is damaged.
     """
     algorithm = devices.over_devices(algorithm, devices.take(num_devices))
     program = Program(algorithm, [key], params, data, steps_per_call)
@@ -150,7 +150,8 @@ def run_together(
             results += _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
             continue
         except ProgramTooLarge:
-            pass
+            if last - first == 1:
+                raise
         except jax.errors.JaxRuntimeError as error:
             if last - first == 1 or "RESOURCE_EXHAUSTED" not in str(error):
                 raise
@@ -176,7 +177,7 @@ def _drive(
     with ExitStack() as stack:
         files = [RunFiles(folder, program.algorithm.num_devices) for folder in directories]
         for index, file in enumerate(files):
-            states[index] = file.restore(states[index])
+            states[index] = file.restore(states[index], on_note)
             stack.callback(file.close)
             note = file.other_devices() if has_population and file.done < num_steps else None
             if note:

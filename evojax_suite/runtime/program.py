@@ -15,8 +15,27 @@ from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
 
-class ProgramTooLarge(Exception):
-    """A program of several runs needs more memory than there is."""
+class ProgramTooLarge(ValueError):
+    """A program needs more memory than is free."""
+
+
+def check_fits(num_bytes: float, what: str) -> None:
+    """Raises ProgramTooLarge, one line, if `what` needs more memory than is free."""
+    if num_bytes > (free := free_bytes()):
+        gib = 2**30
+        raise ProgramTooLarge(
+            f"{what} needs {num_bytes / gib:,.1f} GiB and {free / gib:,.1f} GiB are free: fewer "
+            "members, or fewer members in flight, need less"
+        )
+
+
+def check_compiled(program: jax.stages.Compiled, num_devices: int = 1) -> None:
+    """Raises ProgramTooLarge if a call of `program`, on that many devices of this process, needs
+    more memory than is free."""
+    if memory := program.memory_analysis():
+        new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+        sharing = num_devices if jax.default_backend() == "cpu" else 1
+        check_fits(sharing * (memory.temp_size_in_bytes + new), "a step")
 
 
 def free_bytes() -> float:
@@ -76,10 +95,15 @@ class Program:
         self._finished = jax.jit(algorithm.finished) if algorithm.scannable else algorithm.finished
 
     def initial_states(self) -> list[PyTree]:
-        """Returns the initial state of each run."""
+        """Returns the initial state of each run. Raises ProgramTooLarge before memory is taken."""
         init = _of_runs(self.algorithm.init, self._num_runs, 2)
+        arguments = self._keys_init, self._params, self._data
+        if self.algorithm.scannable or self.algorithm.generation:
+            leaves = jax.tree.leaves(jax.eval_shape(init, *arguments))
+            sizes = (leaf.size * leaf.dtype.itemsize for leaf in leaves)
+            check_fits(sum(sizes), "the population")
         init = jax.jit(init) if self.algorithm.scannable else init
-        return list(jax.block_until_ready(init(self._keys_init, self._params, self._data)))
+        return list(jax.block_until_ready(init(*arguments)))
 
     def finished(self, states: Sequence[PyTree]) -> np.ndarray:
         """Returns whether further steps would change nothing, (R,)."""
@@ -89,7 +113,7 @@ class Program:
         self, states: Sequence[PyTree], first: int, count: int, going: np.ndarray
     ) -> tuple[list[PyTree], list[dict[str, Any]], float, float]:
         """Do the steps `first` to `first + count` of the runs that are `going` (R,); the states of
-        the others stay as they are. Raises ProgramTooLarge before the first call of several runs.
+        the others stay as they are. Raises ProgramTooLarge before the first call.
 
         Returns the state of each run, the metrics of each run, arrays whose leading axis is that of
         the steps, the seconds without compilation and those of compilation.
@@ -121,11 +145,7 @@ class Program:
             return algorithm.compiled(*arguments) if algorithm.compiled else algorithm.step
         steps = jax.jit(_of_runs(self._steps, self._num_runs, 4), donate_argnums=1)
         compiled = steps.lower(*arguments).compile(algorithm.compiler_options)
-        memory = compiled.memory_analysis() if self._num_runs > 1 else None
-        if memory:
-            new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-            if memory.temp_size_in_bytes + new > free_bytes():
-                raise ProgramTooLarge
+        check_compiled(compiled)
         return compiled
 
     def _steps(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import itertools
 import json
 import math
 import os
 import re
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -128,7 +130,7 @@ def spread(values: Iterable[float], digits: int = 1) -> str:
     return f"{values.mean():,.{digits}f} ± {values.std():,.{digits}f}"
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns a nested mapping as a flat one, whose keys are paths joined by dots.
 
     >>> flat({"seed": 0, "config": {"width": 8}})
@@ -183,6 +185,29 @@ def _lock(directory: Path, stack: ExitStack) -> None:
         raise RunExists(f"{directory}: another process is at work in this run") from None
     except OSError:  # a file system without locks
         pass
+
+
+def check_has_begun(directory: Path) -> None:
+    """Raises ValueError, with the names that are most like it, where `directory` does not exist."""
+    if directory.exists() and any(directory.iterdir()):
+        return
+    names = [path.parent.name for path in sorted(directory.parent.glob("*/config.json"))]
+    near = difflib.get_close_matches(directory.name, names, n=3, cutoff=0.5)
+    near = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise ValueError(f"{directory} is no run to go on with; without --resume it begins{near}")
+
+
+def set_aside(directory: Path) -> Path | None:
+    """Rename the directory of a run, so that another can begin there, and return its new place, or
+    None where there is none. Raises RunExists where another process is at work in it."""
+    if not (directory / "config.json").exists():
+        return None
+    numbered = (directory.with_name(f"{directory.name}-before-{n}") for n in itertools.count(1))
+    place = next(path for path in numbered if not path.exists())
+    with ExitStack() as stack:
+        _lock(directory, stack)
+        directory.rename(place)
+    return place
 
 
 def open_run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ class RunFiles:
         self._checkpoints = Checkpoints(directory / "checkpoints")
         self.done = 0
 
-    def restore(self, initial: PyTree) -> PyTree:
-        """Returns the state to go on from. To be called once, before any other method."""
-        done, state = devices.from_first(self._checkpoints.newest(initial))
+    def restore(self, initial: PyTree, on_note: Callable[[str], None]) -> PyTree:
+        """Returns the state to go on from; `on_note` is called with a sentence about a checkpoint
+        that is damaged. To be called once, before any other method."""
+        done, state = devices.from_first(self._checkpoints.newest(initial, on_note))
         self.done = self._saved = int(done)
         self._metrics = Lines(self._directory / "metrics.jsonl", self.done)
         self._timing = Lines(self._directory / "timing.jsonl", self.done)

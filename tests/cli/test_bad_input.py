@@ -627,9 +627,15 @@ COMMANDS = [
     case("compare {runs}/one {runs}/two --output {sets}/good.npz", "{sets}/good.npz"),
     case("export", "PATH"),
     case("export {distilled}/good.npz", "PATH"),
-    case("export {distilled}/good.npz {sets}/good.npz", "{sets}/good.npz exists already"),
-    case("export {distilled}/good.npz {sets}/good.npz/x", "{sets}/good.npz"),
+    case("export {distilled}/good.npz {parents}/torn.safetensors", "exists already"),
+    case("export {distilled}/good.npz {sets}/good.npz/x.safetensors", "{sets}/good.npz"),
     case("export {distilled}/good.npz {sets} --format image_folder", "not an empty folder"),
+    case("export {distilled}/good.npz new.png", "new.png ends in .png", ".safetensors"),
+    case("export {distilled}/good.npz new", "new has no ending", ".safetensors"),
+    case("ga-distillation --seeds 0:1000000000", "at most 10,000 numbers, got 0:1000000000"),
+    case("ga-distillation --devices 500", "devices must be in 1..", "got 500"),
+    case("ga-distillation --name none --resume", "is no run to go on with"),
+    case("ga-distillation --resume --restart", "one of resume and restart"),
     case("export {distilled}/good.npz new --format tiff", "tiff", "safetensors"),
     case("doctor now", "now"),
     case("doctor --data-dir", "--data-dir"),
@@ -704,7 +710,7 @@ def test_what_is_no_distilled_set_is_one_line(refused, files, name):
     assert str(error.value).startswith(f"{path}: ")
     assert says in str(error.value)
     refused(f"evaluate {{distilled}}/{name}.npz", f"{{distilled}}/{name}.npz")
-    refused(f"export {{distilled}}/{name}.npz new", f"{{distilled}}/{name}.npz")
+    refused(f"export {{distilled}}/{name}.npz new.safetensors", f"{{distilled}}/{name}.npz")
 
 
 PLAIN = {"images": PIXELS[:2, ..., None], "labels": np.array([0, 1])}
@@ -977,9 +983,12 @@ ORDINARY_CASES: dict[str, tuple[str, tuple[str, ...]]] = {
     "config": ("cest --config {place}/config.yaml", ("config.yaml", "Permission denied")),
     "parent": ("ecomp --dataset digits --parent {place}/set.npz", ("set.npz", "Permission")),
     "evaluate": ("evaluate {place}/set.npz", ("set.npz", "Permission denied")),
-    "export": ("export {place}/set.npz {place}/new", ("set.npz", "Permission denied")),
+    "export": ("export {place}/set.npz {place}/new.safetensors", ("set.npz", "Permission denied")),
     "compare": ("compare {runs}/one {place}/closed", ("closed", "Permission denied")),
-    "write export": ("export {distilled}/good.npz {place}/sealed/new", ("sealed", "Permission")),
+    "write export": (
+        "export {distilled}/good.npz {place}/sealed/a.safetensors",
+        ("sealed", "Permission"),
+    ),
     "write images": (
         "export {distilled}/good.npz {place}/sealed/new --format image_folder",
         ("sealed", "Permission denied"),
@@ -1101,7 +1110,7 @@ def full(small_disk) -> Path:
 @pytest.mark.parametrize(
     ("line", "names", "left"),
     [
-        pytest.param("export {distilled}/good.npz {full}/new", "new", ()),
+        pytest.param("export {distilled}/good.npz {full}/new.safetensors", "new", ()),
         pytest.param(
             "export {distilled}/good.npz {full}/new --format image_folder",
             "new",

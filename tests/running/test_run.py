@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -44,7 +46,7 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def start_and_signal(arguments, environment, metrics: Path, lines: int, number: int):
+def start_and_signal(arguments, environment, metrics: Path, lines: int, number: int, after=0):
     process = subprocess.Popen(
         [sys.executable, "-m", "evojax_suite", *arguments],
         env=environment,
@@ -55,9 +57,9 @@ def start_and_signal(arguments, environment, metrics: Path, lines: int, number: 
     while count_lines(metrics) < lines and process.poll() is None:
         assert time.monotonic() < deadline, "the run did not come that far"
         time.sleep(0.002)
+    time.sleep(after)
     process.send_signal(number)
-    grace = 10 if lines > 1 else 120  # seconds, as clusters give; the first step compiles
-    _, said = process.communicate(timeout=grace)
+    _, said = process.communicate(timeout=10)  # seconds, as clusters give
     return process.returncode, said
 
 
@@ -139,6 +141,47 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, environment, tmp_path, n
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+def test_a_signal_within_a_generation_of_minutes(environment, tmp_path):
+    large = "--population-size", "200", "--num-epochs", "3000", "--width", "64"
+    started = tmp_path / "run/config.json"
+    arguments = distil(tmp_path, *large)
+    code, said = start_and_signal(arguments, environment, started, 1, signal.SIGTERM, after=8)
+    assert code == 128 + signal.SIGTERM
+    last = said.splitlines()[-1]
+    assert last.startswith("evojax-suite: stopped by SIGTERM within a step")
+    assert "--resume" in last
+    assert not (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_all_checkpoints_damaged_end_the_run_and_restart_begins_anew(finished, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    for file in (run / "checkpoints").rglob("*"):
+        if file.is_file():
+            os.truncate(file, file.stat().st_size // 2)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    assert main(distil(tmp_path, "--resume")) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if " error: " in line]
+    assert len(said) == 1
+    assert f"checkpoint {GENERATIONS} cannot be read" in said[0]
+    assert "--restart" in said[0]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(distil(tmp_path, "--restart")) == 0
+    assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
+    aside = tmp_path / "run-before-1/metrics.jsonl"
+    assert aside.read_bytes() == (finished / "metrics.jsonl").read_bytes()
+
+
+def test_a_run_that_is_not_there_does_not_go_on(finished, capsys):
+    run = ["ga-distillation", "--runs-dir", str(finished.parent), *TINY, "--resume"]
+    assert main([*run, "--name", "rum"]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].endswith("without --resume it begins; did you mean run?")
+    assert not (finished.parent / "rum").exists()
+    assert main([*run, "--name", "run", "--restart"]) == 2
+    assert "one of resume and restart" in capsys.readouterr().err
+
+
 def test_more_generations_go_on_where_fewer_ended(finished, tmp_path):
     assert main([*distil(tmp_path), "--generations", "21"]) == 0
     assert main(distil(tmp_path, "--resume")) == 0
@@ -193,6 +236,37 @@ def test_wrong_input_is_one_line_and_exit_code_2(arguments, says, tmp_path, caps
     assert len(said) == 1
     assert says in said[0]
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("system", "more", "says"),
+    [
+        ("ga-distillation", ["--generations", "2", *TINY], "test accuracy (%)"),
+        ("cest", ["--num-epochs", "2", "--width", "4", "--depth", "1"], "test accuracy (%)"),
+        (
+            "coreset",
+            ["--method", "random", "--num-samples", "1", "--num-networks", "1", "--width", "4"],
+            "the test accuracy of each set",
+        ),
+    ],
+)
+def test_a_result_that_is_none_is_an_error(system, more, says, tmp_path, capsys):
+    where = ["--runs-dir", str(tmp_path), "--name", "run", "--learning-rate", "1e30"]
+    assert main([system, *where, *more]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert f"nothing came of the run in {tmp_path}/run: {says} is not finite" in said[-1]
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    if summary.get("num_failed"):
+        assert f"failed evaluations, NaN or infinite: {summary['num_failed']:,}" in said
+    assert not (tmp_path / "run/report.html").exists()
+
+
+def test_a_population_beyond_the_memory_is_refused_before_it_is_made(tmp_path, capsys):
+    arguments = ["--population-size", "1000000000", "--runs-dir", str(tmp_path), "--name", "run"]
+    assert main(["ga-distillation", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert re.search(r"population needs [\d,.]+ GiB and [\d,.]+ GiB are free", said)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_taken_directory_is_refused(finished, capsys):

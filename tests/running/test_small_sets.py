@@ -146,7 +146,7 @@ def logits_of_teacher(folder, num_images, num_epochs, data):
     start = proxy_network.build(proxy_network.Config(data.network, training), 10, (8, 8, 1)).init(
         jax.random.key(9), None, training_data(with_whole_training_set(load("digits"), num_images))
     )
-    done, state = Checkpoints(folder / "checkpoints").newest(start)
+    done, state = Checkpoints(folder / "checkpoints").newest(start, pytest.fail)
     assert done == num_epochs
     return np.asarray(network.apply(state.fit.variables, data.images), np.float64)
 

@@ -49,7 +49,7 @@ def empty_descriptions(files):
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, remove, empty_descriptions])
-def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path, caplog):
+def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path, capfd):
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state_of(1))
@@ -59,27 +59,34 @@ def test_a_damaged_checkpoint_is_set_aside(damage, tmp_path, caplog):
     checkpoints = Checkpoints(folder)
     with pytest.raises(DamagedCheckpoint, match="checkpoint 2 "):
         checkpoints.restore(2, state_of(0))
-    step, state = checkpoints.newest(state_of(0))
+    notes = []
+    step, state = checkpoints.newest(state_of(0), notes.append)
     assert step == 1
     assert_is(state, 1)
     assert (tmp_path / "damaged-checkpoint-2").is_dir()
-    assert "checkpoint 2" in caplog.text
+    (note,) = notes
+    assert note.startswith("checkpoint 2 ")
+    assert note.endswith("the run goes on from 1")
+    assert "tensorstore_spec" not in note
+    assert capfd.readouterr().err == ""
     checkpoints.save(2, state_of(2))  # made anew
     checkpoints.close()
-    step, state = Checkpoints(folder).newest(state_of(0))
+    step, state = Checkpoints(folder).newest(state_of(0), pytest.fail)
     assert step == 2
     assert_is(state, 2)
 
 
-def test_where_none_can_be_read_a_run_begins_anew(tmp_path):
+def test_where_none_can_be_read_all_stay(tmp_path):
     folder = tmp_path / "checkpoints"
     checkpoints = Checkpoints(folder)
     checkpoints.save(1, state_of(1))
+    checkpoints.save(2, state_of(2))
     checkpoints.close()
-    truncate([file for file in (folder / "1").rglob("*") if file.is_file()])
-    step, state = Checkpoints(folder).newest(state_of(0))
-    assert step == 0
-    assert_is(state, 0)
+    for step in ("1", "2"):
+        truncate([file for file in (folder / step).rglob("*") if file.is_file()])
+    with pytest.raises(DamagedCheckpoint, match=r"checkpoint 2 .*; checkpoint 1 .*--restart"):
+        Checkpoints(folder).newest(state_of(0), pytest.fail)
+    assert sorted(path.name for path in folder.iterdir()) == ["1", "2"]
 
 
 def test_the_last_are_kept_and_a_torn_one_does_not_count(tmp_path):
@@ -89,7 +96,7 @@ def test_the_last_are_kept_and_a_torn_one_does_not_count(tmp_path):
     checkpoints.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["2", "3"]
     (tmp_path / "4.orbax-checkpoint-tmp").mkdir()
-    assert Checkpoints(tmp_path).newest(state_of(0))[0] == 3
+    assert Checkpoints(tmp_path).newest(state_of(0), pytest.fail)[0] == 3
 
 
 RUN = [

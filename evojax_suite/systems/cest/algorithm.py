@@ -583,7 +583,7 @@ def build(
     network = networks.create(config.network, num_classes, image_shape)
     trainer = _Trainer(config, num_classes, image_shape, network, _Stages(timed))
     functions = trainer.init, trainer.step, trainer.result, trainer.finished
-    return types.Algorithm(*functions, scannable=not timed)
+    return types.Algorithm(*functions, scannable=not timed, image_shape=image_shape)
 
 
 def cost_seconds(stage_seconds: dict[str, float]) -> float:

@@ -270,4 +270,4 @@ def build(
     parts = split_key, run.ask, run.evaluate, run.tell
     generation = types.Generation(config.num_predators, *parts)
     functions = run.init, generation.step, run.result, run.finished
-    return types.Algorithm(*functions, generation=generation)
+    return types.Algorithm(*functions, generation=generation, image_shape=image_shape)

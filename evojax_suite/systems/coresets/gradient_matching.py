@@ -295,4 +295,5 @@ def build(
     network = networks.create(config.network, num_classes, image_shape)
     labels = jnp.repeat(jnp.arange(num_classes), config.images_per_class)
     dc = _GradientMatching(config, num_classes, image_shape, network, labels)
-    return types.Algorithm(dc.init, dc.step, dc.result, finished=lambda state: jnp.bool_(False))
+    functions = dc.init, dc.step, dc.result, lambda state: jnp.bool_(False)
+    return types.Algorithm(*functions, image_shape=image_shape)

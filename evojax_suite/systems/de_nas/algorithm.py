@@ -437,4 +437,5 @@ def build(
         search.finished,
         scannable=False,
         num_devices=len(local) * jax.process_count(),
+        image_shape=image_shape,
     )

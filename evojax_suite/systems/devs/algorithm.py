@@ -297,4 +297,5 @@ def build(
     network = networks.create(config.network, num_classes, image_shape)
     network = network.clone(bottleneck=config.bottleneck)
     devs = _DEvS(config, num_classes, image_shape, network)
-    return Algorithm(devs.init, devs.step, devs.result, devs.finished, scannable=False)
+    functions = devs.init, devs.step, devs.result, devs.finished
+    return Algorithm(*functions, scannable=False, image_shape=image_shape)

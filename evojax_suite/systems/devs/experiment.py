@@ -98,8 +98,11 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     data = training_data(dataset)
     steps = num_steps(config, len(dataset.train))
     phase = Phase("reducing", algorithm, key_run, None, data, steps)
+    notes = [f"sizes: {_falling((len(dataset.train), *sizes))}"]
+    if (least := min(config.target_sizes)) < dataset.num_classes:
+        notes.append(f"{least} images cannot have one for each of {dataset.num_classes} classes")
     job = _Job(options, dataset, directory, phase, sizes, *other_keys, differences=differences)
-    return replace(job, notes=(f"sizes: {_falling((len(dataset.train), *sizes))}",))
+    return replace(job, notes=tuple(notes))
 
 
 def _falling(sizes: Iterable[int]) -> str:

@@ -358,4 +358,5 @@ def build(
     parts = search.split_key, search.ask, search.evaluate, search.tell
     generation = Generation(config.population_size, *parts)
     functions = search.init, generation.step, search.result, search.finished
-    return with_judge(config, Algorithm(*functions, generation=generation))
+    algorithm = Algorithm(*functions, generation=generation, image_shape=image_shape)
+    return with_judge(config, algorithm)
