@@ -16,7 +16,7 @@ from evojax_suite import systems
 PACKAGE = Path(evojax_suite.__file__).parent
 # Each row may import itself and the rows before it.
 ROWS = (
-    ("types", "imports", "inference", "configuration"),
+    ("types", "imports", "inference", "configuration", "names"),
     ("operators",),
     ("data",),
     ("strategies", "networks", "training"),

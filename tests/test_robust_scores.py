@@ -196,14 +196,20 @@ def test_each_network_may_have_its_own_set():
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--full-accuracy", "0.99"], "full_accuracy needs --robust-scores, got 0.99"),
-        (["--full-epochs", "3"], "full_epochs needs --robust-scores, got 3"),
-        (["--robust-scores", "--full-accuracy", "99"], "full_accuracy must be in [0, 1], got 99.0"),
-        (["--robust-scores", "--full-accuracy", "nan"], "full_accuracy must be in [0, 1], got nan"),
-        (["--robust-scores", "--full-epochs", "0"], "full_epochs must be >= 1, got 0"),
+        (["--full-accuracy", "0.99"], "--full-accuracy needs --robust-scores, got 0.99"),
+        (["--full-epochs", "3"], "--full-epochs needs --robust-scores, got 3"),
+        (
+            ["--robust-scores", "--full-accuracy", "99"],
+            "must be in [0, 1], got 99.0",
+        ),
+        (
+            ["--robust-scores", "--full-accuracy", "nan"],
+            "must be in [0, 1], got nan",
+        ),
+        (["--robust-scores", "--full-epochs", "0"], "--full-epochs must be >= 1, got 0"),
         (
             ["--robust-scores", "--full-accuracy", "0.9", "--network", "MLP", "ConvNet"],
-            "full_accuracy is of one network, got MLP, ConvNet",
+            "--full-accuracy is of one network, got MLP, ConvNet",
         ),
     ],
 )

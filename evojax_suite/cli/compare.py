@@ -15,6 +15,8 @@ from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.progress import console
 from evojax_suite.running.options import Command
 
+EXAMPLE = "compare runs/one runs/other"
+
 
 @configuration
 class Options(Command):

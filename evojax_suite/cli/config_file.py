@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import os
 import re
 import types
 import typing
 from collections.abc import Container
-from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import tyro
 import yaml
 
+from evojax_suite.names import did_you_mean
 from evojax_suite.runtime.results import flat, typed_option
 
 _OMITTED, _SUPPRESSED = (
@@ -114,9 +113,7 @@ def arguments_of(
         if option is None and others == "skip":
             continue
         if option is None:
-            likely = partial(difflib.get_close_matches, possibilities=[*by_path, *by_name], n=1)
-            close = likely(path) or likely(name)
-            hint = f"; did you mean {close[0]}?" if close else ""
+            hint = did_you_mean(path, [*by_name, *by_path])
             raise ValueError(f"{file}: this command has no option {path!r}{hint}")
         if option.flag in without:
             continue

@@ -26,6 +26,8 @@ from evojax_suite.runtime import devices
 from evojax_suite.runtime.results import write_json
 from evojax_suite.training import AUGMENTATION, EngineConfig, TrainingConfig
 
+EXAMPLE = "evaluate runs/demo/distilled.npz --network ConvNet MLP LeNet"
+
 
 @configuration
 class Options(Placement):

@@ -12,6 +12,8 @@ from evojax_suite.configuration import configuration
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.running.options import Command
 
+EXAMPLE = "export runs/demo/distilled.npz demo.safetensors"
+
 
 @configuration
 class Options(Command):

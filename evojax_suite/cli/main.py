@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 import tyro
 
 from evojax_suite import __version__
-from evojax_suite.cli import config_file
+from evojax_suite.cli import config_file, help
+from evojax_suite.names import did_you_mean
 from evojax_suite.runtime import devices, loop, results
 
 if TYPE_CHECKING:
@@ -44,20 +45,24 @@ def _in_one_line(text: str, command: list[str]) -> str:
     """Returns tyro's error message on one line, without the options of other commands."""
     drawn = r"[─-╿]+|-{9,}|Error parsing (__tyro\S+|Placement:|Options:)|Value error"
     text = " ".join(re.sub(drawn, " ", text).split())
-    text, _, ending = text.partition("For full helptext, ")
+    text = text.partition("For full helptext, ")[0]
     text = re.sub(r"Unrecognized options (?=Unrec)|Invalid choice (?=invalid)", "", text)
-    text, _, guesses = text.partition("Perhaps you meant:")
-    if guesses:
-        text += f"; perhaps you meant {guesses.split()[0]}"
-        ending = f"run evojax-suite {' '.join(command)} --help"
-    return f"{text.strip()}; for the options, {ending}".replace(" ;", ";")
+    text = text.partition("Perhaps you meant:")[0].partition("Argument helptext:")[0]
+    if choice := re.search(r"invalid choice '(.*?)' for argument '(\S+?)'.*one of \((.*)\)", text):
+        value, flag, allowed = choice.groups()
+        names = re.findall(r"'(.*?)'", allowed)
+        hint = did_you_mean(value, names)
+        text = f"{flag} must be one of {', '.join(names)}, got {value!r}{hint}"
+    if wrong := re.search(r"Error parsing (--\S+): .*?('[^']*'|\[.*\])$", text.strip()):
+        text = f"{wrong[1]} takes no value like {wrong[2]}"
+    ending = f"evojax-suite {' '.join(command)} --help".replace("  ", " ")
+    return f"{text.strip()}; for the options, run {ending}".replace(" ;", ";")
 
 
 def _parse(commands: Any, arguments: list[str], **settings: Any):
     """Returns tyro's result. Raises ValueError, one line, for a wrong option."""
-    about = "Evolution over thousands of small neural networks, in JAX."
     errors = io.StringIO()
-    settings |= {"prog": "evojax-suite", "description": about}
+    settings |= {"prog": "evojax-suite", "description": help.PURPOSE, "add_help": False}
     try:
         with contextlib.redirect_stderr(errors):
             return tyro.cli(commands, args=arguments, **settings)
@@ -91,7 +96,7 @@ def _settle(arguments: list[str]) -> None:
     evosax starts the devices."""
     from evojax_suite.running.options import Placement
 
-    asks = {"-h", "--help"} & set(arguments)
+    asks = not arguments or {"-h", "--help", "--help-all"} & set(arguments)
     if not asks and not any(argument.startswith("--tyro-") for argument in arguments):
         file = config_file.named_in(arguments)
         in_file = config_file.arguments_of(file, Placement, "skip") if file else []
@@ -100,11 +105,14 @@ def _settle(arguments: list[str]) -> None:
 
 
 class _Command(NamedTuple):
-    """A command: its options, the function that runs it, and its recipes, arguments by name."""
+    """A command: its options, the function that runs it, its recipes, arguments by name, and what
+    its help shows first."""
 
     options: type[Command]
     run: Callable[[Any], int | None]
     recipes: Mapping[str, Sequence[str]] = {}
+    essentials: Sequence[str] = ()
+    examples: Sequence[str] = ()
 
 
 def _commands() -> dict[str, _Command]:
@@ -115,15 +123,51 @@ def _commands() -> dict[str, _Command]:
     records = systems.find()
     columns = {system.name: system.columns for system in records.values()}
     commands = {
-        name: _Command(system.options, partial(_run_system, system, columns), system.recipes)
+        name: _Command(
+            system.options,
+            partial(_run_system, system, columns),
+            system.recipes,
+            system.essentials,
+            system.examples,
+        )
         for name, system in records.items()
     }
     return commands | {
-        "evaluate": _Command(evaluate.Options, evaluate.run),
-        "export": _Command(export.Options, export.run),
-        "compare": _Command(compare.Options, partial(compare.run, columns=columns)),
+        "evaluate": _Command(evaluate.Options, evaluate.run, examples=[evaluate.EXAMPLE]),
+        "export": _Command(export.Options, export.run, examples=[export.EXAMPLE]),
+        "compare": _Command(
+            compare.Options, partial(compare.run, columns=columns), examples=[compare.EXAMPLE]
+        ),
         "doctor": _Command(doctor.Options, doctor.run),
     }
+
+
+def _as_typed(message: str, command: _Command | None) -> str:
+    """Returns an error with the names of settings as options: --data-dir in place of data_dir. A
+    name of one word is taken for a setting at the beginning alone, where a value is refused."""
+    if command is None:
+        return message
+    flags = {}
+    for path, option in config_file.known(command.options).items():
+        flags.setdefault(path.rpartition(".")[2], option.flag)
+    without = {entry.flag.lower() for entry in help.entries(command.options)}
+    for name, flag in flags.items():
+        if name in without:  # it has no option, but a place
+            continue
+        pattern = rf"(?<![\w./-]){name}(?![\w./])" if "_" in name else rf"^{name}(?= must | needs )"
+        message = re.sub(pattern, flag, message)
+    return message
+
+
+def _help(arguments: Sequence[str], commands: Mapping[str, _Command]) -> str | None:
+    """Returns the help that `arguments` ask for, or None if they do not."""
+    if arguments and not {"-h", "--help", "--help-all"} & set(arguments):
+        return None
+    name = arguments[0] if arguments else ""
+    if (command := commands.get(name)) is None:
+        return help.overview({name: command.options for name, command in commands.items()})
+    everything = "--help-all" in arguments
+    return help.text(name, command.options, command.essentials, command.examples, everything)
 
 
 def _completed(arguments: list[str], commands: dict[str, _Command]) -> list[str]:
@@ -139,6 +183,28 @@ def _completed(arguments: list[str], commands: dict[str, _Command]) -> list[str]
         in_file = config_file.arguments_of(file, command.options, "refuse", without)
     recipe = config_file.value_of("--recipe", [*in_file, *arguments])
     return [arguments[0], *command.recipes.get(recipe or "", ()), *in_file, *arguments[1:]]
+
+
+def _check_options(arguments: Sequence[str], commands: Mapping[str, _Command]) -> None:
+    """Raises ValueError for a command that there is not, or an option that it does not have."""
+    name = arguments[0]
+    if name.startswith("--tyro-"):  # completions of shells
+        return
+    if name not in commands:
+        given = f"{', '.join(commands)}, got {name!r}{did_you_mean(name, commands)}"
+        raise ValueError(f"the command must be {given}")
+    flags = {"--tyro-print-completion", "--tyro-write-completion"}
+    for option in config_file.known(commands[name].options).values():
+        for flag in (option.flag, *option.aliases):
+            flags |= {flag, results.typed_option(flag, False)[0]}
+    for argument in arguments[1:]:
+        flag = argument.partition("=")[0].replace("_", "-")
+        if argument.startswith("--") and flag not in flags:
+            shown = {each.rpartition(".")[2]: each for each in sorted(flags)}
+            shown |= {each: each for each in flags}
+            hint = did_you_mean(flag, shown, shown=shown)
+            given = argument.partition("=")[0]
+            raise ValueError(f"{name} has no option {given}{hint}; all: {name} --help-all")
 
 
 @contextlib.contextmanager
@@ -209,12 +275,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for name in ("absl", "matplotlib.font_manager"):  # Orbax's errors come as exceptions
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    received = []
+    received, commands = [], {}
     try:
         with _terminate_like_interrupt(received):
             with _naming_the_file(arguments):
                 _settle(arguments)
             commands = _commands()
+            if (asked := _help(arguments, commands)) is not None:
+                print(asked, file=sys.stdout if arguments else sys.stderr)
+                return 0 if arguments else 2
+            _check_options(arguments, commands)
             kinds = [Annotated[c.options, tyro.conf.subcommand(n)] for n, c in commands.items()]
             with _naming_the_file(arguments):
                 options = _parse(Union[tuple(kinds)], _completed(arguments, commands))  # noqa: UP007
@@ -234,7 +304,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("EVOJAX_SUITE_TRACEBACK"):
             traceback.print_exc()
-        _say(f"error: {' '.join(str(error).split())}")
+        text = " ".join(str(error).split())
+        _say(f"error: {_as_typed(text, commands.get(arguments[0]) if arguments else None)}")
         return 2
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
 from typing import Literal
 
 from evojax_suite.data import idx
 from evojax_suite.data.errors import DataError
+from evojax_suite.names import did_you_mean, plain
 
 
 @dataclass(frozen=True)
@@ -108,11 +107,6 @@ _KNOWN = (
 NAMES: tuple[str, ...] = tuple(known.name for known in _KNOWN)
 
 
-def plain(name: str) -> str:
-    """A name without case and separators: "Fashion-MNIST" and "fashion_mnist" give the same."""
-    return re.sub(r"[-_\s]", "", name).lower()
-
-
 _BY_PLAIN_NAME = {plain(known.name): known for known in _KNOWN}
 
 
@@ -123,7 +117,6 @@ def find_known(name: str) -> Known | None:
 
 def unknown_name(name: str) -> DataError:
     """The error for a name that is neither a known set nor a path."""
-    close = difflib.get_close_matches(plain(name), _BY_PLAIN_NAME, n=1)
-    hint = f" (did you mean {_BY_PLAIN_NAME[close[0]].name}?)" if close else ""
+    hint = did_you_mean(name, NAMES)
     allowed = f"{', '.join(NAMES)}, or the path of a folder, .npz, .tar or .tar.gz"
     return DataError(f"unknown dataset {name!r}{hint}; allowed: {allowed}")

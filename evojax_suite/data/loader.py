@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from evojax_suite.data.archive import archive_stem
-from evojax_suite.data.catalog import Known, find_known, plain, unknown_name
+from evojax_suite.data.catalog import Known, find_known, unknown_name
 from evojax_suite.data.errors import DataError
 from evojax_suite.data.local import find_local, places, read_path
 from evojax_suite.data.source import Source, checked_split, part_of
 from evojax_suite.data.splits import hold_out
 from evojax_suite.data.tfds import from_tfds
+from evojax_suite.names import plain
 from evojax_suite.types import Dataset, Split
 
 DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"

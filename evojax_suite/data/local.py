@@ -9,11 +9,12 @@ from pathlib import Path
 from evojax_suite.data import cifar, idx, tfds
 from evojax_suite.data.archive import SUFFIXES, archive_stem, read_archive
 from evojax_suite.data.cache import cached
-from evojax_suite.data.catalog import Known, find_known, plain
+from evojax_suite.data.catalog import Known, find_known
 from evojax_suite.data.errors import DataError
 from evojax_suite.data.image_tree import read_image_folder
 from evojax_suite.data.npz import read_npz
 from evojax_suite.data.source import Source
+from evojax_suite.names import plain
 
 
 def find_local(known: Known, data_dir: Path, cache: bool = True) -> Source | None:

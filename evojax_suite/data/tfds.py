@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 
 from evojax_suite.data import archive, idx, npz
-from evojax_suite.data.catalog import Known, plain
+from evojax_suite.data.catalog import Known
 from evojax_suite.data.errors import DataError, data_error, first_line
 from evojax_suite.data.source import PART_NAMES, Source, checked_split
+from evojax_suite.names import plain
 
 
 def tfds_folder() -> Path:

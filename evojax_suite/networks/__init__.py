@@ -16,6 +16,7 @@ from pydantic import NonNegativeInt, PositiveInt
 from evojax_suite.configuration import configuration
 from evojax_suite.data.errors import first_line
 from evojax_suite.imports import import_object
+from evojax_suite.names import did_you_mean
 from evojax_suite.networks.convnet import ConvNet as ConvNet
 from evojax_suite.networks.zoo import (
     MLP as MLP,
@@ -63,10 +64,9 @@ class NetworkConfig:
 
     def __post_init__(self):
         if self.network not in _NETWORKS and ":" not in self.network:
-            names = ", ".join(_NETWORKS)
-            raise ValueError(
-                f"network must be one of {names}, or package.module:Class, got {self.network!r}"
-            )
+            names, hint = ", ".join(_NETWORKS), did_you_mean(self.network, _NETWORKS)
+            allowed = f"one of {names}, or package.module:Class"
+            raise ValueError(f"network must be {allowed}, got {self.network!r}{hint}")
         for name in _CONVNET_ONLY:
             value = getattr(self, name)
             if self.network != "ConvNet" and value != getattr(type(self), name):

@@ -98,6 +98,10 @@ class System:
     """Further metrics that progress shows, and how they are called there."""
     recipes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Options that each value of `--recipe` stands for; those that are typed beside it win."""
+    essentials: Sequence[str] = ()
+    """The options that --help shows; all where there are none."""
+    examples: Sequence[str] = ()
+    """Commands, without the program's name, that --help shows."""
     may_grow: str | None = None
     """An option that may be larger when a run goes on than it was when it began."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import itertools
 import json
 import math
@@ -20,6 +19,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
+from evojax_suite.names import did_you_mean
 from evojax_suite.types import PyTree
 
 
@@ -192,8 +192,7 @@ def check_has_begun(directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
         return
     names = [path.parent.name for path in sorted(directory.parent.glob("*/config.json"))]
-    near = difflib.get_close_matches(directory.name, names, n=3, cutoff=0.5)
-    near = f"; did you mean {' or '.join(near)}?" if near else ""
+    near = did_you_mean(directory.name, names, 3)
     raise ValueError(f"{directory} is no run to go on with; without --resume it begins{near}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from typing import Any
 
@@ -14,6 +13,7 @@ from evosax.algorithms.distribution_based.base import DistributionBasedAlgorithm
 from evosax.algorithms.population_based.base import PopulationBasedAlgorithm
 from jaxtyping import Float
 
+from evojax_suite.names import did_you_mean
 from evojax_suite.strategies.block_es import BlockES as BlockES
 from evojax_suite.strategies.laplace_ga import LaplaceGA as LaplaceGA
 from evojax_suite.types import PyTree
@@ -27,8 +27,7 @@ STRATEGIES: dict[str, type[EvolutionaryAlgorithm]] = {
 
 def _find(name: str) -> type[EvolutionaryAlgorithm]:
     if name not in STRATEGIES:
-        near = difflib.get_close_matches(name, STRATEGIES, 1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
+        hint = did_you_mean(name, STRATEGIES)
         raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, got {name!r}{hint}")
     return STRATEGIES[name]
 

@@ -16,7 +16,7 @@ import tyro
 from evojax_suite import distilled, load
 from evojax_suite.cli import evaluate
 from evojax_suite.cli.config_file import arguments_of, known, named_in
-from evojax_suite.cli.main import main
+from evojax_suite.cli.main import _commands, main
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.runtime.results import typed_option
 from evojax_suite.systems.cest import experiment as cest
@@ -118,8 +118,8 @@ def test_a_recipe_stands_for_options_and_what_is_typed_wins(tmp_path):
     [
         (["--start", "given"], "start given needs --start-from, got none"),
         (["--labels", "solved"], "labels solved needs --fitness kernel_regression"),
-        (["--teacher-epochs", "3"], "teacher_epochs needs --labels teacher, got 3"),
-        (["--label-temperature", "2"], "label_temperature needs --labels teacher, got 2"),
+        (["--teacher-epochs", "3"], "--teacher-epochs needs --labels teacher, got 3"),
+        (["--label-temperature", "2"], "--label-temperature needs --labels teacher, got 2"),
         (["--start-from", "none.npz"], "none.npz: no such file"),
         (["--start-from", "few.npz"], "few.npz: 2 images of class '0', allowed: 1 of each"),
         (["--start-from", "wide.npz"], "images (28, 28, 1) of 10 classes, allowed: (8, 8, 1)"),
@@ -147,6 +147,37 @@ def test_starts_and_labels_that_do_not_go_are_one_line(
     assert main([*begin, *arguments]) == 2
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert said in last
+
+
+@pytest.mark.parametrize("name", [*_commands()])
+def test_help_is_short_and_all_of_it_has_every_option(name, capsys):
+    command = _commands()[name]
+    said = {}
+    for ask in ("-h", "--help", "--help-all"):
+        assert main([name, ask]) == 0
+        said[ask] = capsys.readouterr().out
+    assert said["-h"] == said["--help"]
+    flags = re.compile(r"^  (--\S+|[A-Z]+\b)", re.MULTILINE)
+    every = {flag.replace("[no-]", "") for flag in flags.findall(said["--help-all"])}
+    wanted = {option.flag for option in known(command.options).values()}
+    positional = {flag.lower() for flag in every if flag.isupper()}
+    assert every - {flag.upper() for flag in positional} == {
+        flag for flag in wanted if flag.removeprefix("--") not in positional
+    }
+    assert (name == "doctor") or f"$ evojax-suite {name} " in said["--help"]
+    if command.essentials:
+        assert len(said["--help"].splitlines()) < 50
+        assert flags.findall(said["--help"]) == [*command.essentials]
+        assert all(example.split()[0] == name for example in command.examples)
+    assert all(len(line) <= 100 for text in said.values() for line in text.splitlines())
+
+
+def test_without_a_command_the_help_says_which_there_are(capsys):
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {name} " in said for name in _commands())
+    assert main([]) == 2
+    assert capsys.readouterr().err == said
 
 
 def test_an_unknown_recipe_is_one_line(capsys):
@@ -263,7 +294,7 @@ def test_the_file_that_is_named_last_is_the_one():
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("widht: 3", "no option 'widht'; did you mean width?"),
+        ("widht: 3", "no option 'widht' (did you mean width?)"),
         ("config: {network: {widht: 3}}", "did you mean config.network.width?"),
         ("- 1\n- 2", "must hold options and their values, got ['1', '2']"),
         ("a: [", "is neither YAML nor JSON"),

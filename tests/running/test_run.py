@@ -176,7 +176,7 @@ def test_a_run_that_is_not_there_does_not_go_on(finished, capsys):
     run = ["ga-distillation", "--runs-dir", str(finished.parent), *TINY, "--resume"]
     assert main([*run, "--name", "rum"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert said[-1].endswith("without --resume it begins; did you mean run?")
+    assert said[-1].endswith("without --resume it begins (did you mean run?)")
     assert not (finished.parent / "rum").exists()
     assert main([*run, "--name", "run", "--restart"]) == 2
     assert "one of resume and restart" in capsys.readouterr().err
@@ -207,24 +207,27 @@ def test_evaluate_reproduces_the_stored_accuracy(finished, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--population-size", "1"], "population_size must be >= 2, got 1"),
-        (["--survival-ratio", "1"], "survival_ratio must be in (0, 1), got 1.0"),
-        (["--holdout-ratio", "1.5"], "holdout_ratio must be in [0, 1), got 1.5"),
-        (["--patience", "3"], "patience needs a holdout_ratio > 0"),
-        (["--generations", "0"], "num_generations must be >= 1, got 0"),
-        (["--learning-rate", "0"], "learning_rate must be > 0, got 0.0"),
-        (["--members-in-flight", "0"], "members_in_flight must be >= 1, got 0"),
-        (["--seed", "x"], "invalid literal for int"),
-        (["--network", "ResNet99"], "network must be one of ConvNet, MLP, "),
+        (["--population-size", "1"], "--population-size must be >= 2, got 1"),
+        (["--survival-ratio", "1"], "--survival-ratio must be in (0, 1), got 1.0"),
+        (["--holdout-ratio", "1.5"], "--holdout-ratio must be in [0, 1), got 1.5"),
+        (["--patience", "3"], "--patience needs a --holdout-ratio > 0"),
+        (["--generations", "0"], "--num-generations must be >= 1, got 0"),
+        (["--learning-rate", "0"], "--learning-rate must be > 0, got 0.0"),
+        (["--members-in-flight", "0"], "--members-in-flight must be >= 1, got 0"),
+        (["--seed", "x"], "--seed takes no value like 'x'"),
+        (["--network", "ResNet99"], "--network must be one of ConvNet, MLP, "),
         (["--poplation-size", "3"], "--population-size"),
         (["--strategy", "SNEZ"], "did you mean SNES?"),
-        (["--strategy", "SNES", "--survival-ratio", "0.4"], "survival_ratio belongs to LaplaceGA"),
-        (["--strategy", "PSO", "--strategy-std", "1"], "PSO has no strategy_std, got 1.0"),
+        (
+            ["--strategy", "SNES", "--survival-ratio", "0.4"],
+            "--survival-ratio belongs to",
+        ),
+        (["--strategy", "PSO", "--strategy-std", "1"], "PSO has no --strategy-std, got 1.0"),
         (["--strategy", "Open_ES", "--population-size", "7"], "Population size must be even"),
         (["--depth", "9"], "does not fit images of (8, 8, 1)"),
         (["--network", "VGG11"], "VGG11 does not fit images of (8, 8, 1)"),
         (["--images-per-class", "900"], "has only"),
-        (["--fitness-subset-size", "9999"], "fitness_subset_size must be <= 360"),
+        (["--fitness-subset-size", "9999"], "--fitness-subset-size must be <= 360"),
         (["--dataset", "nope"], "unknown dataset 'nope'"),
         (["--dataset", "/nowhere/at/all"], "/nowhere/at/all"),
     ],
@@ -276,7 +279,7 @@ def test_a_taken_directory_is_refused(finished, capsys):
     assert main([*run, "--generations", str(GENERATIONS), *TINY, "--resume", "--seed", "5"]) == 2
     assert "seed was 0 and is 5" in capsys.readouterr().err
     assert main([*run, "--generations", "10", *TINY, "--resume"]) == 2
-    assert "num_generations was 40 and is 10" in capsys.readouterr().err
+    assert "--num-generations was 40 and is 10" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -358,9 +358,9 @@ def test_killed_in_any_phase_and_resumed_it_ends_with_the_same_bytes(
     ("more", "said"),
     [
         (["--fraction", "2"], "fraction must be in (0, 1], got 2.0"),
-        (["--selection", "hardest"], "'cest', 'top_k'"),
-        (["--mutation-rate", "-1"], "mutation_rate must be in [0, 1], got -1.0"),
-        (["--num-images", "5000"], "num_images must be in 1..1077, got 5000"),
+        (["--selection", "hardest"], "must be one of cest, top_k"),
+        (["--mutation-rate", "-1"], "--mutation-rate must be in [0, 1], got -1.0"),
+        (["--num-images", "5000"], "--num-images must be in 1..1077, got 5000"),
         (["--temperature", "-1"], "temperature must be >= 0, got -1.0"),
         (["--network", "LeNet", "--depth", "1"], "dropout belongs to the ConvNet"),
     ],

@@ -436,11 +436,11 @@ def test_killed_and_resumed_it_ends_with_the_same_architecture(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--max-filters", "4"], "max_first_filters must be <= max_filters = 4, got 12"),
+        (["--max-filters", "4"], "--max-first-filters must be <= --max-filters = 4, got 12"),
         (["--kernels", "2"], "kernels must be odd and >= 1, got 2"),
-        (["--error-weight", "-1"], "error_weight must be >= 0, got -1.0"),
-        (["--max-features", "60"], "max_features must be >= 64 for images of (8, 8, 1)"),
-        (["--max-filters", "32", "--max-features", "100"], "max_features must be >= 128"),
+        (["--error-weight", "-1"], "--error-weight must be >= 0, got -1.0"),
+        (["--max-features", "60"], "--max-features must be >= 64 for images of (8, 8, 1)"),
+        (["--max-filters", "32", "--max-features", "100"], "--max-features must be >= 128"),
         (["--rungs", "5", "2"], "rungs must rise within 1..9, below the 10 epochs, got (5, 2)"),
         (["--method", "evosax", "--strategy", "DifferentialEvolutio"], "(did you mean"),
         (["--num-images", "9999"], "9999"),

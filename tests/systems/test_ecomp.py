@@ -436,14 +436,14 @@ def test_the_filters_of_a_convolutional_parent_are_pruned(tmp_path):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--parent-network", "ConvNet", "--pooling", "mean"], "'average', 'max', 'none'"),
+        (["--parent-network", "ConvNet", "--pooling", "mean"], "must be one of average, max, none"),
         (["--parent", "missing.npz"], "no file missing.npz"),
-        (["--population-size", "7"], "population_size must be even"),
-        (["--parent-epochs", "0"], "parent_epochs must be >= 1, got 0"),
-        (["--num-images", "120"], "a multiple of batch_size 50, got 120"),
+        (["--population-size", "7"], "--search.population-size must be even"),
+        (["--parent-epochs", "0"], "--parent-epochs must be >= 1, got 0"),
+        (["--num-images", "120"], "a multiple of --batch-size 50, got 120"),
         (["--num-images", "5000"], "num_samples must be in"),
-        (["--batch-size", "5000"], "fewer than batch_size 5000"),
-        (["--perplexity", "60"], "perplexity must be >= 1 and < 49 with batch_size 50, got 60"),
+        (["--batch-size", "5000"], "fewer than --batch-size 5000"),
+        (["--perplexity", "60"], "--perplexity must be >= 1 and < 49 with --batch-size 50, got 60"),
         (["--pruning", "magnitude"], "magnitude"),
     ],
 )

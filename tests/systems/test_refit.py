@@ -434,8 +434,8 @@ def test_filters_are_refitted_too(size, largest, tmp_path):
         (["--search.smallest", "0.5"], "smallest must be below largest, got 0.5 and 0.3"),
         (["--search.ridge", "0"], "ridge must be > 0, got 0"),
         (["--search.error", "mse"], "mse"),
-        (["--search.population-size", "1"], "population_size must be >= 2, got 1"),
-        (["--fine-tuning-seconds", "-1"], "fine_tuning_seconds"),
+        (["--search.population-size", "1"], "--search.population-size must be >= 2, got 1"),
+        (["--fine-tuning-seconds", "-1"], "--fine-tuning-seconds"),
     ],
 )
 def test_wrong_input_is_one_line_and_exit_code_2(more, said, tmp_path, capsys):

@@ -321,4 +321,15 @@ SYSTEM = System(
     present,
     columns=COLUMNS,
     recipes={"recommended": RECOMMENDED},
+    essentials=(
+        "--recipe",
+        "--dataset",
+        "--num-images",
+        "--num-epochs",
+        "--fraction",
+        "--selection",
+        "--seed",
+        "--resume",
+    ),
+    examples=("cest --recipe recommended --dataset fashion_mnist --num-images 3000",),
 )

@@ -266,4 +266,23 @@ def number_of(method: Method) -> int:
     return get_args(Method).index(method)
 
 
-SYSTEM = System("coreset", Options, prepare, search, finish, present, metrics=METRICS)
+SYSTEM = System(
+    "coreset",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    metrics=METRICS,
+    essentials=(
+        "--method",
+        "--dataset",
+        "--num-images",
+        "--num-samples",
+        "--labels",
+        "--num-networks",
+        "--seed",
+        "--resume",
+    ),
+    examples=("coreset --dataset cifar10 --method herding gradient_matching --num-samples 100 10",),
+)

@@ -445,4 +445,15 @@ SYSTEM = System(
     ),
     metrics={"accuracy_best": "best accuracy", "num_parameters": "parameters"},
     recipes={"recommended": RECOMMENDED},
+    essentials=(
+        "--recipe",
+        "--dataset",
+        "--num-images",
+        "--num-generations",
+        "--final-epochs",
+        "--max-weights",
+        "--seed",
+        "--resume",
+    ),
+    examples=("de-nas --recipe recommended --dataset fashion_mnist",),
 )

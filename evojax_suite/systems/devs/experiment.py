@@ -179,4 +179,23 @@ def present(job: _Job, summary: _Summary) -> Report | None:
 
 
 COLUMNS, METRICS = Columns((SECONDS,)), {"num_samples": "samples"}
-SYSTEM = System("devs", Options, prepare, search, finish, present, columns=COLUMNS, metrics=METRICS)
+SYSTEM = System(
+    "devs",
+    Options,
+    prepare,
+    search,
+    finish,
+    present,
+    columns=COLUMNS,
+    metrics=METRICS,
+    essentials=(
+        "--dataset",
+        "--num-images",
+        "--target-sizes",
+        "--labels",
+        "--num-networks",
+        "--seed",
+        "--resume",
+    ),
+    examples=("devs --dataset cifar10 --num-images 2000 --target-sizes 500 100 10",),
+)

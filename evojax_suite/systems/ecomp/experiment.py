@@ -444,4 +444,18 @@ SYSTEM = System(
     columns=_COLUMNS,
     metrics=_METRICS,
     recipes={"recommended": ("--refit",)},
+    essentials=(
+        "--recipe",
+        "--parent",
+        "--dataset",
+        "--num-images",
+        "--search.size",
+        "--search.largest",
+        "--seed",
+        "--resume",
+    ),
+    examples=(
+        "ecomp --recipe recommended --dataset fashion_mnist",
+        "ecomp --recipe recommended --dataset mnist --parent mine.safetensors",
+    ),
 )

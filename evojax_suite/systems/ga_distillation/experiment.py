@@ -357,5 +357,16 @@ SYSTEM = System(
         curves=(("generation", "fitness_best"), ("generation", "fitness_mean")),
     ),
     recipes=RECIPES,
+    essentials=(
+        "--recipe",
+        "--dataset",
+        "--images-per-class",
+        "--population-size",
+        "--num-generations",
+        "--network",
+        "--seed",
+        "--resume",
+    ),
+    examples=("ga-distillation --recipe recommended --dataset mnist",),
     may_grow="num_generations",
 )
