@@ -287,9 +287,10 @@ def main(arguments: list[str] | None = None) -> int:
             _check_options(arguments, commands)
             kinds = [Annotated[c.options, tyro.conf.subcommand(n)] for n, c in commands.items()]
             with _naming_the_file(arguments):
-                options = _parse(Union[tuple(kinds)], _completed(arguments, commands))  # noqa: UP007
+                completed = _completed(arguments, commands)
+                options = _parse(Union[tuple(kinds)], completed)  # noqa: UP007
             command = next(c for c in commands.values() if isinstance(options, c.options))
-            options = options.from_command_line(arguments).here()
+            options = options.from_command_line(arguments, completed).here()
             with results.owned_runs():
                 return command.run(options) or 0
     except loop.Interrupted as stop:

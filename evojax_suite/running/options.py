@@ -43,11 +43,13 @@ class Command:
     """Options of any command."""
 
     typed: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), kw_only=True)
-    """The arguments that they were made from."""
+    """The arguments that were typed."""
+    named: tyro.conf.Suppress[tuple[str, ...]] = field(default=(), kw_only=True)
+    """The options that those, a recipe or a file name, such as --learning-rate."""
 
-    def from_command_line(self, arguments: Sequence[str]) -> Self:
-        """Returns these options, which came from `arguments`, with ~ in paths as the home
-        folder."""
+    def from_command_line(self, typed: Sequence[str], completed: Sequence[str]) -> Self:
+        """Returns these options, which came from the arguments `typed`, `completed` with those of a
+        recipe and a file, with ~ in paths as the home folder."""
 
         def at_home(value: Any) -> Any:
             if isinstance(value, tuple):
@@ -55,7 +57,8 @@ class Command:
             return Path(os.path.expanduser(value)) if isinstance(value, Path) else value
 
         settings = {each.name: at_home(getattr(self, each.name)) for each in fields(self)}
-        return replace(self, **settings | {"typed": tuple(arguments)})
+        flags = (word.partition("=")[0].replace("_", "-") for word in completed if word[:2] == "--")
+        return replace(self, **settings | {"typed": tuple(typed), "named": tuple(sorted({*flags}))})
 
     def here(self) -> Self:
         """Returns these options as this process follows them."""

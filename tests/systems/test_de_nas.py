@@ -14,7 +14,7 @@ import pytest
 from evojax_suite import de_nas
 from evojax_suite.cli.main import main
 from evojax_suite.data import load
-from evojax_suite.systems.de_nas import architectures, artifact as searched, candidates
+from evojax_suite.systems.de_nas import architectures, artifact as searched, candidates, experiment
 from evojax_suite.systems.de_nas.architectures import Genome, Space
 from evojax_suite.systems.de_nas.networks import SequenceNetwork
 from evojax_suite.training import evaluate, fit_epochs, start_fit
@@ -69,6 +69,21 @@ def test_scores_by_hand():
     assert de_nas.best_first(accuracy, sizes, PARAMS).tolist() == [0, 2, 1]
     heavy = PARAMS.replace(error_weight=0.1, size_weight=0.9)
     assert de_nas.best_first(accuracy, sizes, heavy).tolist() == [1, 2, 0]
+
+
+def test_what_was_named_is_not_made_small():
+    dataset = load("digits")
+    left = experiment.reduced(experiment.Options(), dataset).config
+    assert (left.training.optimizer, left.training.learning_rate) == ("adam", 2e-3)
+    assert (left.space.max_filters, left.final_epochs) == (16, 50)
+    named = "--learning-rate", "--max-filters", "--final-epochs"
+    kept = experiment.reduced(experiment.Options(named=named), dataset).config
+    assert (kept.training, kept.space.max_filters, kept.final_epochs) == (
+        de_nas.Config().training,
+        de_nas.Config().space.max_filters,
+        de_nas.Config().final_epochs,
+    )
+    assert kept.space.max_features == left.space.max_features
 
 
 def test_finalists_are_the_most_accurate_that_differ():

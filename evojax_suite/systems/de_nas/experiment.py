@@ -82,16 +82,22 @@ class Options(RunOptions):
 
 
 def reduced(options: Options, dataset: Dataset) -> Options:
-    """The options with everything that the user left at the paper's size made small."""
+    """The options with everything that the user left at the paper's size made small; what was
+    named stays, even where it is the paper's."""
+
+    def is_left(value: Any, default: Any, name: str) -> bool:
+        is_named = f"--{name.replace('_', '-')}" in options.named
+        return not is_named and getattr(value, name) == getattr(default, name)
 
     def left(value: Any, default: Any, smaller: Any):
-        kept = {k: v for k, v in smaller.items() if getattr(value, k) == getattr(default, k)}
+        kept = {name: v for name, v in smaller.items() if is_left(value, default, name)}
         return replace(value, **kept)
 
     config, default = options.config, Config()
     smaller = _SMALL_SPACE if config.head == "dense" else _SMALL_SPACE_OF_LINEAR_HEAD
     training, space = config.training, left(config.space, default.space, smaller)
-    if training.optimizer == "sgd" and training.learning_rate == default.training.learning_rate:
+    names = "optimizer", "learning_rate"
+    if all(is_left(training, default.training, name) for name in names):
         training = replace(training, **_SMALL_TRAINING)
     config = replace(left(config, default, _SMALL), space=space, training=training)
     if options.num_images is None:
