@@ -23,7 +23,7 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF")
 _GREY_MODES = ("1", "L", "LA")
 _COLOUR_MODES = ("P", "RGB", "RGBA", "CMYK", "YCbCr")
-_LAYOUT = "train|val|test/<class>/<image>, in at most one top-level folder"
+_LAYOUT = "train|val|test/<class>/<image>, or <class>/<image>, in at most one top-level folder"
 _SAMPLE_FORMAT, _SIGNED = 339, 2  # a tag of TIFF and one of its values
 _NUM_THREADS = min(os.cpu_count() or 1, 8)
 _AT_A_TIME = 64
@@ -52,6 +52,7 @@ class ImageTree(contextlib.ExitStack):
         self._parts: set[str] = set()
         self._classes: dict[tuple[str, str], _Class] = {}
         self._size: tuple[int, ...] | None = None
+        self._without_part: list[tuple[PurePosixPath, bytes]] = []
 
     def add(self, path: PurePosixPath, data: bytes | None) -> None:
         """Take one file (`data` its bytes) or folder (`data` None), by its path in the set.
@@ -66,8 +67,10 @@ class ImageTree(contextlib.ExitStack):
         is_image = data is not None and path.suffix.lower() in _SUFFIXES
         depth = 0 if steps and steps[0] in PART_NAMES else 1
         if len(steps) <= depth or steps[depth] not in PART_NAMES or len(steps) > depth + 3:
-            if is_image:
-                raise DataError(f"{self.where}: image {path} is out of place; layout: {_LAYOUT}")
+            if is_image and data is not None:
+                self._without_part.append((path, data))
+                if self._parts or len(steps) not in (2, 3):
+                    self._check_places()
             return
         self._top_folders.add("/".join(steps[:depth]))
         part, within_part = PART_NAMES[steps[depth]], steps[depth + 1 :]
@@ -83,9 +86,17 @@ class ImageTree(contextlib.ExitStack):
             allowed = f"layout: {_LAYOUT}, images: {', '.join(_SUFFIXES)}"
             raise DataError(f"{self.where}: {path} is no image in a class folder; {allowed}")
 
+    def _check_places(self) -> None:
+        """Raise DataError for an image that is in no part, unless all are in class folders that lie
+        side by side."""
+        depths = {len(path.parts) for path, _ in self._without_part}
+        if self._without_part and (self._parts or depths not in ({2}, {3})):
+            image = self._without_part[0][0]
+            raise DataError(f"{self.where}: image {image} is out of place; layout: {_LAYOUT}")
+
     @property
     def is_empty(self) -> bool:
-        return not self._parts
+        return not self._parts and not self._without_part
 
     def source(self) -> Source:
         """The parts; labels count the train part's classes, sorted (by number if all are numbers).
@@ -93,6 +104,10 @@ class ImageTree(contextlib.ExitStack):
         Raises DataError as `add` does, and for an empty class folder, a part without images, a
         class that only the validation or test split has, and several top-level folders.
         """
+        self._check_places()
+        for path, data in self._without_part:  # one part, from which others are split off
+            *top, name, file = path.parts
+            self.add(PurePosixPath(*top, "train", name, file), data)
         self._collect(0)
         self._decode()
         if len(self._top_folders) > 1:

@@ -101,6 +101,45 @@ def test_round_trip(tmp_path, small, assert_holds, form, image_form):
     assert dataset.image_shape == (6, 5, 1)
 
 
+@pytest.mark.parametrize("form", FORMS)
+def test_class_folders_without_parts_are_split(tmp_path, small, form):
+    files = tree(["ant", "bee", "cat"], *small)
+    training = {name: data for name, data in files.items() if name.startswith("train/")}
+    alone = {name.removeprefix("train/"): data for name, data in training.items()}
+    (tmp_path / "parts").mkdir()
+    expected = load(FORMS[form](tmp_path / "parts" / "own", training))
+    dataset = load(FORMS[form](tmp_path / "own", alone))
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert len(dataset.train) + len(dataset.validation) + len(dataset.test) == 30
+    for part in ("train", "validation", "test"):
+        own, other = getattr(dataset, part), getattr(expected, part)
+        assert len(np.unique(own.labels)) == 3  # stratified
+        np.testing.assert_array_equal(own.images, other.images)
+        np.testing.assert_array_equal(own.labels, other.labels)
+
+
+@ON_DISK_AND_IN_TAR
+@pytest.mark.parametrize(
+    ("modes", "says"),
+    [
+        (("L", "RGB"), "images of a are L, of b RGB, so that the mode tells the class"),
+        (("RGB", "RGBA"), "images of a are RGB, of b RGBA"),
+    ],
+)
+def test_a_mode_for_each_class_is_refused(tmp_path, write, modes, says):
+    def images(of_class):
+        return {
+            f"train/{name}/{n}.png": saved(Image.new(mode, (5, 6), 40 * n), "PNG")
+            for name, mode in zip("ab", of_class, strict=True)
+            for n in range(5)
+        }
+
+    with pytest.raises(DataError, match=says):
+        load(write(tmp_path / "own", images(modes)))
+    other = {"train/a/more.png": saved(Image.new(modes[1], (5, 6)), "PNG")}
+    assert len(load(write(tmp_path / "mixed", images(modes) | other)).class_names) == 2
+
+
 @ON_DISK_AND_IN_TAR
 @pytest.mark.parametrize("form", ["png", "bmp", "webp", "WEBP", "tif", "tiff"])
 def test_colour_round_trip(tmp_path, arrays, assert_holds, write, form):
@@ -324,6 +363,7 @@ WRONG = {
     "class only in test": ({"test/d/x.png": picture()}, "class d is not among the train"),
     "text in a class folder": ({"train/a/x.txt": b"x"}, r"train/a/x\.txt is no image in a class"),
     "image in a part": ({"train/x.png": picture()}, r"train/x\.png is no image in a class folder"),
+    "class beside the parts": ({"d/x.png": picture()}, r"image d/x\.png is out of place"),
     "image beside the parts": ({"x.png": picture()}, r"image x\.png is out of place"),
     "image in another part": ({"tst/a/x.png": picture()}, "is out of place"),
     "image too deep": ({"train/a/b/x.png": picture()}, "out of place|is no image in a class"),
