@@ -168,7 +168,7 @@ def test_a_bare_array_is_no_npz(tmp_path):
 
 
 def test_too_few_images_to_split(tmp_path):
-    images = np.zeros((2, 3, 3), np.uint8)
+    images = np.arange(18, dtype=np.uint8).reshape(2, 3, 3)
     np.savez(tmp_path / "own.npz", train_images=images, train_labels=np.array([0, 1]))
     with pytest.raises(DataError, match="too few train images"):
         load(tmp_path / "own.npz")
