@@ -50,7 +50,8 @@ def main(options: Options) -> None:
         name = f"seed-{seed}"
         command = ["de-nas", "--recipe", "recommended", "--seed", str(seed), "--name", name]
         path = options.runs_dir / name / "summary.json"
-        if not path.exists() and run_command([*command, *where, "--resume"]):
+        goes_on = ["--resume"] if path.with_name("config.json").exists() else []
+        if not path.exists() and run_command([*command, *where, *goes_on]):
             raise SystemExit(f"seed {seed} failed")
         summary = json.loads(path.read_text())
         rows.append({"seed": seed, **{name: summary[name] for name in KEPT}})

@@ -173,7 +173,8 @@ def main(options: Options) -> None:
         str(path),
     ]
     about = ["--inputs", "normalized", "--search.size", "multiplications", "--name", "run"]
-    more = ["--num-images", str(options.images), "--runs-dir", str(options.runs_dir), "--resume"]
+    more = ["--num-images", str(options.images), "--runs-dir", str(options.runs_dir)]
+    more += ["--resume"] if (options.runs_dir / "run" / "config.json").exists() else []
     more += ["--data-dir", str(options.data_dir)] if options.data_dir else []
     if run_command([*command, *about, *more, *options.search]):
         raise SystemExit("the run failed")
