@@ -48,9 +48,10 @@ def main(options: Options) -> None:
             seeds = ["--seed", str(seed), "--parent-seed", str(seed)]
             place = ["--name", name, "--runs-dir", str(options.runs_dir)]
             tuning = [] if setting == "labels" else ["--fine-tuning-seconds", "0"]
-            if run_command([*command, *seeds, *tuning, *place, "--resume"]):
-                raise SystemExit(f"the run {name} failed")
             directory = options.runs_dir / name
+            goes_on = ["--resume"] if (directory / "config.json").exists() else []
+            if run_command([*command, *seeds, *tuning, *place, *goes_on]):
+                raise SystemExit(f"the run {name} failed")
             summary = json.loads((directory / "summary.json").read_text())
             front = json.loads((directory / "front.json").read_text())
             for row in front:
