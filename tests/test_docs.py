@@ -72,7 +72,7 @@ def choices(hint: Any) -> set[Any]:
 
 
 def test_options_in_the_text_are_those_of_the_commands():
-    allowed: dict[str, set[Any]] = {"--help": {...}, "--version": {...}}
+    allowed: dict[str, set[Any]] = {each: {...} for each in ("--help", "--help-all", "--version")}
     for command in _commands().values():
         for path, option in config_file.known(command.options).items():
             kind = command.options
