@@ -155,12 +155,13 @@ def test_halves_follow_one_another_where_memory_is_short(tmp_path, monkeypatch):
     monkeypatch.setattr(program, "free_bytes", free)
     seen = []
     found = all_of(tmp_path / "all", on_report=lambda reports: seen.append([*reports]))
-    assert len(asked) == 3  # all, then each half
+    assert len(asked) == 5  # all, then each half for its states and for a step
     assert seen[0] == [0, 1]
     assert [2, 3] in seen
     assert_as_alone(found, tmp_path / "all", tmp_path / "alone")
-    monkeypatch.setattr(program, "free_bytes", lambda: -1)  # a run alone is not refused
-    assert_as_alone(all_of(tmp_path / "small"), tmp_path / "small", tmp_path / "alone")
+    monkeypatch.setattr(program, "free_bytes", lambda: -1)  # not even for a run alone
+    with pytest.raises(program.ProgramTooLarge, match="the population needs"):
+        all_of(tmp_path / "small")
 
 
 def test_a_device_that_is_full_halves_what_it_does(tmp_path, monkeypatch):
@@ -282,7 +283,7 @@ def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
-        (["--seeds-in-flight", "2"], "seeds_in_flight needs --seeds, got 2"),
+        (["--seeds-in-flight", "2"], "--seeds-in-flight needs --seeds, got 2"),
         (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1 or auto, got 0"),
         (
             ["--seeds", "0:2", "--seeds-in-flight", "2", "--devices", "3"],
