@@ -200,11 +200,11 @@ def test_each_network_may_have_its_own_set():
         (["--full-epochs", "3"], "--full-epochs needs --robust-scores, got 3"),
         (
             ["--robust-scores", "--full-accuracy", "99"],
-            "must be in [0, 1], got 99.0",
+            "--full-accuracy must be in [0, 1], got 99.0",
         ),
         (
             ["--robust-scores", "--full-accuracy", "nan"],
-            "must be in [0, 1], got nan",
+            "--full-accuracy must be in [0, 1], got nan",
         ),
         (["--robust-scores", "--full-epochs", "0"], "--full-epochs must be >= 1, got 0"),
         (

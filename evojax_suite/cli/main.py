@@ -37,6 +37,9 @@ PATIENCE = 7.0
 """Seconds that a signal leaves a command to end in order."""
 
 
+_ASKS = {"-h", "--help", "--help-all"}
+
+
 def _say(text: str) -> None:
     print(f"evojax-suite: {text}", file=sys.stderr, flush=True)
 
@@ -96,7 +99,7 @@ def _settle(arguments: list[str]) -> None:
     evosax starts the devices."""
     from evojax_suite.running.options import Placement
 
-    asks = not arguments or {"-h", "--help", "--help-all"} & set(arguments)
+    asks = not arguments or _ASKS & set(arguments)
     if not asks and not any(argument.startswith("--tyro-") for argument in arguments):
         file = config_file.named_in(arguments)
         in_file = config_file.arguments_of(file, Placement, "skip") if file else []
@@ -161,7 +164,7 @@ def _as_typed(message: str, command: _Command | None) -> str:
 
 def _help(arguments: Sequence[str], commands: Mapping[str, _Command]) -> str | None:
     """Returns the help that `arguments` ask for, or None if they do not."""
-    if arguments and not {"-h", "--help", "--help-all"} & set(arguments):
+    if arguments and not _ASKS & set(arguments):
         return None
     name = arguments[0] if arguments else ""
     if (command := commands.get(name)) is None:
@@ -311,9 +314,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _end_in_time() -> threading.Event:
-    """From now on SIGINT and SIGTERM end this process `PATIENCE` seconds later, if it is still
-    there: Python handles no signal within a call of a compiled program, however long that takes.
-    Returns an event to set once the command has said how it ended."""
+    """Makes SIGINT and SIGTERM end this process `PATIENCE` seconds later, if it is still there, as
+    Python handles no signal within a call of a compiled program, however long that takes. Returns
+    an event to set once the command has said how it ended."""
     ended = threading.Event()
     reader, writer = socket.socketpair()
     writer.setblocking(False)

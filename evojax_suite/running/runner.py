@@ -100,9 +100,9 @@ def _begin(system: System, options: RunOptions, may_be_new: bool = True) -> _Run
     directory = options.directory(system.name, dataset.name)
     if options.resume and not may_be_new and devices.is_first():
         check_has_begun(directory)
+    job = system.prepare(options, dataset.without_test(), directory)
     if options.restart and (before := set_aside(directory)):
         console.say(f"the run of before is in {before}")
-    job = system.prepare(options, dataset.without_test(), directory)
     open_run(directory, job.options.settings(), options.resume, system.may_grow)
     sizes = {"training": job.dataset.train, "validation": job.dataset.validation}
     sizes["test"] = dataset.test

@@ -166,6 +166,8 @@ def test_all_checkpoints_damaged_end_the_run_and_restart_begins_anew(finished, t
     assert f"checkpoint {GENERATIONS} cannot be read" in said[0]
     assert "--restart" in said[0]
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert main(distil(tmp_path, "--restart", "--images-per-class", "900")) == 2
+    assert not (tmp_path / "run-before-1").exists()  # what cannot begin moves nothing
     assert main(distil(tmp_path, "--restart")) == 0
     assert (run / "metrics.jsonl").read_bytes() == (finished / "metrics.jsonl").read_bytes()
     aside = tmp_path / "run-before-1/metrics.jsonl"
@@ -220,7 +222,7 @@ def test_evaluate_reproduces_the_stored_accuracy(finished, tmp_path, capsys):
         (["--strategy", "SNEZ"], "did you mean SNES?"),
         (
             ["--strategy", "SNES", "--survival-ratio", "0.4"],
-            "--survival-ratio belongs to",
+            "--survival-ratio belongs to LaplaceGA",
         ),
         (["--strategy", "PSO", "--strategy-std", "1"], "PSO has no --strategy-std, got 1.0"),
         (["--strategy", "Open_ES", "--population-size", "7"], "Population size must be even"),
