@@ -207,12 +207,20 @@ def accuracy_front(
     return [Chart(x_title, y_title, [networks, one], levels={"parent": 100 * parent})]
 
 
+RULES = {
+    "l1_refit": "L1, refitted",
+    "elimination": "elimination, refitted",
+    "components": "principal components",
+}
+"""Names of the rules that stand beside a front, by their key in its rows."""
+
+
 def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any], size: str) -> list[Chart]:
     """Accuracy on the test split against size, of networks whose units were evolved and of those
     that simple rules give.
 
     front: rows with `relative_<size>`, the part of the parent's, `test_accuracy`, `hidden_units`
-    and, under `l1_refit` and `elimination`, such a row or None. chosen: such a row, with
+    and, under some of `RULES`, such a row or None. chosen: such a row, with
     `parent_test_accuracy`. size: parameters, multiplications or latency.
     """
 
@@ -221,10 +229,10 @@ def size_fronts(front: list[dict[str, Any]], chosen: dict[str, Any], size: str) 
         notes = ["-".join(map(str, row["hidden_units"])) for row in rows]
         return Series(name, x, y, style=style, notes=notes)
 
-    rules = {"L1, refitted": "l1_refit", "elimination, refitted": "elimination"}
     lines = [series("evolved", front, "joined points")]
-    for name, rule in rules.items():
-        lines.append(series(name, [row[rule] for row in front if row[rule]], "joined points"))
+    for rule, name in RULES.items():
+        if rule in front[0]:
+            lines.append(series(name, [row[rule] for row in front if row[rule]], "joined points"))
     lines.append(series("network", [chosen], "star"))
     titles = f"{size} (% of the parent's)", "accuracy on the test split (%)"
     levels = {"parent": 100 * chosen["parent_test_accuracy"]}

@@ -26,7 +26,7 @@ SETTINGS = {
     "labels": [],
     "no labels": ["--search.error", "divergence", "--search.label-rounds", "0"],
 }
-RULES = {"l1_refit": "L1, refitted", "elimination": "elimination, refitted"}
+RULES = plotting.RULES
 
 
 @dataclass(frozen=True)

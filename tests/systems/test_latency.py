@@ -76,6 +76,21 @@ def test_seconds_are_interpolated_and_grow(calls):
         assert (np.diff(table.seconds, axis=1) >= 0).all()
 
 
+def test_two_linear_layers_take_the_seconds_of_one_where_that_is_smaller(calls):
+    convolution = Node(np.ones((8, 3, 3, 3), np.float32), np.zeros(8, np.float32), source=0)
+    last = Node(np.ones((10, 8), np.float32), np.zeros(10, np.float32), source=1, relu=False)
+    whole = (convolution.replace(pooling="global"), last)
+    halves = graphs.decomposed(whole, np.random.default_rng(0).random((4, 6, 6, 3)))
+    tables = latency.measured(halves, (6, 6, 3), 5)
+    assert len(tables) == 4
+    apart = (27 * 4 + 4 * 8 + 80) / 10
+    np.testing.assert_allclose(latency.seconds_of(halves, tables, (3, 4, 8)), apart, rtol=1e-6)
+    together = (27 * 8 + 80) / 10
+    sizes = 3, jnp.array([4, 7, 8]), jnp.array([8, 8, 8])
+    expected = [apart, together, together]
+    np.testing.assert_allclose(latency.seconds_of(halves, tables, sizes), expected, rtol=1e-6)
+
+
 def test_a_larger_product_takes_longer():
     seconds = [
         latency.timed(lambda a, b: a @ b, jnp.ones((size, size)), jnp.ones((size, size)))

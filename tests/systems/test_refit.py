@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from evojax_suite import ecomp
 from evojax_suite.cli.main import main
@@ -17,7 +18,6 @@ from evojax_suite.problems import PruningProblem
 from evojax_suite.systems.ecomp import (
     artifact,
     baselines,
-    feed_forward,
     graph as graphs,
     mask_search,
     refit,
@@ -224,6 +224,54 @@ def test_sizes_are_counted():
     assert graphs.forward(small, MAPS)[0][-1].shape == (60, 4)
 
 
+@pytest.mark.parametrize(("graph", "inputs"), [(DENSE, INPUTS), (RESIDUAL, MAPS)])
+def test_layers_are_two_through_their_principal_components(graph, inputs):
+    halves = graphs.decomposed(graph, inputs)
+    outputs, values = graphs.forward(graph, inputs)
+    apart = graphs.forward(halves, inputs)[0]
+    for index, output in enumerate(outputs[:-1]):
+        np.testing.assert_allclose(apart[2 * index + 1], output, atol=1e-4)
+        components = np.asarray(apart[2 * index]).reshape(-1, output.shape[-1])
+        own = np.asarray(graphs.preactivation(graph[index], values[graph[index].source]))
+        own = own.reshape(components.shape)
+        singular = np.linalg.svd(own - own.mean(0), compute_uv=False)
+        np.testing.assert_allclose(np.square(components).sum(0), singular**2, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(apart[-1], outputs[-1], atol=1e-4)
+    whole = graphs.as_one(halves)
+    assert jax.tree.structure(whole) == jax.tree.structure(graph)
+    np.testing.assert_allclose(graphs.forward(whole, inputs)[0][-1], outputs[-1], atol=1e-4)
+    between = graphs.groups_between(halves)
+    units = [n for group, n in enumerate(graphs.group_sizes(halves)) if group not in between]
+    assert tuple(units) == graphs.group_sizes(graph)
+    assert graphs.num_parameters(halves, graphs.group_sizes(halves)) == graphs.num_parameters(
+        graph, graphs.group_sizes(graph)
+    )
+
+
+HALVES = graphs.decomposed(RESIDUAL, MAPS)
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_halves_of_any_size_are_counted_as_they_are_written(data):
+    whole = graphs.group_sizes(HALVES)
+    sizes = [data.draw(st.integers(1, size)) for size in whole]
+    small = graphs.part(HALVES, [np.arange(size) for size in sizes])
+    written = graphs.as_one(small)
+    count = sum(np.size(leaf) for leaf in jax.tree.leaves(written))
+    assert graphs.num_parameters(HALVES, sizes) == count
+    traced = graphs.num_parameters(HALVES, [jnp.float32(size) for size in sizes])
+    assert int(traced) == count
+    assert graphs.num_multiplications(HALVES, sizes, (8, 8, 3)) == graphs.num_multiplications(
+        written, graphs.group_sizes(written), (8, 8, sizes[0])
+    )
+    ranks = graphs.ranks(HALVES, sizes)
+    assert len(written) == len(HALVES) - ranks.count(None)
+    inputs = MAPS[:4, ..., : sizes[0]]
+    expected, logits = (graphs.forward(one, inputs)[0][-1] for one in (small, written))
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
 def test_dead_filters_of_a_residual_network_go_without_a_trace():
     """A filter is dead in a whole group: nothing writes to it, so that without it the refitted
     network computes what the parent does."""
@@ -343,14 +391,12 @@ def test_any_evosax_algorithm_searches_scores_of_units():
 
 
 def test_equal_shares_fill_the_size():
-    sizes = baselines.equal_shares((12, 9, 8), lambda sizes: sum(sizes) / 29, 0.5, False)
-    assert sizes == (6, 4, 4)
-    assert baselines.equal_shares((12, 9, 8), lambda sizes: sum(sizes) / 29, 0.5, True) == (
-        12,
-        1,
-        1,
-    )
-    assert baselines.equal_shares((12, 9, 8), lambda sizes: sum(sizes) / 29, 0.4, True) is None
+    def measure(sizes: tuple[int, ...]):
+        return sum(sizes) / 29
+
+    assert baselines.equal_shares((12, 9, 8), measure, 0.5) == (6, 4, 4)
+    assert baselines.equal_shares((12, 9, 8), measure, 0.5, {0}) == (12, 1, 1)
+    assert baselines.equal_shares((12, 9, 8), measure, 0.4, {0}) is None
 
 
 # Through the command line.
@@ -402,10 +448,10 @@ def test_the_networks_are_what_the_summary_says(finished, tmp_path):
     np.testing.assert_array_equal(artifact.load(tmp_path).logits(DIGITS.test.images), logits)
     for row in json.loads((finished / "front.json").read_text()):
         inputs = row["num_inputs"]
-        one = feed_forward.load(finished / row["file"], (1, 1, inputs), 10)
+        one = graphs.load(finished / row["file"], (8, 8, 1), 10, inputs)
         flat = DIGITS.test.images.reshape(len(DIGITS.test), -1) / np.float32(255)
         chosen = flat if row["inputs_kept"] is None else flat[:, row["inputs_kept"]]
-        right = feed_forward.forward(one, chosen)[-1].argmax(-1) == DIGITS.test.labels
+        right = graphs.forward(one, chosen)[0][-1].argmax(-1) == DIGITS.test.labels
         assert row["test_accuracy"] == pytest.approx(np.mean(right))
     names = {"random", "l1", "activity", "l1, refitted", "l1, trained by gradients"}
     assert names <= summary["alternatives"].keys()

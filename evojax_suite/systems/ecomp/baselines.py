@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import bisect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -60,14 +60,16 @@ def equal_shares(
     whole: tuple[int, ...],
     measure: Callable[[tuple[int, ...]], float],
     most: float,
-    whole_inputs: bool,
+    untouched: Collection[int] = (),
 ) -> tuple[int, ...] | None:
-    """The largest sizes, the same share of each group, whose `measure`, which grows with them, is
-    at most `most`; None where there are none. whole_inputs: keep all inputs."""
+    """The largest sizes, the same share of each group but the `untouched` ones, whose `measure`,
+    which grows with them, is at most `most`; None where there are none."""
 
     def sizes_at(step: int):
-        sizes = tuple(max(1, round(size * step / max(whole))) for size in whole)
-        return (whole[0], *sizes[1:]) if whole_inputs else sizes
+        return tuple(
+            size if group in untouched else max(1, round(size * step / max(whole)))
+            for group, size in enumerate(whole)
+        )
 
     steps = range(1, max(whole) + 1)
     count = bisect.bisect_right(steps, most, key=lambda step: measure(sizes_at(step)))

@@ -123,6 +123,9 @@ class RefitConfig:
     this device, from measurements of layers (`latency.py`)."""
     num_timed_images: PositiveInt = 100
     """Images of that batch."""
+    low_rank: bool = False
+    """Search for the rank of each layer, too: it becomes two, through the principal components of
+    its output, where that is smaller."""
     prune_inputs: bool = True
     """Whether inputs, the pixels of a fully connected parent, are removed, too."""
     relu_rounds: NonNegativeInt = 2

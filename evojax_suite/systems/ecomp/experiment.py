@@ -375,7 +375,9 @@ def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
     ]
     tables = [Table("On the test split", header, rows)]
     if alternatives := numbers.get("alternatives"):
-        tables.append(refitting.table_of_rules(units, {"evolved": numbers} | alternatives))
+        tables.append(
+            refitting.table_of_rules(f"{units} units", {"evolved": numbers} | alternatives)
+        )
     caption = "The population by generation: mean, and from worst to best"
     figures = [Figure("generations", caption, plotting.compression_curves(lines))]
     if front:
@@ -443,7 +445,7 @@ SYSTEM = System(
     present,
     columns=_COLUMNS,
     metrics=_METRICS,
-    recipes={"recommended": ("--refit",)},
+    recipes={"recommended": ("--refit", "--search.low-rank")},
     essentials=(
         "--recipe",
         "--parent",

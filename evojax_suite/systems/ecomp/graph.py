@@ -166,11 +166,121 @@ def blank_inputs(graph: Graph, image_shape: Sequence[int], num_images: int = 1) 
 
 def _weights(graph: Graph, sizes: Sequence[Any], times: Sequence[int], biases: int) -> Any:
     group, sizes = groups(graph), [*sizes, graph[-1].bias.shape[0]]
-    total = 0
+    total, second = 0, pairs(graph)
     for index, (node, often) in enumerate(zip(graph, times, strict=True)):
-        inputs = sizes[group[node.source]] * node.block + biases
-        total = total + inputs * sizes[group[index + 1]] * often
+        inputs = sizes[group[node.source]] * node.block
+        units = sizes[group[index + 1]]
+        weights = (inputs + biases) * units
+        if index in second:  # the two as one where that is no larger
+            after = sizes[group[second[index] + 1]]
+            joins = is_smaller_as_one(inputs, units, after)
+            joined, apart = (inputs + biases) * after, weights + (units + biases) * after
+            weights = joined * joins + apart * (1 - joins)
+        elif index in second.values():
+            continue
+        total = total + weights * often
     return total
+
+
+def is_smaller_as_one(inputs: Any, between: Any, outputs: Any) -> Any:
+    """Whether a linear layer followed by another, without bias, has no fewer weights than the
+    product of both has; 0 or 1. inputs: the numbers that each output is computed from."""
+    return 1 * (inputs * outputs <= between * (inputs + outputs))
+
+
+def pairs(graph: Graph) -> dict[int, int]:
+    """Nodes, without ReLU or pooling, that only one other reads, pixel by pixel, by that other: the
+    two are one linear layer, of a rank of at most the units between them (see `decomposed`)."""
+    readers: dict[int, list[int]] = {}
+    for index, node in enumerate(graph):
+        for value in (node.source, node.add):
+            readers.setdefault(-1 if value is None else value, []).append(index)
+
+    def follows(index: int) -> bool:
+        first, (second, *others) = graph[index], readers[index + 1]
+        after = graph[second]
+        plain = not first.relu and first.pooling == "none" and first.add is None
+        return plain and not others and after.add != index + 1 and after.block == after.stride == 1
+
+    found: dict[int, int] = {}
+    for index in range(len(graph) - 1):
+        if index not in found.values() and follows(index):
+            found[index] = readers[index + 1][0]
+    return found
+
+
+def ranks(graph: Graph, sizes: Sequence[int]) -> list[int | None]:
+    """The units between each two of `pairs`, None where they are one layer (`as_one`)."""
+    group, found = groups(graph), []
+    for index, after in pairs(graph).items():
+        before = sizes[group[graph[index].source]] * graph[index].block
+        between, outputs = (sizes[group[one + 1]] for one in (index, after))
+        found.append(None if is_smaller_as_one(before, between, outputs) else between)
+    return found
+
+
+def groups_between(graph: Graph) -> frozenset[int]:
+    """The groups of the units between each two of `pairs`."""
+    group = groups(graph)
+    return frozenset(group[index + 1] for index in pairs(graph))
+
+
+def decomposed(graph: Graph, inputs: Float[Array, "images ..."]) -> Graph:
+    """The same network, each layer but the last as two: one that computes the principal components
+    of what it adds to its output on some images, the largest variance first, and one that takes
+    them back.
+
+    To remove components lowers the rank of a layer, as in Zhang, Zou, He & Sun 2015 ("Accelerating
+    Very Deep Convolutional Networks for Classification and Detection", section 3.1).
+    """
+    _, values = forward(graph, inputs)
+    nodes: list[Node] = []
+    for node in graph[:-1]:
+        rows = preactivation(node, values[node.source])
+        rows = rows.reshape(-1, rows.shape[-1])
+        mean = rows.mean(0)
+        centred = rows - mean
+        directions = jnp.linalg.eigh(centred.T @ centred)[1][:, ::-1]
+        weight = jnp.tensordot(directions, node.weight, (0, 0))
+        bias = directions.T @ (node.bias - mean)
+        plain: dict[str, Any] = {"relu": False, "pooling": "none", "add": None}
+        nodes.append(replace(node, weight=weight, bias=bias, source=2 * node.source, **plain))
+        back = directions[:, :, None, None] if node.is_convolution else directions
+        add = None if node.add is None else 2 * node.add
+        source = {"source": len(nodes), "add": add, "stride": 1}
+        nodes.append(replace(node, weight=back, bias=mean, **source))
+    return (*nodes, replace(graph[-1], source=2 * graph[-1].source))
+
+
+def joined(first: Node, second: Node) -> Node:
+    """Two nodes of `pairs` as one; it takes the first one's source."""
+    back = jnp.asarray(second.weight).reshape(len(second.weight), -1)
+    weight, bias = jnp.tensordot(back, first.weight, 1), second.bias + back @ first.bias
+    return replace(second, weight=weight, bias=bias, source=first.source, stride=first.stride)
+
+
+def as_one(graph: Graph) -> Graph:
+    """The same network, each two of `pairs` as one layer where that is no larger."""
+    second = {
+        index: after
+        for index, after in pairs(graph).items()
+        if is_smaller_as_one(
+            graph[index].weight.shape[1] * graph[index].block,
+            len(graph[index].bias),
+            len(graph[after].bias),
+        )
+    }
+    value, nodes = {0: 0}, []
+    for index, node in enumerate(graph):
+        if index in second:
+            continue
+        first = next((one for one, after in second.items() if after == index), None)
+        if first is not None:
+            node = jax.device_get(joined(graph[first], node))
+        add = None if node.add is None else value[node.add]
+        nodes.append(replace(node, source=value[node.source], add=add))
+        value[index + 1] = len(nodes)
+    return tuple(nodes)
 
 
 def part(graph: Graph, kept: Sequence[Array | np.ndarray | slice]) -> Graph:

@@ -65,16 +65,23 @@ def measured_whole(graph: Graph, image_shape: Sequence[int], num_images: int) ->
 def measured(
     graph: Graph, image_shape: Sequence[int], num_images: int, path: Path | None = None
 ) -> tuple[Table, ...]:
-    """A table for each node, of batches of `num_images`. image_shape: (height, width, channels).
-    path: the file of the seconds, which is read where it exists and written elsewhere, so that a
-    run that goes on has the numbers of its start."""
+    """A table for each node, then for each two of `graph.pairs` as one, of batches of `num_images`.
+
+    image_shape: (height, width, channels). path: the file of the seconds, which is read where it
+    exists and written elsewhere, so that a run that goes on has the numbers of its start.
+    """
     outputs, values = jax.eval_shape(
         lambda: graphs.forward(graph, graphs.blank_inputs(graph, image_shape, num_images))
     )
     stored = json.loads(path.read_text()) if path and path.exists() else None
     known: dict[Any, np.ndarray] = {}
     tables = []
-    for index, (node, output) in enumerate(zip(graph, outputs, strict=True)):
+    nodes = [*zip(graph, outputs, strict=True)]
+    nodes += [
+        (graphs.joined(graph[first], graph[second]), outputs[second])
+        for first, second in graphs.pairs(graph).items()
+    ]
+    for index, (node, output) in enumerate(nodes):
         source, added = values[node.source], node.add is not None
         # The first node keeps the channels of the images, the last one the classes.
         fixed = node.source == 0 and node.is_convolution, index == len(graph) - 1
@@ -125,18 +132,27 @@ def seconds_of(
     graph: Graph, tables: Sequence[Table], sizes: Sequence[Any]
 ) -> Float[Array, "*members"]:
     """The seconds of networks with so many units in each group (`graph.group_sizes`), numbers or
-    arrays of members."""
+    arrays of members; two layers of `graph.pairs` are one where that is smaller."""
     group, sizes = graphs.groups(graph), [*sizes, len(graph[-1].bias)]
 
     def between(size: Num[Array, "*members"], grid: Float[Array, "counts"]) -> Array:
         """The weight of each count for sizes, (counts, members)."""
         return jax.vmap(lambda own: jnp.interp(size, grid, own))(jnp.eye(len(grid)))
 
-    total = jnp.float32(0.0)
-    for index, (node, table) in enumerate(zip(graph, tables, strict=True)):
-        before, after = (
-            jnp.asarray(sizes[group[place]], jnp.float32) for place in (node.source, index + 1)
-        )
+    def seconds(first: int, last: int, table: Table) -> Array:
+        """Those of a layer from the source of node `first` to the units of node `last`."""
+        ends = sizes[group[graph[first].source]], sizes[group[last + 1]]
+        before, after = (jnp.asarray(end, jnp.float32) for end in ends)
         weights = between(before, table.inputs), between(after, table.outputs)
-        total = total + jnp.einsum("i...,o...,io->...", *weights, table.seconds)
-    return total
+        return jnp.einsum("i...,o...,io->...", *weights, table.seconds)
+
+    each = [seconds(index, index, table) for index, table in enumerate(tables[: len(graph)])]
+    pairs = graphs.pairs(graph).items()
+    for (first, second), table in zip(pairs, tables[len(graph) :], strict=True):
+        before = sizes[group[graph[first].source]] * graph[first].block
+        units = [sizes[group[node + 1]] for node in (first, second)]
+        joins = graphs.is_smaller_as_one(before, *units)
+        one = seconds(first, second, table)
+        each[first] = joins * one + (1 - joins) * (each[first] + each[second])
+        each[second] = jnp.zeros_like(one)
+    return sum(each, jnp.float32(0.0))

@@ -2,9 +2,12 @@
 the fitness (`refit.py`): the version of EComp that is recommended.
 
 An individual is a mask of the units of each group of a parent (`graph.groups`), of any number of
-units. NSGA-II (Deb et al. 2002) looks for the front of error and size: binary tournaments by front
-and crowding, both objectives in logarithms; parents and children compete. One operator is crossover
-and mutation of subsets: a child keeps, of each group, the units of the highest score
+units. Where ranks are searched for, too, the parent is `graph.decomposed`: the principal components
+of each layer's output are a group like others, and to lose some of them lowers its rank.
+
+NSGA-II (Deb et al. 2002) looks for the front of error and size: binary tournaments by front and
+crowding, both objectives in logarithms; parents and children compete. One operator is crossover and
+mutation of subsets: a child keeps, of each group, the units of the highest score
 
     vote * (the number of its parents that have the unit) + priority + noise * Gumbel,
 
@@ -53,6 +56,8 @@ _WIDTHS = (1 / 4, 3 / 16), (1 / 2, 3 / 16), (1 / 2, 3 / 8), (1, 3 / 8), (1, 1)
 members are computed one after the other, each in the first that holds it."""
 _WIDTHS_OF_MAPS = (1, 3 / 8), (1, 1 / 2), (1, 5 / 8), (1, 3 / 4), (1, 1)
 """The same for parents that begin with convolutions."""
+_RANKS = 1 / 2, 1
+"""Shares of the components of layers that are two, for each of those."""
 _IMAGES_AT_ONCE = 500  # of maps
 _TOGETHER = 16
 """Members that are computed together elsewhere."""
@@ -63,7 +68,7 @@ _LEAST_ERROR = 1e-6  # below it errors count as equal
 class Data:
     """The parent, the images of the fits and those on which networks are compared."""
 
-    parent: Graph
+    parent: Graph  # `graph.decomposed` where ranks are searched for
     fit: Fit
     priorities: tuple[Float[Array, "_units"], ...]  # `refit.priorities`
     inputs: Float[Array, "..."]  # `refit.arranged`
@@ -142,21 +147,20 @@ def kept_units(mask: Bool[Array, "units"], width: int) -> Kept:
     return Kept(places, mask[places])
 
 
-def relative_size(
-    config: RefitConfig, data: Data, sizes: Int[Array, "members groups"]
-) -> Float[Array, "members"]:
-    """The size of networks over the parent's; sizes: units of each group."""
+def relative_size(kind: str, data: Data, sizes: Sequence[Any]) -> Any:
+    """The size of networks over the parent's. kind: as of `RefitConfig.size`; sizes: the units of
+    each group, numbers or arrays of members."""
 
     def size_of(sizes: Sequence[Any]) -> Any:
-        match config.size:
+        match kind:
             case "parameters":
                 return graphs.num_parameters(data.parent, sizes)
             case "multiplications":
                 return graphs.num_multiplications(data.parent, sizes, data.image_shape)
-            case "latency":
+            case _:
                 return latency.seconds_of(data.parent, data.tables, sizes)
 
-    return size_of(list(sizes.T)) / size_of(graphs.group_sizes(data.parent))
+    return size_of(sizes) / size_of(graphs.group_sizes(data.parent))
 
 
 def error_of(
@@ -188,9 +192,14 @@ def map_masks(function: Callable[[list[Kept]], PyTree], parent: Graph, masks: Ma
 
     if jax.default_backend() != "cpu":
         return jax.lax.map(member(whole), masks, batch_size=_TOGETHER)
+    between = graphs.groups_between(parent)
     choices = [
-        [math.ceil(inputs * whole[0]), *(math.ceil(others * size) for size in whole[1:])]
+        [
+            math.ceil(size * (inputs if group == 0 else rank if group in between else others))
+            for group, size in enumerate(whole)
+        ]
         for inputs, others in (_WIDTHS_OF_MAPS if parent[0].is_convolution else _WIDTHS)
+        for rank in (_RANKS if between else (1,))
     ]
     sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
     narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
@@ -239,6 +248,14 @@ class _Search:
         shares = jax.random.uniform(key_share, (members, 1), minval=low, maxval=high)
         groups = len(data.priorities)
         spread = params.initial_span * jax.random.normal(key_groups, (members, groups))
+        if between := graphs.groups_between(data.parent):
+            # One half loses units, the other one ranks, alone or beside fewer units.
+            key_units = jax.random.fold_in(key_share, 0)
+            units = jax.random.uniform(key_units, (members, 1))
+            both = jnp.arange(members)[:, None] % 2 == 1
+            is_rank = jnp.array([group in between for group in range(groups)])
+            part = jnp.where(both, jnp.where(is_rank, 2 - units, units), ~is_rank)
+            shares, spread = shares * part, jnp.where(both | ~is_rank, spread, 0.0)
         shares = jnp.minimum(jnp.exp(shares + spread), 1.0)
         masks = tuple(
             jax.vmap(highest, (None, 0))(priority, jnp.maximum(jnp.round(share * len(priority)), 1))
@@ -311,8 +328,8 @@ class _Search:
         data: Data,
     ) -> tuple[State, Metrics]:
         """Parents and children compete; those that stay have the next children."""
-        sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
-        size = jnp.log(relative_size(self.config, data, sizes))
+        sizes = [mask.sum(1).astype(jnp.float32) for mask in masks]  # products pass 2**31
+        size = jnp.log(relative_size(self.config.size, data, sizes))
         failed = ~jnp.isfinite(errors)
         error = jnp.where(failed, jnp.inf, jnp.log(jnp.maximum(errors, _LEAST_ERROR)))
         objectives = jnp.concatenate([state.objectives, jnp.stack([error, size], 1)])

@@ -4,7 +4,7 @@ chosen from it, and the simple alternatives at the same sizes."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,14 +95,18 @@ def search(setting: Setting, network: Network | Graph, parent_seconds: float) ->
         setting.inputs(train.images[places], parent),
         setting.targets(train.labels[places]),
     )
+    searched = parent
+    if config.low_rank:
+        fitted = inputs[: mask_search.num_fitted(config, len(inputs))]
+        searched = jax.jit(graphs.decomposed)(parent, fitted)
     # The same for all seeds, which may then share a program.
     shape = setting.dataset.image_shape
     tables: tuple[latency.Table, ...] = ()
     if by_latency := config.size == "latency":
         path = setting.directory / "latency.json"
-        tables = latency.measured(parent, shape, config.num_timed_images, path)
+        tables = latency.measured(searched, shape, config.num_timed_images, path)
     key_fit, images = jax.random.key(0), (inputs, targets, shape)
-    data = mask_search.make_data(key_fit, config, params, parent, *images, tables)
+    data = mask_search.make_data(key_fit, config, params, searched, *images, tables)
     algorithm, key = mask_search.build(config), jax.random.key(setting.seed)
     pace: dict[str, Any] = {"members_per_step": config.population_size}
     pace["same_for_seeds"] = not by_latency  # it is measured anew for each
@@ -140,7 +144,7 @@ class Evaluator:
             for mask, predicted, *arrays in zip(some, classes, *leaves, strict=False):
                 network = jax.tree.unflatten(structure, arrays)
                 cut = graphs.part(network, [*map(np.flatnonzero, mask)])
-                networks.append((cut, self.accuracies(predicted)))
+                networks.append((graphs.as_one(cut), self.accuracies(predicted)))
         return networks
 
     def unfitted(self, network: Graph, inputs_kept: np.ndarray) -> Accuracies:
@@ -154,6 +158,46 @@ class Evaluator:
         parts = np.split(right, [self.num_validation])
         names = "validation_accuracy", "test_accuracy"
         return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """A simple way to networks of some size: the best units, an equal share of each group."""
+
+    evaluator: Evaluator
+    data: mask_search.Data
+    scores: baselines.Scores
+    untouched: frozenset[int]  # groups that stay whole
+
+    def mask(self, kind: str, most: float) -> Mask | None:
+        """The units of the largest network whose relative size of that kind is at most `most`."""
+        whole = graphs.group_sizes(self.data.parent)
+        measure = partial(mask_search.relative_size, kind, self.data)
+        sizes = baselines.equal_shares(whole, measure, most, self.untouched)
+        return None if sizes is None else baselines.masks_of(self.scores, sizes)
+
+
+def _rules(
+    config: RefitConfig, found: Found, plain: Evaluator, evaluator: Evaluator
+) -> dict[str, _Rule]:
+    """plain: of the parent; evaluator: of the parent that was searched, where they differ."""
+    data, parent = found.data, found.parent
+    prunes_inputs = config.prune_inputs and not parent[0].is_convolution
+    order = jax.device_get(data.priorities)
+    if config.low_rank:  # that of units is the same: components keep the error of their layer
+        order = tuple(order[group] for group in _unit_groups(data))
+    tables = data.tables
+    if config.low_rank and tables:  # those of whole layers come after those of their halves
+        tables = (*tables[len(data.parent) :], tables[len(data.parent) - 1])
+    about, inputs = (plain, replace(data, parent=parent, tables=tables)), frozenset({0})
+    rules = {
+        "l1_refit": _Rule(*about, baselines.incoming_l1(parent), inputs),
+        "elimination": _Rule(*about, order, frozenset() if prunes_inputs else inputs),
+    }
+    if config.low_rank:  # equal shares of the components, by their variance
+        scores = tuple(-np.arange(float(size)) for size in graphs.group_sizes(data.parent))
+        rules["components"] = _Rule(evaluator, data, scores, frozenset(_unit_groups(data)))
+    return rules
 
 
 @dataclass(frozen=True)
@@ -174,58 +218,51 @@ def finish(
     """Write the front and the network that is chosen from it. wrap: a network, its lineage and the
     inputs that it takes -> what is written."""
     config, parent, state = setting.config, found.parent, found.loop.state
-    directory = setting.directory
-    evaluator, whole = Evaluator(setting, parent, test_split), graphs.group_sizes(parent)
+    directory, data = setting.directory, found.data
+    evaluator = Evaluator(setting, data.parent, test_split)
+    plain = Evaluator(setting, parent, test_split) if config.low_rank else evaluator
     members = mask_search.front_of(config, state)
     by_latency = config.size == "latency"
     masks: list[Mask] = [tuple(np.asarray(mask[m]) for mask in state.masks) for m in members]
 
-    def sizes_of(mask: Mask):
-        return tuple(int(each.sum()) for each in mask)
-
-    def relative(sizes: Sequence[int]):
-        return float(mask_search.relative_size(config, found.data, jnp.array([sizes]))[0])
-
     def milliseconds(network: Graph):
         """Returns the measured milliseconds of a batch."""
-        shape = found.data.image_shape
-        return 1000 * latency.measured_whole(network, shape, config.num_timed_images)
+        return 1000 * latency.measured_whole(network, data.image_shape, config.num_timed_images)
 
-    l1, order = baselines.incoming_l1(parent), jax.device_get(found.data.priorities)
-    rules = {"l1_refit": (l1, True), "elimination": (order, not config.prune_inputs)}
-
-    def by_rule(rule: str, most: float) -> Mask | None:
-        scores, whole_inputs = rules[rule]
-        whole_inputs |= parent[0].is_convolution
-        sizes = baselines.equal_shares(whole, relative, most, whole_inputs)
-        return None if sizes is None else baselines.masks_of(scores, sizes)
+    rules = _rules(config, found, plain, evaluator)
 
     rows = []
     for mask, (network, scores) in zip(masks, evaluator.refitted(masks), strict=True):
-        sizes = sizes_of(mask)
-        rows.append({"mask": mask, "network": network} | _size(found, sizes) | scores)
+        rows.append({"mask": mask, "network": network} | _size(data, mask) | scores)
         if by_latency:
             rows[-1]["milliseconds"] = milliseconds(network)
-    for rule in rules:
-        chosen = [by_rule(rule, row[f"relative_{config.size}"]) for row in rows]
+    for name, rule in rules.items():
+        chosen = [rule.mask(config.size, row[f"relative_{config.size}"]) for row in rows]
         present = [mask for mask in chosen if mask is not None]
-        fitted = iter(evaluator.refitted(present))
+        fitted = iter(rule.evaluator.refitted(present))
         for row, mask in zip(rows, chosen, strict=True):
-            row[rule] = None
+            row[name] = None
             if mask is not None:
-                row[rule] = _size(found, sizes_of(mask)) | next(fitted)[1]
+                row[name] = _size(rule.data, mask) | next(fitted)[1]
 
-    parents = evaluator.unfitted(parent, np.arange(whole[0]))
+    whole = graphs.group_sizes(parent)
+    parents = plain.unfitted(parent, np.arange(whole[0]))
     enough = [
         row
         for row in rows
         if row["validation_accuracy"] >= parents["validation_accuracy"] - config.tolerance
     ]
     best = enough[0] if enough else max(rows, key=lambda row: row["validation_accuracy"])
-    sizes, results = (best["num_inputs"], *best["hidden_units"]), {}
+    results = {}
     if setting.simple_rules:
-        orders, seconds = {"elimination": order}, found.loop.seconds
-        results = alternatives(setting, evaluator, sizes, seconds, orders)
+        rule, size = rules["elimination"], f"relative_{config.size}"
+        sizes = (best["num_inputs"], *best["hidden_units"])
+        if "ranks" in best:  # it has more units than the rules can keep at its size
+            mask = rule.mask(config.size, best[size])
+            sizes = () if mask is None else tuple(int(each.sum()) for each in mask)
+        if sizes:
+            orders, seconds = {"elimination": rule.scores}, found.loop.seconds
+            results = alternatives(setting, plain, sizes, seconds, orders)
 
     (directory / "front").mkdir(exist_ok=True)
     for index, row in enumerate(rows):
@@ -235,7 +272,8 @@ def finish(
         graphs.save(directory / name, network)
         row |= {"file": name, "inputs_kept": inputs}
         if row is best:
-            lineage = {"units_kept": [*map(np.flatnonzero, mask[1:])]}
+            groups = _unit_groups(data)
+            lineage = {"units_kept": [np.flatnonzero(mask[group]) for group in groups[1:]]}
             wrap(network, lineage, inputs).save(directory)
     write_json(directory / "front.json", rows)
 
@@ -257,23 +295,23 @@ def finish(
     return Summary(numbers, rows, len(test_split))
 
 
-def _size(found: Found, sizes: Sequence[int]) -> dict[str, Any]:
+def _unit_groups(data: mask_search.Data) -> list[int]:
+    """The groups of the searched parent that are its units, the inputs first."""
+    between = graphs.groups_between(data.parent)
+    groups = range(len(graphs.group_sizes(data.parent)))
+    return [group for group in groups if group not in between]
+
+
+def _size(data: mask_search.Data, mask: Mask) -> dict[str, Any]:
     """What the files say of a network's size."""
-    parent, whole = found.parent, graphs.group_sizes(found.parent)
-    shape = found.data.image_shape
-    parameters = graphs.num_parameters(parent, sizes)
-    multiplications = graphs.num_multiplications(parent, sizes, shape)
-    size = {
-        "num_inputs": sizes[0],
-        "hidden_units": [*sizes[1:]],
-        "num_parameters": parameters,
-        "relative_parameters": parameters / graphs.num_parameters(parent, whole),
-        "relative_multiplications": multiplications
-        / graphs.num_multiplications(parent, whole, shape),
-    }
-    if tables := found.data.tables:
-        seconds, most = (latency.seconds_of(parent, tables, each) for each in (sizes, whole))
-        size["relative_latency"] = float(seconds / most)
+    sizes = [int(each.sum()) for each in mask]
+    first, *units = (sizes[group] for group in _unit_groups(data))
+    size: dict[str, Any] = {"num_inputs": first, "hidden_units": units}
+    if found := graphs.ranks(data.parent, sizes):
+        size["ranks"] = found
+    size["num_parameters"] = graphs.num_parameters(data.parent, sizes)
+    for kind in ("parameters", "multiplications", *(["latency"] if data.tables else [])):
+        size[f"relative_{kind}"] = float(mask_search.relative_size(kind, data, sizes))
     return size
 
 
@@ -316,8 +354,8 @@ def alternatives(
     return results
 
 
-def table_of_rules(units: str, networks: dict[str, dict[str, Any]]) -> Table:
-    """The accuracies of networks of equal size by name."""
+def table_of_rules(size: str, networks: dict[str, dict[str, Any]]) -> Table:
+    """The accuracies of networks of equal size by name. size: in words."""
     titles = {"test_accuracy": "test images (%)", "validation_accuracy": "validation images (%)"}
     columns = [column for column in titles if all(column in row for row in networks.values())]
     rows = [
@@ -325,7 +363,7 @@ def table_of_rules(units: str, networks: dict[str, dict[str, Any]]) -> Table:
         for name, row in networks.items()
     ]
     header = ["units", *(titles[column] for column in columns)]
-    return Table(f"Networks of {units} units", header, rows)
+    return Table(f"Networks of {size}", header, rows)
 
 
 def present(dataset: str, directory: Path, summary: Summary) -> Report:
@@ -335,11 +373,11 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
     def percent(value: float):
         return f"{100 * value:.2f}"
 
-    units = "-".join(map(str, (numbers["num_inputs"], *numbers["hidden_units"])))
+    units = _units_of(numbers)
     tested, parent_tested = (percent(numbers[f"{of}test_accuracy"]) for of in ("", "parent_"))
     share = percent(numbers["relative_parameters"])
     lead = (
-        f"{share} % of the parent's parameters ({units} inputs and hidden units) classify "
+        f"{share} % of the parent's parameters ({units}) classify "
         f"{tested} % of the {summary.num_test_images:,} test images of {dataset}; the parent "
         f"classifies {parent_tested} %. No gradient was computed."
     )
@@ -365,10 +403,11 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
 
 
 def _front_table(front: list[dict[str, Any]], size: str) -> Table:
+    rules = {rule: name for rule, name in plotting.RULES.items() if rule in front[0]}
     rows = []
     for row in front:
-        others = (row[rule] for rule in ("l1_refit", "elimination"))
-        cells = ["-".join(map(str, (row["num_inputs"], *row["hidden_units"])))]
+        others = (row[rule] for rule in rules)
+        cells = [_units_of(row)]
         cells += [f"{100 * row[f'relative_{kind}']:.1f}" for kind in _shown_sizes(size)]
         cells += [f"{row['milliseconds']:.2f}"] if size == "latency" else []
         cells += [
@@ -378,8 +417,17 @@ def _front_table(front: list[dict[str, Any]], size: str) -> Table:
         rows.append(cells)
     header = ["units", *(f"{kind} (%)" for kind in _shown_sizes(size))]
     header += ["measured (ms)"] if size == "latency" else []
-    header += ["evolved (%)", "L1, refitted (%)", "elimination (%)"]
+    header += [f"{name} (%)" for name in ("evolved", *rules.values())]
     return Table("The front, on the test split", header, rows)
+
+
+def _units_of(row: dict[str, Any]) -> str:
+    """Inputs and hidden units, then ranks where they are searched for."""
+    units = "-".join(map(str, (row["num_inputs"], *row["hidden_units"])))
+    if "ranks" not in row:
+        return f"{units} units"
+    ranks = "-".join("whole" if rank is None else str(rank) for rank in row["ranks"])
+    return f"{units} units, ranks {ranks}"
 
 
 def _shown_sizes(size: str) -> tuple[str, ...]:
