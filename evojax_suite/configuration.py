@@ -44,7 +44,22 @@ def configuration(kind: type[T]) -> type[T]:
             raise ValueError(_in_one_line(error, checked)) from None
 
     checked.__init__ = init
+    checked.__repr__ = _changed
     return checked
+
+
+def _changed(settings: Any) -> str:
+    """The settings that differ from their defaults, as Python would make them again."""
+    fields = dataclasses.fields(settings)
+    pairs = ((field, getattr(settings, field.name)) for field in fields)
+    given = (f"{field.name}={value!r}" for field, value in pairs if value != _default(field))
+    return f"{type(settings).__qualname__}({', '.join(given)})"
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """A field's default, or what marks that it has none."""
+    factory = field.default_factory
+    return field.default if factory is dataclasses.MISSING else factory()
 
 
 class Scalars:

@@ -90,6 +90,14 @@ class DistilledDataset:
     test_accuracies: tuple[Annotated[float, AllowInfNan()], ...] = ()
     """Accuracies of networks trained on it with this recipe from different initialisations."""
 
+    def __repr__(self) -> str:
+        count, *shape = self.images.shape
+        about = f"{count:,} images of {'x'.join(map(str, shape))} for {self.dataset!r}"
+        if self.test_accuracies:
+            mean = float(np.mean(self.test_accuracies))
+            about += f", test accuracy {mean:.4f} of {len(self.test_accuracies)} networks"
+        return f"DistilledDataset({about})"
+
     @staticmethod
     def made(
         dataset: Dataset,

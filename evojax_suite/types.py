@@ -39,6 +39,10 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def __repr__(self) -> str:
+        height, width, channels = self.images.shape[1:]
+        return f"Split({len(self):,} images of {height}x{width}x{channels}, {self.images.dtype})"
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -56,6 +60,12 @@ class Dataset:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def __repr__(self) -> str:
+        parts = ("train", "validation", "test")
+        sizes = ", ".join(f"{name} {len(getattr(self, name)):,}" for name in parts)
+        shape = "x".join(map(str, self.image_shape))
+        return f"Dataset({self.name!r}: {self.num_classes} classes of {shape} images; {sizes})"
 
     @property
     def num_classes(self) -> int:
@@ -196,6 +206,14 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     def __post_init__(self):
         if not isinstance(self.init, _Init):
             object.__setattr__(self, "init", _Init(self.init, self.image_shape))
+
+    def __repr__(self) -> str:
+        function = self.init.function if isinstance(self.init, _Init) else self.init
+        parts = [getattr(function, "__module__", "of a script")]
+        if self.generation:
+            parts.append(f"{self.generation.population_size} members")
+        parts.append(f"{self.num_devices} device{'s' if self.num_devices > 1 else ''}")
+        return f"Algorithm({', '.join(parts)})"
 
 
 AnyAlgorithm: TypeAlias = Algorithm[PyTree, PyTree, PyTree, PyTree, Any]

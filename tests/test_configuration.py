@@ -16,7 +16,7 @@ from annotated_types import Ge, Gt, Lt, MinLen, MultipleOf
 from flax import struct
 from pydantic import AllowInfNan, NonNegativeFloat, PositiveInt
 
-from evojax_suite import NetworkConfig, TrainingConfig
+from evojax_suite import NetworkConfig, TrainingConfig, ga_distillation as ga, load
 from evojax_suite.configuration import Scalars, Share, configuration, from_json
 
 
@@ -160,3 +160,21 @@ def test_settings_of_a_file():
         with pytest.raises(ValueError) as error:  # noqa: PT011
             from_json(Settings, content | change, ("inner", "sizes"))
         assert str(error.value) == says
+
+
+def test_settings_print_what_differs_from_their_defaults_as_python():
+    assert repr(ga.Config()) == "Config()"
+    config = ga.Config(population_size=8, network=NetworkConfig(width=16), levels=2)
+    assert repr(config) == "Config(population_size=8, levels=2, network=NetworkConfig(width=16))"
+    assert eval(repr(config), {"Config": ga.Config, "NetworkConfig": NetworkConfig}) == config
+
+
+def test_datasets_and_algorithms_print_a_line():
+    dataset = load("digits")
+    assert repr(dataset) == (
+        "Dataset('digits': 10 classes of 8x8x1 images; train 1,078, validation 360, test 359)"
+    )
+    assert repr(dataset.test) == "Split(359 images of 8x8x1, uint8)"
+    algorithm = ga.build(ga.Config(population_size=8), 10, (8, 8, 1))
+    name = "evojax_suite.systems.ga_distillation.algorithm"
+    assert repr(algorithm) == f"Algorithm({name}, 8 members, 1 device)"

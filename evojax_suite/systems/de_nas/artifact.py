@@ -47,6 +47,9 @@ class SearchedNetwork:
     class_names: tuple[str, ...]
     dataset: str
 
+    def __repr__(self) -> str:
+        return f"SearchedNetwork({self.num_parameters:,} parameters, for {self.dataset!r})"
+
     @property
     def num_parameters(self) -> int:
         """The number of weights and biases."""

@@ -72,6 +72,9 @@ class CompressedNetwork:
     inputs_kept: tuple[NonNegativeInt, ...] | None = None
     """The places of the inputs that it takes, of the flattened image; None is all of them."""
 
+    def __repr__(self) -> str:
+        return f"CompressedNetwork({self.num_parameters:,} parameters, for {self.dataset!r})"
+
     @property
     def num_parameters(self) -> int:
         """The number of weights and biases."""
