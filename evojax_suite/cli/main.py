@@ -248,7 +248,7 @@ def _compiled_once():
 
 def _run_system(system: System, columns: Mapping[str, Columns], options: RunOptions) -> None:
     """Run `system`; with several seeds once for each, and then write a page of all."""
-    from evojax_suite.reporting import comparison
+    from evojax_suite.reporting import comparison, index
     from evojax_suite.reporting.progress import console
     from evojax_suite.running import runner
 
@@ -256,7 +256,9 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
         runner.dry_run(system, options)
         return
     if options.seeds is None:
-        runner.run(system, options.here(), may_be_new=False)
+        (run,) = runner.run(system, options.here(), may_be_new=False)
+        if devices.is_first():
+            index.write(run.parent, columns)
         return
     each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
     runs = []
@@ -267,6 +269,7 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
     repeat = [shlex.join(["evojax-suite", *options.typed])]
     console.say(comparison.write(runs, folder, repeat, columns))
     console.say(f"all seeds: {folder / 'report.html'}")
+    index.write(folder.parent, columns)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -164,7 +164,7 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
         values = {name: [run.settings.get(name) for run in members] for name in names}
         differing = [name for name in names if any(v != values[name][0] for v in values[name])]
         for run in members:
-            parts = [_setting(name, run.settings.get(name)) for name in differing]
+            parts = [setting(name, run.settings.get(name)) for name in differing]
             if len(of_system) > 1:
                 parts = [system, *parts]
             elif not parts:
@@ -182,12 +182,12 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     return groups
 
 
-def _setting(path: str, value: Any) -> str:
+def setting(path: str, value: Any) -> str:
     """Returns a setting as text: strings are shown without the name of the setting."""
     return value if isinstance(value, str) else f"{path.rpartition('.')[2]} {value}"
 
 
-def _quantities(group: Group, columns: Mapping[str, Columns]) -> dict[str, Quantity]:
+def quantities_of(group: Group, columns: Mapping[str, Columns]) -> dict[str, Quantity]:
     """Returns the quantities that a group has, by title; the accuracies of small sets first."""
     sets = dict.fromkeys(_set(row) for run in group.runs for row in run.results)
     quantities = [*(accuracy(key, key) for key in sets), *columns[group.system].quantities]
@@ -321,7 +321,7 @@ def write(
     tables, headline, texts = [], [], []
     for system in dict.fromkeys(group.system for group in groups):
         members = [group for group in groups if group.system == system]
-        quantities = {t: q for group in members for t, q in _quantities(group, columns).items()}
+        quantities = {t: q for group in members for t, q in quantities_of(group, columns).items()}
         header, rows = ["", "seeds", *quantities], []
         for group in members:
             cells = [_spread(group.values(q.key), q) for q in quantities.values()]
@@ -344,7 +344,7 @@ def write(
         row: dict[str, Any] = {"name": group.name, "system": group.system}
         row["seeds"] = [run.seed for run in group.runs]
         row["runs"] = [str(run.path) for run in group.runs]
-        keys = [quantity.key for quantity in _quantities(group, columns).values()]
+        keys = [quantity.key for quantity in quantities_of(group, columns).values()]
         content.append(row | {"values": {key: group.values(key) for key in keys}})
     write_json(folder / "comparison.json", content)
     lead = f"{len(paths)} runs; those that differ in nothing but the seed are one row."

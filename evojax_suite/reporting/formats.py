@@ -9,8 +9,10 @@ def duration(seconds: float) -> str:
     """Returns a duration as text, in seconds or in hours and minutes."""
     if seconds < 10:
         return f"{seconds:.1f} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{seconds:.0f} s" if seconds < 600 else f"{hours} h {minutes} min"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
 
 
 def short_duration(seconds: float) -> str:

@@ -19,12 +19,7 @@ from evojax_suite.reporting import charts
 from evojax_suite.reporting.charts import Chart
 from evojax_suite.runtime.results import to_jsonable, write_atomically
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
+STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem;
        color: #1a1a1a; background: #fff }
 h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.1rem; margin-top: 2rem }
@@ -45,7 +40,16 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } th { min-widt
 figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto }
 figcaption { color: #555 }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
-</style>{{ library }}</head>
+"""
+"""The look of all pages."""
+
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
+{{ style }}</style>{{ library }}</head>
 <body>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
@@ -131,6 +135,7 @@ def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, 
         "repeat": "\n".join(repeat),
         "made_with": made_with(),
         "details": {name: json.dumps(to_jsonable(v), indent=2) for name, v in details.items()},
+        "style": Markup(STYLE),
         "library": Markup(charts.library() if drawn else ""),
         "script": Markup(script),
     }

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evojax_suite.cli.main import main
-from evojax_suite.reporting import comparison, report
+from evojax_suite.reporting import comparison, index, report
 from evojax_suite.reporting.charts import Chart, Series, as_html, save_png
 from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.report import Figure, Report, Table
@@ -103,19 +103,24 @@ window.addEventListener("load", () => setTimeout(() => {
 </script>"""
 
 
+def dumped(folder, page, width=1280):
+    """The page as a browser has it in the end."""
+    return subprocess.run(
+        [
+            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu",
+            f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
+            "--virtual-time-budget=10000", "--dump-dom", f"file://{page}",
+        ],
+        capture_output=True, text=True, timeout=120, check=True,
+    ).stdout  # fmt: skip
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [500, 1280])  # headless windows are at least 500 wide
 def test_a_browser_shows_every_chart_without_an_error(tmp_path, width):
     page = write(tmp_path).read_text().replace("<head>", f"<head>{PROBE}", 1)
     (tmp_path / "probed.html").write_text(page)
-    said = subprocess.run(
-        [
-            CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu",
-            f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900",
-            "--virtual-time-budget=10000", "--dump-dom", f"file://{tmp_path / 'probed.html'}",
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    ).stdout  # fmt: skip
+    said = dumped(tmp_path, tmp_path / "probed.html", width)
     match = re.search(r'<pre id="found">(.*?)</pre>', said)
     assert match
     found = json.loads(html.unescape(match.group(1)))
@@ -223,3 +228,49 @@ def test_what_cannot_be_compared_is_one_line(tmp_path, capsys, make, says):
     assert len(error) == 1
     assert says in error[0]
     assert not (tmp_path / "page").exists()
+
+
+def test_a_folder_of_runs_has_a_page_of_all(tmp_path):
+    for seed, width in ((0, 8), (1, 8), (0, 16)):
+        run = fake(tmp_path / f"{width}-{seed}", seed, 0.5 + 0.1 * seed, width, dataset="digits")
+        (run / "figures").mkdir()
+        (run / "figures/images.png").write_bytes(b"")
+        (run / "report.html").write_text("")
+    fake(tmp_path / "devs", 0, 0.0, system="devs", seconds=1800.0)
+    fake(tmp_path / "foreign", 0, 0.0, system="of another package")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "damaged").mkdir()
+    for name in ("summary.json", "config.json"):
+        (tmp_path / "damaged" / name).write_text("[")
+    columns = {
+        "ga_distillation": Columns((comparison.accuracy("test_accuracy_mean", "test accuracy"),)),
+        "devs": Columns(),
+    }
+    page = index.write(tmp_path, columns).read_text()
+    assert "4 finished runs" in page
+    assert page.count('<a href="8-1/report.html">') == 2  # its name and its picture
+    assert '<img src="8-1/figures/images.png"' in page
+    assert '<td data-value="60.0">60.00</td>' in page
+    assert '<td data-value="width 16" class="differs">width 16</td>' in page
+    assert "test accuracy (%)" in page
+    assert '<td data-value="1800.0">30 min</td>' in page
+    assert not {"foreign", "unfinished", "damaged"} & {*re.findall(r"\w+", page)}
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_the_page_of_all_runs_is_sorted_in_a_browser(tmp_path):
+    for seed, accuracy in enumerate((0.5, 0.95, 0.7)):
+        fake(tmp_path / f"run{seed}", seed, accuracy)
+    columns = Columns((comparison.accuracy("test_accuracy_mean", "test accuracy"),))
+    page = index.write(tmp_path, {"ga_distillation": columns})
+    script = """<script>
+    const heads = [...document.querySelectorAll("th button")].slice(1, 2), orders = [];
+    for (const _ of [0, 1]) {
+      heads[0].click();
+      orders.push([...document.querySelectorAll("tbody a")].map(one => one.textContent).join());
+    }
+    document.body.insertAdjacentHTML("beforeend", `<pre id="found">${orders.join(";")}</pre>`);
+    </script>"""
+    page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
+    said = dumped(tmp_path, page)
+    assert '<pre id="found">run0,run2,run1;run1,run2,run0</pre>' in said
