@@ -52,6 +52,30 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
                 prompt, program, *arguments = shlex.split(line)
                 assert (prompt, program) == ("$", "evojax-suite")
                 assert main(arguments) == 0, line
+    if check := SHOWN.get(page.name):
+        check(Path("runs"))
+
+
+def first_page(runs: Path) -> None:
+    """Ten evolved images are far ahead of selected ones, and the chart rises."""
+    summary = json.loads((runs / "first/summary.json").read_text())
+    assert summary["test_accuracy_mean"] > summary["strong_random_test_accuracy_mean"] + 0.1
+    lines = (runs / "first/metrics.jsonl").read_text().splitlines()
+    means = [json.loads(line)["fitness_mean"] for line in lines]
+    assert np.mean(means[-50:]) > np.mean(means[:20]) + 0.03
+    assert "No better" not in (runs / "first/report.html").read_text()
+
+
+def devs_page(runs: Path) -> None:
+    """No row is at chance, and the page says that random images are as good."""
+    (run,) = runs.glob("devs-*")
+    rows = json.loads((run / "summary.json").read_text())["results"]
+    assert min(row["test_accuracy_mean"] for row in rows) > 0.4
+    assert "No better than as many random ones: DEvS (50)" in (run / "report.html").read_text()
+
+
+SHOWN = {"index.md": first_page, "devs.md": devs_page}
+"""What the runs of a page show."""
 
 
 def mentioned() -> Iterator[tuple[str, str, str]]:

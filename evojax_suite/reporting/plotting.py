@@ -122,14 +122,16 @@ def _real_beside(dataset: Dataset, labels: np.ndarray) -> np.ndarray:
     return real / 255.0 if real.dtype == np.uint8 else real
 
 
-def soft_label_images(
-    path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray, max_images: int = 20
-) -> None:
-    """Draw synthetic images with the probabilities of their labels (Fig. 1 of Shvai et al. 2022).
+MOST_SHOWN = 20
+
+
+def soft_label_images(path: Path, dataset: Dataset, images: np.ndarray, labels: np.ndarray) -> None:
+    """Draw at most `MOST_SHOWN` images with the probabilities of their labels (Fig. 1 of Shvai et
+    al. 2022).
 
     images: (n, H, W, C) normalised; cut at black and white. labels: (n, num_classes).
     """
-    chosen = _evenly(len(images), max_images)
+    chosen = _evenly(len(images), MOST_SHOWN)
     columns = min(len(chosen), 5)
     rows = -(-len(chosen) // columns)
     pictures = _for_display(denormalize(np.asarray(images)[chosen], dataset.mean, dataset.std))

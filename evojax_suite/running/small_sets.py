@@ -4,7 +4,7 @@ too), evaluated, written and shown."""
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
@@ -212,6 +212,19 @@ def _shown(accuracies: np.ndarray) -> str:
     return percent(accuracies) if accuracies.size else "not judged"
 
 
+def _no_better_than_random(results: Sequence[dict[str, Any]]) -> str:
+    """The sets whose accuracy is not a deviation above that of a random set of their size."""
+    random = {row["num_images"]: row for row in results if row["method"] == "random"}
+    names = []
+    for row in results:
+        other = random.get(row["num_images"])
+        if other is None or other is row:
+            continue
+        if row["test_accuracy_mean"] - row["test_accuracy_std"] <= other["test_accuracy_mean"]:
+            names.append(f"{row['method']} ({row['num_images']})")
+    return ", ".join(names)
+
+
 def report_of(
     job: Job[JudgedRunOptions], found: EvaluatedSets, title: str, numbers: list[list[str]]
 ) -> Report | None:
@@ -223,10 +236,12 @@ def report_of(
         size, seconds = len(small.images), f"{small.seconds:.1f} s"
         shown = _shown(accuracies)
         rows.append([small.method, f"{size:,}", shown, small.label_source, seconds, small.features])
-        if size <= 2 * dataset.num_classes or len(found.sets) == 1:
+        few = size <= 2 * dataset.num_classes or len(found.sets) == 1
+        if few or small.label_source == "own":  # of no original, but an average
             picture = job.directory / "figures" / f"{small.stem}.png"
             plotting.soft_label_images(picture, dataset, small.images, small.labels)
-            caption = f"{small.method}: {size} images with the probabilities of their labels"
+            some = "" if size <= plotting.MOST_SHOWN else f"{plotting.MOST_SHOWN} of "
+            caption = f"{small.method}: {some}{size} images with the probabilities of their labels"
             figures.append(Figure(picture.stem, caption))
     if not job.options.num_networks:
         return None
@@ -244,6 +259,8 @@ def report_of(
         f"them alone classify {100 * best['test_accuracy_mean']:.2f}% of the "
         f"{found.num_test_images:,} test images."
     )
+    if names := _no_better_than_random(results):
+        lead += f" No better than as many random ones: {names}."
     header = ["method", "images", "mean ± std", "labels", "time to make it", "features"]
     judges = f"{job.options.num_networks} networks each, augmentation {found.augmentation}"
     return Report(

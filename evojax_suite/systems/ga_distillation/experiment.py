@@ -260,6 +260,17 @@ def finish(job: _Job, outcome: _Outcome, test_split: Split) -> _Summary:
     return _Summary(numbers, result, accuracies, strong, outcome, len(test_split))
 
 
+def _no_better(job: _Job, accuracies: np.ndarray, strong: np.ndarray) -> list[str]:
+    """A sentence where evolution came to no more than its first draw, and what to change."""
+    if not strong.size or np.mean(accuracies) - np.std(accuracies) > np.mean(strong):
+        return []
+    advice = ", or --recipe recommended" if job.options.recipe == "paper" else ""
+    return [
+        "That is no better than strong random selection, the best of as many random individuals "
+        f"as the population has: try more --generations, more --networks-per-member{advice}."
+    ]
+
+
 def present(job: _Job, summary: _Summary) -> Report:
     """The images and how they evolved, beside strong random."""
     dataset, result, numbers = job.dataset, summary.result, summary.numbers
@@ -281,11 +292,13 @@ def present(job: _Job, summary: _Summary) -> Report:
             f"strong random {percent(strong)} % ({len(strong)} x {count} networks): "
             f"evolution is {gain:+.2f} points from it"
         )
+    told = _no_better(job, accuracies, strong)
+    closing += told
     lead = (
         f"{size} synthetic images stand for the {len(dataset.train):,} training images of "
         f"{dataset.name}: networks trained on them alone classify "
         f"{100 * numbers['test_accuracy_mean']:.2f}% of the {summary.num_test_images:,} test "
-        "images."
+        f"{' '.join(['images.', *told])}"
     )
     real = "Real images (upper row) and synthetic ones, each stretched to its own range"
     doubling = f"From generation 1 to {steps:,}, two pictures for every doubling"
