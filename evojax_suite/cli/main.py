@@ -300,7 +300,7 @@ def main(arguments: list[str] | None = None) -> int:
             with results.owned_runs():
                 return command.run(options) or 0
     except loop.Interrupted as stop:
-        _say(f"{stop}; the same command with --resume goes on")
+        _say(str(stop))
         return 128 + stop.signal_number
     except KeyboardInterrupt:  # outside the loops, whose saved states are complete
         _say("stopped; a run goes on with --resume")
@@ -333,7 +333,8 @@ def _end_in_time() -> threading.Event:
             if sys.stderr.isatty():
                 print("\x1b[?25h", file=sys.stderr)  # the cursor, which a progress bar hides
             name = signal.Signals(number).name
-            _say(f"stopped by {name} within a step, which is lost; --resume goes on before it")
+            how = "" if "--dry-run" in sys.argv else "; --resume goes on before it"
+            _say(f"stopped by {name} within a step, which is lost{how}")
         os._exit(128 + number)
 
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)

@@ -243,7 +243,11 @@ def dry_run(system: System, options: RunOptions) -> None:
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
         here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
         run = _begin(system, replace(options.each()[0], **here).here())
-        _search([run], drive_few)
+        try:
+            _search([run], drive_few)
+        except loop.Interrupted as stop:
+            how = "nothing of a dry run is kept"
+            raise loop.Interrupted(stop.signal_number, stop.step, how) from None
         settings = json.loads((run.job.directory / "config.json").read_text())
     if not devices.is_first():
         return
@@ -261,8 +265,9 @@ def dry_run(system: System, options: RunOptions) -> None:
         print("no steps to time: what selects and judges is not predicted")
         return
     all_seeds = f", {num_seeds} seeds" if num_seeds > 1 else ""
+    few = f" {most_steps}" if most_steps > 1 else ""
     print(
-        f"in all {shown(total)}{all_seeds}, if the other steps are like the first {most_steps}; "
+        f"in all {shown(total)}{all_seeds}, if the other steps are like the first{few}; "
         "what judges at the end is not in it"
     )
 

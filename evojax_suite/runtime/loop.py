@@ -30,8 +30,12 @@ __all__ = ["Interrupted", "LoopResult", "StepReport", "run", "run_together"]
 class Interrupted(Exception):
     """A signal asked the run to stop; its state is saved."""
 
-    def __init__(self, signal_number: int, step: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} after step {step}")
+    def __init__(
+        self, signal_number: int, step: int, how: str = "the same command with --resume goes on"
+    ):
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name} after step {step}; {how}"
+        )
         self.signal_number = signal_number
         self.step = step
 

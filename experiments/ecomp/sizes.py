@@ -18,7 +18,7 @@ import tyro
 
 from evojax_suite.cli.main import main as run_command
 from evojax_suite.reporting import plotting
-from evojax_suite.reporting.charts import save_png
+from evojax_suite.reporting.charts import Chart, Series, save_png
 from evojax_suite.runtime.results import Rows, spread
 
 SIZES = (0.02, 0.03, 0.05, 0.08, 0.12, 0.16, 0.25)
@@ -58,7 +58,7 @@ def main(options: Options) -> None:
                 del row["inputs_kept"]
             rows.add({"seed": seed, "setting": setting, "summary": summary, "front": front})
     report(list(rows))
-    draw(next(iter(rows)), options.output.with_suffix(".png"))
+    draw(list(rows), options.output.with_suffix(".png"))
 
 
 def largest(front: list[dict], size: float) -> dict | None:
@@ -100,9 +100,27 @@ def report(rows: list[dict]) -> None:
             print(f"| {name} | {spread(values)} |")
 
 
-def draw(row: dict, path: Path) -> None:
-    """The chart of the first run's page, as a picture."""
-    save_png(path, plotting.size_fronts(row["front"], row["summary"]))
+def draw(rows: list[dict], path: Path) -> None:
+    """The chart of the first run's page, and how far evolution is ahead of elimination, as a
+    picture."""
+    gains = []
+    for setting in SETTINGS:
+        fronts = [row["front"] for row in rows if row["setting"] == setting]
+        chosen = {size: [largest(front, size) for front in fronts] for size in SIZES}
+        chosen = {
+            size: [
+                100 * (row["test_accuracy"] - row["elimination"]["test_accuracy"]) for row in each
+            ]
+            for size, each in chosen.items()
+            if all(each)
+        }
+        mean, std = np.array([(np.mean(each), np.std(each)) for each in chosen.values()]).T
+        sizes = [100 * size for size in chosen]
+        gains.append(Series(setting, sizes, mean, mean - std, mean + std, "joined points"))
+    titles = "parameters (% of the parent's)", "evolved less elimination (points)"
+    gain = Chart(*titles, gains, log_x=True, levels={"level": 0.0})
+    first = plotting.size_fronts(rows[0]["front"], rows[0]["summary"], "parameters")
+    save_png(path, [*first, gain])
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ from evojax_suite.runtime.results import read_lines, typed_option, write_atomica
 from evojax_suite.systems.ga_distillation import strong_random
 from evojax_suite.systems.ga_distillation.algorithm import build, check, history
 from evojax_suite.systems.ga_distillation.config import FOUR_IN_ONE, RECOMMENDED, Config, Params
-from evojax_suite.systems.ga_distillation.fitness import score_on, solved_labels
+from evojax_suite.systems.ga_distillation.fitness import own_judge, score_on, solved_labels
 from evojax_suite.systems.ga_distillation.individuals import Individual, make_data
 from evojax_suite.types import Dataset, Split
 
@@ -121,17 +121,34 @@ class _Summary:
     num_test_images: int
 
 
+_LARGEST_PART = 20  # of the work on a member that a dry run leaves out
+
+
+def _like(config: Config, dataset: Dataset, num_devices: int) -> tuple[Config, float]:
+    """A configuration whose steps take a known part of the time of those of `config`, and how many
+    times as long these take: fewer members, as all are alike, and, where they are trained, a part
+    of the epochs and of the images that evaluate them."""
+    alike = max(2, config.engine.resolved_members_in_flight * num_devices)
+    alike = min(config.population_size, alike)
+    like, factor = replace(config, population_size=alike), config.population_size / alike
+    images = config.fitness_subset_size or len(dataset.validation)
+    part = min(_LARGEST_PART, config.training.num_epochs // 5, images // 200)
+    if own_judge(config) is not None or config.holdout_ratio or part <= 1:
+        return like, factor
+    training = replace(config.training, num_epochs=config.training.num_epochs // part)
+    like = replace(like, training=training, fitness_subset_size=images // part)
+    return like, factor * part
+
+
 def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     """Check the settings against the dataset, and read the images to start from."""
     options.params.check()
     if options.start_from is not None:
         options = replace(options, config=replace(options.config, start="given"))
     config, factor, shape = options.config, 1.0, (dataset.num_classes, dataset.image_shape)
-    if options.dry_run:  # as many members as are in flight, on each device; all are alike
-        alike = 2 * config.engine.resolved_members_in_flight * devices.take(options.devices)
-        factor = max(1.0, config.population_size / alike)
-        config = replace(config, population_size=min(config.population_size, alike))
     check(config, dataset)
+    if options.dry_run:
+        config, factor = _like(config, dataset, devices.take(options.devices))
     given = options.start_from and images_to_start_from(options.start_from, config, dataset)
     algorithm = build(config, *shape)
     differences = config_difference(options.config, Config())
@@ -145,6 +162,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         data=make_data(dataset, given),
         members_per_step=config.population_size * config.networks_per_member,
         same_for_seeds=algorithm.scannable,
+        dry_run_steps=1,
         dry_run_factor=factor,
     )
     evolving = phase("evolving", algorithm, key_run, num_steps=options.num_generations)
