@@ -66,6 +66,8 @@ class Options(Placement):
     """Seed of the initialisations."""
     data_dir: Path | None = None
     """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
+    image_size: PositiveInt | None = None
+    """Height and width to which images in class folders of your own are resized."""
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""
@@ -100,7 +102,8 @@ def _recipe(options: Options, data: DistilledDataset) -> tuple[NetworkConfig, Tr
 
 def run(options: Options) -> None:
     """Print the table. Raises ValueError, DataError or OSError, each with a message of one line."""
-    load_dataset = partial(load, data_dir=options.data_dir, cache=options.cache_data)
+    about = {"cache": options.cache_data, "image_size": options.image_size}
+    load_dataset = partial(load, data_dir=options.data_dir, **about)
     dataset = load_dataset(options.dataset) if options.dataset else None
     data = DistilledDataset.load(options.path, dataset)
     stored, data = len(data.images), data.unpacked()

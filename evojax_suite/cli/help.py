@@ -28,7 +28,7 @@ _OF_A_RUN = {
     "RunOptions": "the run and its folder",
     "JudgedRunOptions": "evaluation",
 }
-_OF_DATA = "dataset", "data_dir", "cache_data", "num_images", "num_validation_images"
+_OF_DATA = "dataset", "data_dir", "image_size", "cache_data", "num_images", "num_validation_images"
 _LAST = "data", "the run and its folder", "devices and processes", "speed and memory"
 
 

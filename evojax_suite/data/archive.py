@@ -22,11 +22,14 @@ def archive_stem(path: Path) -> str | None:
     return next((path.name[: -len(ending)] for ending in endings), None)
 
 
-def read_archive(path: Path, cifar_kinds: tuple[str, ...]) -> Source:
+def read_archive(path: Path, cifar_kinds: tuple[str, ...], image_size: int | None = None) -> Source:
     """The CIFAR batches of the given kinds, or the images in class folders, of a tar archive.
-    Raises DataError for a damaged archive and for one with neither."""
+
+    image_size: the height and width to which the latter are cut and resized. Raises DataError for
+    a damaged archive and for one with neither.
+    """
     batches: dict[str, dict[str, bytes]] = {kind: {} for kind in cifar_kinds}
-    with ImageTree(str(path)) as tree:
+    with ImageTree(str(path), image_size) as tree:
         for member, data in _walk(path):
             kind = next((kind for kind in batches if member.name in batch_names(kind)), None)
             if kind is not None and data is not None:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from evojax_suite.data.errors import DataError, data_error
 from evojax_suite.data.source import PART_NAMES, Source, checked_split, sorted_walk
@@ -40,9 +40,10 @@ class ImageTree(contextlib.ExitStack):
     context, within which threads decode what was added: Pillow's decoders let others run.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, image_size: int | None = None) -> None:
+        """image_size: the height and width to which images are cut and resized, if they are."""
         super().__init__()
-        self.where = where
+        self.where, self._image_size = where, image_size
         _silence(self)
         self._threads = ThreadPoolExecutor(_NUM_THREADS)
         self.callback(self._threads.shutdown, cancel_futures=True)
@@ -159,9 +160,10 @@ class ImageTree(contextlib.ExitStack):
         all must have, at once."""
         images, self._waiting = self._waiting, []
         if len(images) < _AT_A_TIME:
-            self._keep(images, _decode_all(self.where, images, self._size))
+            self._keep(images, _decode_all(self.where, images, self._size, self._image_size))
             return
-        work = self._threads.submit(_decode_all, self.where, images, self._size)
+        about = self.where, images, self._size, self._image_size
+        work = self._threads.submit(_decode_all, *about)
         self._sent.append((images, work))
         self._collect(2 * _NUM_THREADS)
 
@@ -191,18 +193,26 @@ def _silence(context: contextlib.ExitStack) -> None:
     context.callback(set_handler, set_handler(None))
 
 
-def _decode_all(where: str, images: list[_Image], size: tuple[int, ...] | None) -> list[_Decoded]:
-    return [_decode(f"{where}: {path}", data, size) for path, data, _ in images]
+def _decode_all(
+    where: str, images: list[_Image], size: tuple[int, ...] | None, image_size: int | None
+) -> list[_Decoded]:
+    return [_decode(f"{where}: {path}", data, size, image_size) for path, data, _ in images]
 
 
-def _decode(where: str, data: bytes, size: tuple[int, ...] | None) -> _Decoded:
+def _decode(
+    where: str, data: bytes, size: tuple[int, ...] | None, image_size: int | None
+) -> _Decoded:
     """The uint8 pixels (H, W) of a grey image, (H, W, 3) of any other, without transparency, and
-    the mode; `size` is the height and width that they must have."""
+    the mode; `size` is the height and width that they must have, `image_size` that of the square
+    in their middle once it is resized."""
     unreadable = data_error(f"{where} cannot be decoded")
     with unreadable, Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-        _check_header(where, image, size)
+        _check_header(where, image, None if image_size else size)
         mode = "L" if image.mode in _GREY_MODES else "RGB"
-        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+        decoded = image if image.mode == mode else image.convert(mode)
+        if image_size:
+            decoded = ImageOps.fit(decoded, (image_size, image_size), Image.Resampling.LANCZOS)
+        pixels = np.asarray(decoded)
         _check_size(where, pixels.shape[:2], size)  # some are turned when decoded
         return pixels, image.mode
 
@@ -230,12 +240,14 @@ def _check_header(where: str, image: Image.Image, size: tuple[int, ...] | None) 
 def _check_size(where: str, actual: tuple[int, ...], size: tuple[int, ...] | None) -> None:
     if size is not None and actual != size:
         sizes = "{}x{} (height x width), an earlier image {}x{}".format(*actual, *size)
-        raise DataError(f"{where} is {sizes}; all images must have one size")
+        raise DataError(
+            f"{where} is {sizes}; all images must have one size, or image_size one to take"
+        )
 
 
-def read_image_folder(folder: Path) -> Source | None:
+def read_image_folder(folder: Path, image_size: int | None = None) -> Source | None:
     """The set in the class folders below `folder`, or None where there are none."""
-    with ImageTree(str(folder)) as tree:
+    with ImageTree(str(folder), image_size) as tree:
         for root, folders, files in sorted_walk(folder):
             inside = PurePosixPath(Path(root).relative_to(folder).as_posix())
             for name in folders:

@@ -23,7 +23,13 @@ from evojax_suite.types import Dataset, Split
 DATA_DIR_VARIABLE = "EVOJAX_SUITE_DATA"
 
 
-def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = True) -> Dataset:
+def load(
+    name: str | Path,
+    data_dir: str | Path | None = None,
+    *,
+    cache: bool = True,
+    image_size: int | None = None,
+) -> Dataset:
     """Load a dataset with its train, validation and test splits.
 
     name: one of NAMES (case and "-" or "_" do not matter), or the path of a user's set.
@@ -31,6 +37,8 @@ def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = 
     that is not there is read from, or downloaded by, TensorFlow Datasets.
     cache: keep the pixels of archives and class folders that are slow to read in the user's cache
     folder, for as long as these stay as they are.
+    image_size: the height and width to which images in class folders of your own are resized, each
+    cut to the square in its middle; needed where they differ in size.
 
     A set without a validation split gives one in five of its training images to it, stratified by
     class and fixed: 60,000 become 48,000 + 12,000 whatever the run's seed. A user's set without a
@@ -43,12 +51,18 @@ def load(name: str | Path, data_dir: str | Path | None = None, *, cache: bool = 
     if not isinstance(name, str | os.PathLike) or not str(name).strip():
         raise unknown_name(str(name))
     if known := find_known(name) if isinstance(name, str) else None:
+        if image_size is not None:
+            raise DataError(f"image_size is for class folders of your own, got it with {name}")
         return _assemble(_find(known, data_dir, cache), known, known.name)
     path = _expanded(name)
     if not path.exists() and path.name == str(name) and not path.suffix:
         raise unknown_name(str(name))
     stem = archive_stem(path) or (path.stem if path.suffix == ".npz" else path.resolve().name)
-    return _assemble(read_path(path, cache), None, stem)
+    dataset = _assemble(read_path(path, cache, image_size), None, stem)
+    if image_size is not None and dataset.image_shape[:2] != (image_size, image_size):
+        sizes = "{}x{}".format(*dataset.image_shape[:2])
+        raise DataError(f"{path}: image_size resizes class folders alone; these images are {sizes}")
+    return dataset
 
 
 def from_arrays(

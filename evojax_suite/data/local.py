@@ -46,10 +46,11 @@ def places(known: Known) -> str:
     return f"{known.name}/, {known.name}.npz, medmnist/{known.name}.npz, {known.name}*.tar[.gz]"
 
 
-def read_path(path: Path, cache: bool = True) -> Source:
-    """The set of a user's folder, .tar, .tar.gz, .tgz or .npz. Raises DataError."""
+def read_path(path: Path, cache: bool = True, image_size: int | None = None) -> Source:
+    """The set of a user's folder, .tar, .tar.gz, .tgz or .npz. image_size: the height and width to
+    which the images of class folders are cut and resized. Raises DataError."""
     if path.is_dir():
-        if source := _read_files(path, None, cache):
+        if source := _read_files(path, None, cache, image_size):
             return source
         raise DataError(
             f"{path}: no dataset in this folder; allowed: train|val|test/<class>/<image>, IDX "
@@ -60,7 +61,7 @@ def read_path(path: Path, cache: bool = True) -> Source:
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     if archive_stem(path) is not None:
-        return _read_archive(path, None, cache)
+        return _read_archive(path, None, cache, image_size)
     raise DataError(f"{path}: unknown file type; allowed: .npz, {', '.join(SUFFIXES)}, or a folder")
 
 
@@ -84,13 +85,18 @@ def _find_archive(known: Known, folder: Path) -> Path | None:
     return next(iter(first or stems), None)
 
 
-def _read_archive(path: Path, known: Known | None, cache: bool) -> Source:
+def _read_archive(
+    path: Path, known: Known | None, cache: bool, image_size: int | None = None
+) -> Source:
     kinds = _cifar_kinds(known)
-    read = partial(read_archive, path, kinds)
-    return cached(read, path, kinds, path.name) if cache else read()
+    read = partial(read_archive, path, kinds, image_size)
+    about = (image_size,) if image_size else ()
+    return cached(read, path, kinds, path.name, *about) if cache else read()
 
 
-def _read_files(folder: Path, known: Known | None, cache: bool) -> Source | None:
+def _read_files(
+    folder: Path, known: Known | None, cache: bool, image_size: int | None = None
+) -> Source | None:
     """The set whose files lie in the folder in one of the known layouts, else None."""
     if (known is None or known.files == "idx") and (paths := idx.find_idx(folder)):
         return idx.read_idx_files(paths, str(folder))
@@ -101,5 +107,6 @@ def _read_files(folder: Path, known: Known | None, cache: bool) -> Source | None
         return tfds.read_prepared(prepared, known.name if known else None)
     if known is not None and not (folder / "train").is_dir():
         return None
-    read = partial(read_image_folder, folder)
-    return cached(read, folder) if cache else read()
+    read = partial(read_image_folder, folder, image_size)
+    about = (image_size,) if image_size else ()
+    return cached(read, folder, *about) if cache else read()

@@ -118,6 +118,9 @@ class RunOptions(Placement):
     """digits, mnist, fashion_mnist, cifar10, a MedMNIST set, ..., or the path of your own."""
     data_dir: Path | None = None
     """Folder of the datasets; by default that in the environment variable EVOJAX_SUITE_DATA."""
+    image_size: PositiveInt | None = None
+    """Height and width to which images in class folders of your own are resized, each cut to the
+    square in its middle; for folders of images of several sizes."""
     cache_data: bool = True
     """Keep the pixels of archives and folders of images, which are slow to read, in the user's
     cache folder."""

@@ -96,7 +96,8 @@ class _Run:
 def _begin(system: System, options: RunOptions, may_be_new: bool = True) -> _Run:
     """Prepare a run and open its directory. may_be_new: whether one that is to go on may begin.
     Raises ValueError, DataError or OSError, one line."""
-    dataset = load(options.dataset, options.data_dir, cache=options.cache_data)
+    where, cache = (options.dataset, options.data_dir), options.cache_data
+    dataset = load(*where, cache=cache, image_size=options.image_size)
     directory = options.directory(system.name, dataset.name)
     if options.resume and not may_be_new and devices.is_first():
         check_has_begun(directory)

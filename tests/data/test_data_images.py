@@ -524,3 +524,35 @@ def test_links_in_an_archive_are_not_followed(tmp_path, small, assert_holds):
             member.type, member.linkname = kind, os.devnull
             tar.addfile(member)
     assert_holds(load(path), *small)
+
+
+@ON_DISK_AND_IN_TAR
+def test_images_of_several_sizes_are_cut_to_the_square_in_their_middle(tmp_path, write):
+    """Left and right of the squares images are black, so that only they are taken."""
+    rng = np.random.default_rng(0)
+    files = {}
+    for name, level in (("dark", 60), ("bright", 200)):
+        for number in range(10):
+            side, margin = int(rng.integers(12, 40)), int(rng.integers(0, 20))
+            pixels = np.zeros((side, side + 2 * margin), np.uint8)
+            pixels[:, margin : margin + side] = level
+            files[f"train/{name}/{number}.png"] = encode(pixels)
+    path = write(tmp_path / "mine", files)
+    with pytest.raises(DataError, match="all images must have one size, or image_size one to take"):
+        load(path)
+    for size in (8, 16):  # the cache keeps them apart
+        dataset = load(path, image_size=size)
+        assert dataset.image_shape == (size, size, 1)
+        levels = np.where(dataset.train.labels == dataset.class_names.index("dark"), 60, 200)
+        middle = dataset.train.images[:, 1:-1, 2:-2, 0].astype(int)
+        assert np.abs(middle - levels[:, None, None]).max() <= 3
+
+
+def test_only_class_folders_are_resized(tmp_path, small):
+    with pytest.raises(DataError, match="image_size is for class folders of your own, got it"):
+        load("digits", image_size=4)
+    images, labels = np.zeros((20, 6, 6), np.uint8), np.arange(20) % 2
+    images[::2] = 9
+    np.savez(tmp_path / "mine.npz", train_images=images, train_labels=labels)
+    with pytest.raises(DataError, match="resizes class folders alone; these images are 6x6"):
+        load(tmp_path / "mine.npz", image_size=4)
