@@ -41,7 +41,9 @@ _ASKS = {"-h", "--help", "--help-all"}
 
 
 def _say(text: str) -> None:
-    print(f"evojax-suite: {text}", file=sys.stderr, flush=True)
+    module = sys.modules.get("evojax_suite.reporting.progress")  # where a command has begun
+    line = f"evojax-suite: {text}"
+    print(module.console.formatted(line) if module else line, file=sys.stderr, flush=True)
 
 
 def _in_one_line(text: str, command: list[str]) -> str:
@@ -267,8 +269,8 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
             runs += runner.run(system, *each[first : first + at_once])
     folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
     repeat = [shlex.join(["evojax-suite", *options.typed])]
-    console.say(comparison.write(runs, folder, repeat, columns))
-    console.say(f"all seeds: {folder / 'report.html'}")
+    console.result(comparison.write(runs, folder, repeat, columns))
+    console.result(f"all seeds: {folder / 'report.html'}")
     index.write(folder.parent, columns)
 
 

@@ -176,8 +176,9 @@ def accuracy_by_size(results: dict[str, list[tuple[int, float, float]]]) -> list
 
 def compression_curves(metrics: list[dict[str, Any]]) -> list[Chart]:
     """Accuracy, relative size and similarity loss of a population by generation (Figs. 2 to 4 of
-    van den Beemt et al. 2021): the mean, shaded from the worst to the best member."""
-    generations = column(metrics, "generation") - 1
+    van den Beemt et al. 2021): the mean, shaded from the worst to the best member. Generation 1 is
+    the initial population, as in metrics.jsonl."""
+    generations = column(metrics, "generation")
     charts = []
     for name, low, high, title in (
         ("accuracy", "worst", "best", "accuracy on the batch"),

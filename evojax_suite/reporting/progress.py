@@ -19,15 +19,24 @@ LogFormat = Literal["text", "json"]
 
 
 class Terminal(Console):
-    """Standard error, where a run reports its progress."""
+    """Standard error, where a run reports its progress; its results go to standard output."""
 
     log_format: LogFormat = "text"
 
     def say(self, text: str, **more: object) -> None:
         """Print a line; if the format is JSON with `more`, its values as fields."""
-        if self.log_format == "json":
-            text = json.dumps(to_jsonable({"time": time.time(), "message": text} | more))
-        self.print(text, markup=False)
+        self.print(self.formatted(text, **more), markup=False)
+
+    def result(self, text: str) -> None:
+        """Print a line to standard output, unless nothing is to be said."""
+        if not self.quiet:
+            print(self.formatted(text), flush=True)
+
+    def formatted(self, text: str, **more: object) -> str:
+        """A line in the format that was chosen."""
+        if self.log_format == "text":
+            return text
+        return json.dumps(to_jsonable({"time": time.time(), "message": text} | more))
 
 
 console = Terminal(stderr=True, highlight=False, soft_wrap=True)

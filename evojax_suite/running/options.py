@@ -85,7 +85,8 @@ class Placement(Command):
     quiet: bool = False
     """Say nothing but errors, and what was asked for."""
     log_format: LogFormat = "text"
-    """json: what is told on the way as a line of JSON each, on standard error."""
+    """json: all that is told as a line of JSON each; results are on standard output, the rest on
+    standard error."""
 
     def __post_init__(self):
         for name in ("coordinator", "num_processes", "process_id"):

@@ -89,7 +89,7 @@ class _Run:
             {"config.json": options.settings(), "summary.json": numbers},
         )
         for line in (*page.closing, f"report: {directory / 'report.html'}"):
-            console.say(line)
+            console.result(line)
         return directory
 
 

@@ -358,8 +358,14 @@ def test_seeds_that_are_none(seeds, tmp_path, capsys):
 
 def test_the_log_in_json(tmp_path, capsys):
     assert main([*TINY, "--runs-dir", str(tmp_path), "--log-format", "json"]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in said.err.splitlines()]
     assert all(set(line) >= {"time", "message"} for line in lines)
+    results = [json.loads(line)["message"] for line in said.out.splitlines()]
+    assert results[-1].startswith("report: ")
+    assert main([*TINY, "--runs-dir", str(tmp_path), "--log-format", "json"]) == 2
+    (error,) = capsys.readouterr().err.splitlines()
+    assert json.loads(error)["message"].startswith("evojax-suite: error: ")
     last = next(line for line in lines if line.get("step") == 3)
     assert last["metrics"]["generation"] == 3
     assert last["num_steps"] == 3

@@ -152,6 +152,7 @@ def start(arguments, number, runs_dir):
                 "--distributed", "--coordinator", coordinator,
                 "--num-processes", str(number), "--process-id", str(index),
             ],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             env=environment,
@@ -163,7 +164,7 @@ def start(arguments, number, runs_dir):
 def ended(processes, seconds) -> list[str]:
     """What each said, once all have ended."""
     try:
-        return [process.communicate(timeout=seconds)[1] for process in processes]
+        return ["".join(process.communicate(timeout=seconds)) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -394,7 +394,7 @@ def test_your_own_parent_is_compressed(tmp_path, parent, capsys):
     expected = feed_forward.forward(parent, images)[-1].argmax(-1) == DIGITS.test.labels
     assert summary["parent_test_accuracy"] == pytest.approx(expected.mean())
     assert not (tmp_path / "run" / "parent").exists()
-    assert "agree" in capsys.readouterr().err
+    assert "agree" in capsys.readouterr().out
 
 
 def test_a_front_is_written_with_all_its_networks(tmp_path):

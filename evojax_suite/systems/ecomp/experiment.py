@@ -378,7 +378,7 @@ def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
         tables.append(
             refitting.table_of_rules(f"{units} units", {"evolved": numbers} | alternatives)
         )
-    caption = "The population by generation: mean, and from worst to best"
+    caption = "The population by generation, 1 being the initial: mean, and from worst to best"
     figures = [Figure("generations", caption, plotting.compression_curves(lines))]
     if front:
         chosen = parameters / numbers["parent_num_parameters"], numbers["evolution_accuracy"]
@@ -394,8 +394,10 @@ def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
         (duration(numbers["seconds"]), "of evolution"),
     ]
     seen_agreement = f"{percent('evolution_agreement')} %"
+    count = numbers["num_generations"]
     details = [
         ["hidden units", units],
+        ["generations", f"{count:,} after the initial population, which is generation 1"],
         ["relative size (hidden units)", f"{size} %"],
         ["agreement with the parent on the images of evolution", seen_agreement],
         ["cosine of its weights and the parent's", f"{numbers['weights_cosine']:.3f}"],
