@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from evojax_suite.reporting import report
 from evojax_suite.reporting.charts import COLORS, Chart, Series, column
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.runtime.results import flat, read_lines, write_json
+
+_LONGEST_NAME = 40  # of a group, with its settings in it
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Group:
 
     name: str
     runs: Sequence[Run]
+    differing: tuple[str, ...] = ()
+    """The settings that are not the same in all groups of the system."""
 
     @property
     def system(self) -> str:
@@ -159,10 +164,12 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         of_system.setdefault(run.system, []).append(run)
     named: dict[str, list[Run]] = {}
+    differ: dict[str, tuple[str, ...]] = {}
     for system, members in of_system.items():
         names = sorted({name for run in members for name in run.settings if name != "seed"})
         values = {name: [run.settings.get(name) for run in members] for name in names}
         differing = [name for name in names if any(v != values[name][0] for v in values[name])]
+        differ[system] = tuple(differing)
         for run in members:
             parts = [setting(name, run.settings.get(name)) for name in differing]
             if len(of_system) > 1:
@@ -178,8 +185,31 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
             if other is not run:
                 same = f"the same settings and seed {run.seed} ({name})"
                 raise ValueError(f"{other.path} and {run.path} have {same}")
-        groups.append(Group(name, sorted(members, key=lambda run: run.seed)))
-    return groups
+        members = sorted(members, key=lambda run: run.seed)
+        groups.append(Group(name, members, differ[members[0].system]))
+    return _briefly_named(groups)
+
+
+def _briefly_named(groups: list[Group]) -> list[Group]:
+    """The groups, named by the folders of their first runs where a name is too long for a legend
+    and the folders tell them apart."""
+    folders = [re.sub(r"-seed\d+$", "", group.runs[0].path.resolve().name) for group in groups]
+    if max(len(group.name) for group in groups) <= _LONGEST_NAME or len({*folders}) < len(groups):
+        return groups
+    return [replace(group, name=name) for group, name in zip(groups, folders, strict=True)]
+
+
+def _differing(groups: Sequence[Group]) -> Table | None:
+    """The settings in which groups of a system differ, unless they are in their names."""
+    names = groups[0].differing
+    if not names or all(setting(name, _value(g, name)) in g.name for g in groups for name in names):
+        return None
+    rows = [[name, *(str(_value(group, name)) for group in groups)] for name in names]
+    return Table(f"{groups[0].system}: what differs", ["", *(group.name for group in groups)], rows)
+
+
+def _value(group: Group, name: str) -> Any:
+    return group.runs[0].settings.get(name)
 
 
 def setting(path: str, value: Any) -> str:
@@ -261,7 +291,7 @@ def _figures(groups: Sequence[Group], columns: Mapping[str, Columns]) -> list[Fi
             chart = Chart("parameters", "test accuracy (%)", front, log_x=True)
             caption = "Each network's size and accuracy"
             figures.append(Figure(f"{system}-networks", caption, [chart]))
-    series = _curves_by_size([(g, color) for g, color in colored if g.runs[0].results])
+    series = _curves_by_size([group for group in groups if group.runs[0].results])
     if series:
         chart = Chart("images", "test accuracy (%)", series, log_x=True)
         caption = "Small sets: mean over seeds, and a standard deviation"
@@ -269,22 +299,21 @@ def _figures(groups: Sequence[Group], columns: Mapping[str, Columns]) -> list[Fi
     return figures
 
 
-def _curves_by_size(colored: Sequence[tuple[Group, str]]) -> list[Series]:
+def _curves_by_size(groups: Sequence[Group]) -> list[Series]:
     """Returns the accuracy of small sets by their size, for each method of each group."""
     series = []
-    for group, color in colored:
+    for group in groups:
         results = [row for run in group.runs for row in run.results]
-        for index, method in enumerate(sorted({row["method"] for row in results})):
+        for method in sorted({row["method"] for row in results}):
             sizes = sorted({row["num_images"] for row in results if row["method"] == method})
             values = [100 * group.values(f"{method}, {size} images") for size in sizes]
             if not all(map(len, values)):
                 continue
             mean, spread = np.array([(v.mean(), v.std()) for v in values]).T
             band = mean - spread, mean + spread
-            name, shown = f"{method}, {group.name}", color
-            if len(colored) == 1:
-                name, shown = method, COLORS[index % len(COLORS)]
-            series.append(Series(name, sizes, mean, *band, "joined points", shown))
+            name = method if len(groups) == 1 else f"{method}, {group.name}"
+            color = COLORS[len(series) % len(COLORS)]
+            series.append(Series(name, sizes, mean, *band, "joined points", color))
     return series
 
 
@@ -328,6 +357,9 @@ def write(
             rows.append([group.name, str(len(group.runs)), *cells])
         tables.append(Table(f"{system}: mean ± standard deviation of these seeds", header, rows))
         texts.append(_as_text([header, *rows]))
+        if unlike := _differing(members):
+            tables.append(unlike)
+            texts.append(f"{unlike.heading}\n{_as_text([unlike.header, *unlike.rows])}")
         for title, quantity in list(quantities.items())[:1]:
             name, unit = title.removesuffix(" (%)"), " %" * title.endswith("(%)")
             headline += [(row[2] + unit, f"{name}, {row[0]}") for row in rows[:6] if row[2]]

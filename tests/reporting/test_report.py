@@ -167,6 +167,26 @@ def test_runs_are_compared_over_seeds(tmp_path, capsys):
     assert (output / "figures/ga_distillation-curves.png").exists()
 
 
+def test_runs_that_differ_in_much_are_named_by_their_folders(tmp_path, capsys):
+    for name, value in (("short", 1), ("long", 2)):
+        for seed in (0, 1):
+            run = fake(tmp_path / f"{name}-seed{seed}", seed, 0.5)
+            settings = json.loads((run / "config.json").read_text())
+            settings |= {f"setting_with_a_name_{letter}": value for letter in "abc"}
+            (run / "config.json").write_text(json.dumps(settings))
+    runs = [str(path) for path in sorted(tmp_path.iterdir(), reverse=True)]
+    output = tmp_path / "page"
+    assert main(["compare", *runs, "--output", str(output)]) == 0
+    compared = json.loads((output / "comparison.json").read_text())
+    assert [(row["name"], row["seeds"]) for row in compared] == [
+        ("short", [0, 1]),
+        ("long", [0, 1]),
+    ]
+    said = capsys.readouterr().out
+    assert re.search(r"^setting_with_a_name_b +1 +2$", said, re.MULTILINE)
+    assert "what differs" in (output / "report.html").read_text()
+
+
 def test_sets_of_several_methods_are_compared(tmp_path):
     results = [
         {"method": m, "num_images": n, "test_accuracy_mean": a}
