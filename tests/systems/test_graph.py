@@ -89,6 +89,27 @@ def test_a_module_its_graph_and_the_module_of_that_compute_the_same(make, tmp_pa
     np.testing.assert_allclose(again, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("make", [residual_network, vgg, perceptron])
+def test_layers_of_low_rank_come_back_as_a_module(make, tmp_path):
+    shape = (8, 8, 3 if make is perceptron else 1)
+    graph = from_torch.to_graph(prepared(make), shape)
+    images = np.random.default_rng(0).normal(size=(40, *shape)).astype(np.float32)
+    inputs = images if graph[0].is_convolution else images.reshape(40, -1)
+    halves = graphs.decomposed(graph, inputs)
+    between, sizes = graphs.groups_between(halves), graphs.group_sizes(halves)
+    kept = [np.arange(2 if group in between else size) for group, size in enumerate(sizes)]
+    small = graphs.as_one(graphs.part(jax.device_get(halves), kept))
+    assert len(graph) < len(small) <= len(halves)
+    graphs.save(tmp_path / "small.safetensors", small)
+    read = graphs.load(tmp_path / "small.safetensors", shape, 10)
+    with torch.no_grad():
+        module = from_torch.to_module(read)(torch.tensor(images).movedim(-1, 1)).numpy()
+    logits = graphs.forward(read, inputs)[0][-1]
+    np.testing.assert_allclose(module, logits, rtol=1e-3, atol=1e-4)
+    difference = np.abs(graphs.forward(graph, inputs)[0][-1] - logits).max()
+    assert difference > 1e-3  # something was lost
+
+
 def test_the_channels_along_a_skip_are_one_group():
     graph = from_torch.to_graph(prepared(residual_network), (8, 8, 1))
     assert graphs.group_sizes(graph) == (1, 6, 6, 8, 8)
