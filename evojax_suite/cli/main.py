@@ -17,6 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 
@@ -250,7 +251,7 @@ def _compiled_once():
 
 def _run_system(system: System, columns: Mapping[str, Columns], options: RunOptions) -> None:
     """Run `system`; with several seeds once for each, and then write a page of all."""
-    from evojax_suite.reporting import comparison, index
+    from evojax_suite.reporting import comparison
     from evojax_suite.reporting.progress import console
     from evojax_suite.running import runner
 
@@ -260,7 +261,7 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
     if options.seeds is None:
         (run,) = runner.run(system, options.here(), may_be_new=False)
         if devices.is_first():
-            index.write(run.parent, columns)
+            _list_runs(run.parent, columns)
         return
     each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
     runs = []
@@ -271,7 +272,15 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
     repeat = [shlex.join(["evojax-suite", *options.typed])]
     console.result(comparison.write(runs, folder, repeat, columns))
     console.result(f"all seeds: {folder / 'report.html'}")
-    index.write(folder.parent, columns)
+    _list_runs(folder.parent, columns)
+
+
+def _list_runs(folder: Path, columns: Mapping[str, Columns]) -> None:
+    """Writes the page of all runs; where that fails, the run has ended well all the same."""
+    from evojax_suite.reporting import index
+
+    with contextlib.suppress(OSError):
+        index.write(folder, columns)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -97,7 +97,7 @@ def _set(row: dict[str, Any]) -> str:
     return f"{row['method']}, {row['num_images']} images"
 
 
-def read(path: Path, systems: Collection[str]) -> Run:
+def read(path: Path, systems: Collection[str], with_metrics: bool = True) -> Run:
     """Returns the run of one of `systems` that ended in `path`. Raises ValueError, one line."""
 
     def require(holds: bool, otherwise: str) -> None:
@@ -123,7 +123,7 @@ def read(path: Path, systems: Collection[str]) -> Run:
     complete = all(isinstance(row, dict) and needed <= row.keys() for row in results)
     require(complete, f"summary.json has results without {', '.join(sorted(needed))}")
     try:
-        metrics = read_lines(path / "metrics.jsonl")
+        metrics = read_lines(path / "metrics.jsonl") if with_metrics else []
     except ValueError as error:
         raise ValueError(f"{path}/metrics.jsonl is no text: {error}") from None
     are_objects = all(isinstance(row, dict) for row in metrics)

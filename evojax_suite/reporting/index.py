@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +14,7 @@ from markupsafe import Markup
 from evojax_suite.reporting import comparison, report
 from evojax_suite.reporting.comparison import SECONDS, Columns, Group, Quantity, Run
 from evojax_suite.reporting.formats import duration
-from evojax_suite.runtime.results import flat, write_atomically
+from evojax_suite.runtime.results import write_atomically
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -97,15 +96,9 @@ def write(folder: Path, columns: Mapping[str, Columns]) -> Path:
 def _read(path: Path, columns: Mapping[str, Columns]) -> Run | None:
     """The run in `path`, without its metrics; None where there is no finished one."""
     try:
-        summary, settings = (
-            json.loads((path / name).read_text()) for name in ("summary.json", "config.json")
-        )
-    except (OSError, ValueError):
+        return comparison.read(path, columns, with_metrics=False)
+    except ValueError:
         return None
-    are_objects = isinstance(summary, dict) and isinstance(settings, dict)
-    if not are_objects or summary.get("system") not in columns:
-        return None
-    return Run(path, summary, flat(settings), [])
 
 
 def _ended(run: Run) -> float:

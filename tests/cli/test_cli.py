@@ -244,7 +244,9 @@ def test_a_typed_seed_wins_over_seeds_in_the_file(tmp_path, capsys):
         runs = [*TINY, "--config", str(file), *typed, "--runs-dir", str(folder), "--quiet"]
         assert main(runs) == 0, capsys.readouterr().err
         found = sorted(
-            path.name.removeprefix("ga_distillation-digits-") for path in folder.iterdir()
+            path.name.removeprefix("ga_distillation-digits-")
+            for path in folder.iterdir()
+            if path.is_dir()
         )
         assert found == names
 

@@ -257,6 +257,7 @@ def test_a_folder_of_runs_has_a_page_of_all(tmp_path):
         (run / "figures/images.png").write_bytes(b"")
         (run / "report.html").write_text("")
     fake(tmp_path / "devs", 0, 0.0, system="devs", seconds=1800.0)
+    fake(tmp_path / "older", 0, 0.0, system="devs", results=[{"method": "DEvS"}])
     fake(tmp_path / "foreign", 0, 0.0, system="of another package")
     (tmp_path / "unfinished").mkdir()
     (tmp_path / "damaged").mkdir()
@@ -274,7 +275,7 @@ def test_a_folder_of_runs_has_a_page_of_all(tmp_path):
     assert '<td data-value="width 16" class="differs">width 16</td>' in page
     assert "test accuracy (%)" in page
     assert '<td data-value="1800.0">30 min</td>' in page
-    assert not {"foreign", "unfinished", "damaged"} & {*re.findall(r"\w+", page)}
+    assert not {"older", "foreign", "unfinished", "damaged"} & {*re.findall(r"\w+", page)}
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
