@@ -153,6 +153,16 @@ class Group:
         return np.array([run.numbers()[key] for run in self.runs if key in run.numbers()], float)
 
 
+def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns the settings, but the seed, that are not the same in all runs."""
+    names, first = dict.fromkeys(name for each in settings for name in each), settings[0]
+    return [
+        name
+        for name in names
+        if name != "seed" and any(each.get(name) != first.get(name) for each in settings)
+    ]
+
+
 def grouped(runs: Sequence[Run]) -> list[Group]:
     """Returns groups of runs of equal settings, named by those that differ from others of the same
     system. Raises ValueError if two runs have the same settings and seed."""
@@ -166,12 +176,9 @@ def grouped(runs: Sequence[Run]) -> list[Group]:
     named: dict[str, list[Run]] = {}
     differ: dict[str, tuple[str, ...]] = {}
     for system, members in of_system.items():
-        names = sorted({name for run in members for name in run.settings if name != "seed"})
-        values = {name: [run.settings.get(name) for run in members] for name in names}
-        differing = [name for name in names if any(v != values[name][0] for v in values[name])]
-        differ[system] = tuple(differing)
+        names = differ[system] = tuple(sorted(differing([run.settings for run in members])))
         for run in members:
-            parts = [setting(name, run.settings.get(name)) for name in differing]
+            parts = [setting(name, run.settings.get(name)) for name in names]
             if len(of_system) > 1:
                 parts = [system, *parts]
             elif not parts:

@@ -9,20 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment
-from markupsafe import Markup
 
 from evojax_suite.reporting import comparison, report
 from evojax_suite.reporting.comparison import SECONDS, Columns, Group, Quantity, Run
 from evojax_suite.reporting.formats import duration
 from evojax_suite.runtime.results import write_atomically
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
-{{ style }}th button { all: unset; cursor: pointer } th button:focus-visible { outline: 2px solid }
+_PAGE = (
+    report.HEAD
+    + """\
+th button { all: unset; cursor: pointer } th button:focus-visible { outline: 2px solid }
 th[aria-sort=ascending] button::after { content: " \u25b2" }
 th[aria-sort=descending] button::after { content: " \u25bc" }
 body { max-width: 90rem } th { min-width: 0 } td, tbody th { white-space: nowrap }
@@ -57,6 +53,7 @@ for (const head of document.querySelectorAll("th:has(button)"))
 </script>
 </body></html>
 """
+)
 
 _MOST_QUANTITIES, _MOST_SETTINGS = 3, 8  # that are shown of a run
 
@@ -81,13 +78,13 @@ def write(folder: Path, columns: Mapping[str, Columns]) -> Path:
         members = [run for run in runs if run.system == system]
         found = comparison.quantities_of(Group(system, members), columns).values()
         quantities = [each for each in found if each != SECONDS][:_MOST_QUANTITIES]
-        differing = _differing([run.settings for run in members])
+        differing = comparison.differing([run.settings for run in members])
+        differing = [name for name in differing if name != "dataset"]  # it has a column
         header = ["run", *(each.title for each in quantities), "dataset", "time", "seed", "ended"]
         header.append("what differs")
         rows = [_row(run, quantities, differing) for run in members]
         tables.append({"system": system, "header": header, "runs": rows})
     content = {"title": f"Runs in {folder.name}", "count": len(runs), "tables": tables}
-    content["style"] = Markup(report.STYLE)
     path = folder / "index.html"
     write_atomically(path, Environment(autoescape=True).from_string(_PAGE).render(content))
     return path
@@ -103,18 +100,6 @@ def _read(path: Path, columns: Mapping[str, Columns]) -> Run | None:
 
 def _ended(run: Run) -> float:
     return (run.path / "summary.json").stat().st_mtime
-
-
-def _differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The settings that are not the same in all runs, but those that have columns of their own."""
-    names = dict.fromkeys(name for each in settings for name in each)
-    first = settings[0]
-    return [
-        name
-        for name in names
-        if name not in ("seed", "dataset")
-        and any(each.get(name) != first.get(name) for each in settings)
-    ]
 
 
 def _row(run: Run, quantities: Sequence[Quantity], names: Sequence[str]) -> _Row:

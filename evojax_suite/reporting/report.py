@@ -19,7 +19,12 @@ from evojax_suite.reporting import charts
 from evojax_suite.reporting.charts import Chart
 from evojax_suite.runtime.results import to_jsonable, write_atomically
 
-STYLE = """\
+HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<link rel="icon" href="data:,">
+<title>{{ title }}</title>
+<style>
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 0 auto; padding: 1rem;
        color: #1a1a1a; background: #fff }
 h1 { font-size: 1.5rem; line-height: 1.25 } h2 { font-size: 1.1rem; margin-top: 2rem }
@@ -41,15 +46,11 @@ figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto }
 figcaption { color: #555 }
 pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
 """
-"""The look of all pages."""
+"""The beginning of all pages, up to the end of their common style."""
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<title>{{ title }}</title>
-<style>
-{{ style }}</style>{{ library }}</head>
+_PAGE = (
+    HEAD
+    + """</style>{{ library }}</head>
 <body>
 <h1>{{ title }}</h1>
 <p class="lead">{{ lead }}</p>
@@ -75,6 +76,7 @@ _PAGE = """<!doctype html>
 {% endfor %}{{ script }}
 </body></html>
 """
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,6 @@ def write(path: Path, report: Report, repeat: Sequence[str], details: dict[str, 
         "repeat": "\n".join(repeat),
         "made_with": made_with(),
         "details": {name: json.dumps(to_jsonable(v), indent=2) for name, v in details.items()},
-        "style": Markup(STYLE),
         "library": Markup(charts.library() if drawn else ""),
         "script": Markup(script),
     }

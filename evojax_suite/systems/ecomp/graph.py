@@ -166,26 +166,30 @@ def blank_inputs(graph: Graph, image_shape: Sequence[int], num_images: int = 1) 
 
 def _weights(graph: Graph, sizes: Sequence[Any], times: Sequence[int], biases: int) -> Any:
     group, sizes = groups(graph), [*sizes, graph[-1].bias.shape[0]]
-    total, second = 0, pairs(graph)
+    total, second, as_ones = 0, pairs(graph), joins(graph, sizes[:-1])
     for index, (node, often) in enumerate(zip(graph, times, strict=True)):
         inputs = sizes[group[node.source]] * node.block
         units = sizes[group[index + 1]]
         weights = (inputs + biases) * units
         if index in second:  # the two as one where that is no larger
             after = sizes[group[second[index] + 1]]
-            joins = is_smaller_as_one(inputs, units, after)
-            joined, apart = (inputs + biases) * after, weights + (units + biases) * after
-            weights = joined * joins + apart * (1 - joins)
+            one, apart = (inputs + biases) * after, weights + (units + biases) * after
+            weights = as_ones[index] * one + (1 - as_ones[index]) * apart
         elif index in second.values():
             continue
         total = total + weights * often
     return total
 
 
-def is_smaller_as_one(inputs: Any, between: Any, outputs: Any) -> Any:
-    """Whether a linear layer followed by another, without bias, has no fewer weights than the
-    product of both has; 0 or 1. inputs: the numbers that each output is computed from."""
-    return 1 * (inputs * outputs <= between * (inputs + outputs))
+def joins(graph: Graph, sizes: Sequence[Any]) -> dict[int, Any]:
+    """For the first node of each two of `pairs`, whether one layer in their place has no more
+    weights, biases left out; 0 or 1. sizes: units of each group, numbers or arrays of one shape."""
+    group, sizes, found = groups(graph), [*sizes, graph[-1].bias.shape[0]], {}
+    for first, second in pairs(graph).items():
+        inputs = sizes[group[graph[first].source]] * graph[first].block
+        between, outputs = (sizes[group[node + 1]] for node in (first, second))
+        found[first] = 1 * (inputs * outputs <= between * (inputs + outputs))
+    return found
 
 
 def pairs(graph: Graph) -> dict[int, int]:
@@ -211,12 +215,10 @@ def pairs(graph: Graph) -> dict[int, int]:
 
 def ranks(graph: Graph, sizes: Sequence[int]) -> list[int | None]:
     """The units between each two of `pairs`, None where they are one layer (`as_one`)."""
-    group, found = groups(graph), []
-    for index, after in pairs(graph).items():
-        before = sizes[group[graph[index].source]] * graph[index].block
-        between, outputs = (sizes[group[one + 1]] for one in (index, after))
-        found.append(None if is_smaller_as_one(before, between, outputs) else between)
-    return found
+    group = groups(graph)
+    return [
+        None if is_one else sizes[group[index + 1]] for index, is_one in joins(graph, sizes).items()
+    ]
 
 
 def groups_between(graph: Graph) -> frozenset[int]:
@@ -261,21 +263,13 @@ def joined(first: Node, second: Node) -> Node:
 
 def as_one(graph: Graph) -> Graph:
     """The same network, each two of `pairs` as one layer where that is no larger."""
-    second = {
-        index: after
-        for index, after in pairs(graph).items()
-        if is_smaller_as_one(
-            graph[index].weight.shape[1] * graph[index].block,
-            len(graph[index].bias),
-            len(graph[after].bias),
-        )
-    }
+    is_one = joins(graph, group_sizes(graph))
+    first_of = {after: index for index, after in pairs(graph).items() if is_one[index]}
     value, nodes = {0: 0}, []
     for index, node in enumerate(graph):
-        if index in second:
+        if is_one.get(index):
             continue
-        first = next((one for one, after in second.items() if after == index), None)
-        if first is not None:
+        if (first := first_of.get(index)) is not None:
             node = jax.device_get(joined(graph[first], node))
         add = None if node.add is None else value[node.add]
         nodes.append(replace(node, source=value[node.source], add=add))

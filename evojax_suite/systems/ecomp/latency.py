@@ -147,12 +147,9 @@ def seconds_of(
         return jnp.einsum("i...,o...,io->...", *weights, table.seconds)
 
     each = [seconds(index, index, table) for index, table in enumerate(tables[: len(graph)])]
-    pairs = graphs.pairs(graph).items()
+    pairs, joins = graphs.pairs(graph).items(), graphs.joins(graph, sizes[:-1])
     for (first, second), table in zip(pairs, tables[len(graph) :], strict=True):
-        before = sizes[group[graph[first].source]] * graph[first].block
-        units = [sizes[group[node + 1]] for node in (first, second)]
-        joins = graphs.is_smaller_as_one(before, *units)
         one = seconds(first, second, table)
-        each[first] = joins * one + (1 - joins) * (each[first] + each[second])
+        each[first] = joins[first] * one + (1 - joins[first]) * (each[first] + each[second])
         each[second] = jnp.zeros_like(one)
     return sum(each, jnp.float32(0.0))
