@@ -308,8 +308,8 @@ def test_what_is_quickly_read_or_was_just_written_is_not_kept(
 def test_what_changes_while_it_is_read_is_not_kept(source, kept, monkeypatch):
     from evojax_suite.data import local
 
-    def read_and_change(path, kinds):
-        found = read(path, kinds)
+    def read_and_change(*args):
+        found = read(*args)
         source.write(1)
         return found
 
