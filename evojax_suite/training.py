@@ -449,6 +449,14 @@ def make_batches(images: Images, labels: Labels, batch_size: int) -> Batches:
     return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
 
 
+def forward_work(network: nn.Module, image_shape: tuple[int, ...]) -> float:
+    """Returns the floating-point operations of `network` on an image (height, width, channels)."""
+    image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    variables = jax.eval_shape(network.init, jax.random.key(0), image)
+    cost = jax.jit(network.apply).lower(variables, image).cost_analysis() or {}
+    return cost.get("flops", 0.0)
+
+
 Score = Callable[[Probabilities, Labels], Float[Array, "images"]]
 """A function (logits, labels) -> score of each prediction, higher is better."""
 

@@ -129,6 +129,7 @@ class Generation(Generic[StateT, ParamsT, DataT, MetricsT]):
         (n,), arrays whose leading axis is n. This is the work; a candidate has the same evaluation
         whatever the others of the call are.
     tell(key, state, candidates, evaluations, params, data) -> (State, Metrics)
+    work(data) -> the floating-point operations of the evaluation of one candidate, roughly
     """
 
     population_size: int
@@ -136,6 +137,10 @@ class Generation(Generic[StateT, ParamsT, DataT, MetricsT]):
     ask: Callable[[PyTree, StateT, ParamsT, DataT], PyTree]
     evaluate: Callable[[PyTree, PyTree, ParamsT, DataT, Array], PyTree]
     tell: Callable[[PyTree, StateT, PyTree, PyTree, ParamsT, DataT], tuple[StateT, MetricsT]]
+    work: Callable[[DataT], float] | None = None
+    """None where a part of the population is not evaluated in a part of the time."""
+    members_at_once: int = 1
+    """Members that a device evaluates at a time."""
 
     def step(
         self, key: Array, state: StateT, params: ParamsT, data: DataT
@@ -191,6 +196,9 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
     """`step` in its parts, for several devices (`devices.over_devices`)."""
     num_devices: int = 1
     """The devices, of all processes, over which `step` evaluates."""
+    in_groups: bool = False
+    """Whether `step` evaluates its population in groups, and takes an argument `kept`
+    (`devices.over_devices`)."""
     compiled: (
         Callable[
             [Array, StateT, ParamsT, DataT],
@@ -216,6 +224,7 @@ class Algorithm(Generic[StateT, ParamsT, DataT, MetricsT, ResultT]):
         return f"Algorithm({', '.join(parts)})"
 
 
+AnyGeneration: TypeAlias = Generation[PyTree, PyTree, PyTree, PyTree]
 AnyAlgorithm: TypeAlias = Algorithm[PyTree, PyTree, PyTree, PyTree, Any]
 """An algorithm whose state, params, data, metrics and result the code that drives it does not look
 into."""

@@ -344,8 +344,8 @@ def _end_in_time() -> threading.Event:
             if sys.stderr.isatty():
                 print("\x1b[?25h", file=sys.stderr)  # the cursor, which a progress bar hides
             name = signal.Signals(number).name
-            how = "" if "--dry-run" in sys.argv else "; --resume goes on before it"
-            _say(f"stopped by {name} within a step, which is lost{how}")
+            how = "" if "--dry-run" in sys.argv else "; --resume goes on from what is saved"
+            _say(f"stopped by {name} within a step{how}")
         os._exit(128 + number)
 
     signal.set_wakeup_fd(writer.detach(), warn_on_full_buffer=False)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Generator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 from rich import progress as bars
 from rich.console import Console
 
-from evojax_suite.runtime.loop import StepReport
+from evojax_suite.reporting.formats import short_duration
+from evojax_suite.runtime.loop import PartReport, StepReport
 from evojax_suite.runtime.results import to_jsonable
 
 LogFormat = Literal["text", "json"]
+
+_LONG = 600  # seconds that a run announces
 
 
 class Terminal(Console):
@@ -65,38 +69,94 @@ def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str
     return ", ".join(parts)
 
 
+class Progress(ABC):
+    """Shows the reports of a loop: called with one after each call of its program, and `part` with
+    one within a step that takes long."""
+
+    def __init__(self, title: str, members_per_step: int, shown: Mapping[str, str]):
+        self._title, self._members_per_step, self._shown = title, members_per_step, shown
+        self._predicted = False
+
+    def _predict(self, seconds: float) -> None:
+        """Say once, at the beginning, how long it will take, if that is long."""
+        if not self._predicted and seconds > _LONG:
+            console.say(f"{self._title}: some {short_duration(seconds)} at the present pace")
+        self._predicted = True
+
+    def __call__(self, report: StepReport) -> None:
+        self._predict((report.num_steps - report.step) * report.seconds_per_step)
+        self._show(report, _describe(report, self._members_per_step, self._shown))
+
+    def part(self, report: PartReport) -> None:
+        """Show how much of a step is done."""
+        self._predict(report.seconds_left)
+        done, size = report.num_members, report.population_size
+        self._show_part(report, f"{done:,} of {size:,} members of the next")
+
+    @abstractmethod
+    def _show(self, report: StepReport, state: str) -> None: ...
+
+    @abstractmethod
+    def _show_part(self, report: PartReport, state: str) -> None: ...
+
+
+class _Bar(Progress):
+    """A bar on a terminal."""
+
+    def __init__(self, bar: bars.Progress, task: bars.TaskID, *about: Any):
+        super().__init__(*about)
+        self._bar, self._task = bar, task
+
+    def _show(self, report: StepReport, state: str) -> None:
+        self._bar.update(self._task, completed=report.step, state=state)
+
+    def _show_part(self, report: PartReport, state: str) -> None:
+        completed = report.step + report.num_members / report.population_size
+        self._bar.update(self._task, completed=completed, state=state)
+
+
+class _Lines(Progress):
+    """A line every 15 seconds."""
+
+    def __init__(self, *about: Any):
+        super().__init__(*about)
+        self._last, self._first = -math.inf, None
+
+    def _line(
+        self, report: StepReport | PartReport, state: str, left: float, **more: object
+    ) -> None:
+        step, steps = report.step, report.num_steps
+        more |= {"title": self._title, "step": step, "num_steps": steps, "seconds_left": left}
+        text = f"{self._title} {step}/{steps}: {state}, {short_duration(left)} left"
+        console.say(text, **more)
+
+    def _show(self, report: StepReport, state: str) -> None:
+        now, step, steps = time.monotonic(), report.step, report.num_steps
+        self._first = self._first or (step - 1, now - report.seconds_per_step)
+        if now - self._last >= 15 or step == steps:
+            self._last = now
+            pace = (now - self._first[1]) / (step - self._first[0])
+            self._line(report, state, (steps - step) * pace, metrics=report.metrics)
+
+    def _show_part(self, report: PartReport, state: str) -> None:
+        now = time.monotonic()
+        if now - self._last >= 15:
+            self._last = now
+            self._line(report, state, report.seconds_left, num_members=report.num_members)
+
+
 @contextmanager
 def progress(
     title: str, num_steps: int, members_per_step: int = 0, shown: Mapping[str, str] = SHOWN
-) -> Generator[Callable[[StepReport], None]]:
-    """Yields a function for `loop.run(on_report=...)`, which shows the metrics in `shown`, by their
-    titles, and the time that is left."""
+) -> Generator[Progress]:
+    """Yields what shows the reports of a loop: the metrics in `shown`, by their titles, and the
+    time that is left."""
+    about = title, members_per_step, shown
     if not console.is_terminal or console.log_format == "json":
-        last, first = 0.0, None
-
-        def line(report: StepReport) -> None:
-            nonlocal last, first
-            now, step, steps = time.monotonic(), report.step, report.num_steps
-            first = first or (step - 1, now - report.seconds_per_step)
-            if now - last >= 15 or step == steps:
-                last = now
-                pace = (now - first[1]) / (step - first[0])
-                left = (steps - step) * pace
-                state = _describe(report, members_per_step, shown)
-                more = {"title": title, "step": step, "num_steps": steps, "seconds_left": left}
-                text = f"{title} {step}/{steps}: {state}, {left:.0f} s left"
-                console.say(text, **more, metrics=report.metrics)
-
-        yield line
+        yield _Lines(*about)
         return
     name, state = map(bars.TextColumn, ("{task.description}", "{task.fields[state]}"))
     times = bars.TimeElapsedColumn(), bars.TimeRemainingColumn()
     columns = name, bars.BarColumn(bar_width=20), bars.MofNCompleteColumn(), state, *times
     with bars.Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=num_steps, state="compiling")
-
-        def update(report: StepReport) -> None:
-            state = _describe(report, members_per_step, shown)
-            bar.update(task, completed=report.step, state=state)
-
-        yield update
+        yield _Bar(bar, bar.add_task(title, total=num_steps, state="compiling"), *about)

@@ -162,6 +162,7 @@ def _drive(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
                 phase.algorithm, keys, *shared, folders, on_report=on_report, **settings
             )
         alone = {"num_devices": options.devices, "on_report": lambda step: on_report({0: step})}
+        alone["on_part"] = show.part
         one = phase.algorithm, phase.key, *shared, folders[0]
         return [loop.run(*one, **alone, **settings)]
 

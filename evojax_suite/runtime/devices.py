@@ -4,6 +4,10 @@ The evaluation of the members is divided: each device evaluates some of them in 
 collectives, and the evaluations are gathered on the host. The rest of a step is the same small
 program in every process. So no device waits for another inside a program, which can deadlock on
 virtual CPU devices, and the number of devices changes results only by the order of sums.
+
+A population whose evaluation takes longer than some seconds is evaluated in groups, between which
+a run may stop and after which it goes on. Their size follows from the work and the kind of device
+alone, so that a run that was stopped has the same groups.
 """
 
 from __future__ import annotations
@@ -13,7 +17,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +28,20 @@ from pydantic import PositiveInt
 
 from evojax_suite.runtime.program import check_compiled
 from evojax_suite.runtime.resources import cores
-from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
+from evojax_suite.types import AnyAlgorithm, AnyGeneration, Array, PRNGKey, PyTree
 
 Devices: TypeAlias = PositiveInt | Literal["auto", "all"]
 """A number of devices of this process. all: every accelerator, or as many as a CPU has cores for
 this process. auto: all, but only one of a CPU that other processes of the run may share."""
 
 _AXIS = "population"
+_FIRST = np.int32(0)
 _HEARTBEAT_SECONDS = 20
 _MOST_ON_A_CPU = 8  # devices that a CPU with fewer cores is made, to try what more would do
+# Of a device, roughly: a core does 3e9 of a ConvNet-1 of width 4, 4e10 of a wide one.
+_OPERATIONS_A_SECOND = {"cpu": 1e10}
+_OF_AN_ACCELERATOR = 5e13
+_GROUP_SECONDS = 3
 HOW_TO_GO_ON = "the same commands with --resume go on, with any number of processes"
 
 
@@ -120,10 +129,51 @@ def _shares(size: int, num_devices: int) -> tuple[int, int]:
     return count, -(-size // (count * num_processes))
 
 
-class _Evaluation(NamedTuple):
-    """The evaluation of a whole population, in three parts.
+def group_size(generation: AnyGeneration, num_devices: int, data: PyTree) -> int:
+    """Returns how many members to evaluate at a time on `num_devices` devices of each process: all
+    if that is a matter of seconds, or `data` are None, else as many as take some three."""
+    if generation.work is None or data is None:
+        return generation.population_size
+    total = num_devices * jax.process_count()
+    speed = total * _OPERATIONS_A_SECOND.get(jax.default_backend(), _OF_AN_ACCELERATOR)
+    affordable = _GROUP_SECONDS * speed / generation.work(data)
+    if generation.population_size <= 4 * affordable:
+        return generation.population_size
+    together = generation.members_at_once * total
+    return min(generation.population_size, max(1, int(affordable) // together) * together)
 
-    place: the arguments of `Generation.evaluate` without `members` -> those of `program`.
+
+class Kept(Protocol):
+    """The evaluations of groups of members, in a step that is under way."""
+
+    def get(self, first: int, end: int, like: PyTree) -> PyTree | None:
+        """The evaluations of the members from `first` to `end`, or None. like: the shapes of the
+        evaluations of all members."""
+        ...
+
+    def add(self, first: int, end: int, evaluations: PyTree) -> None:
+        """Keep evaluations. Raises what is to end the step."""
+        ...
+
+
+class _NothingKept:
+    """A step without anything to go on from."""
+
+    def get(self, first: int, end: int, like: PyTree) -> None:
+        return None
+
+    def add(self, first: int, end: int, evaluations: PyTree) -> None:
+        pass
+
+
+_NOTHING = _NothingKept()
+
+
+class _Evaluation(NamedTuple):
+    """The evaluation of a population, or of a group of its members, in three parts.
+
+    place: the arguments of `Generation.evaluate` with the first member in place of `members` ->
+        those of `program`.
     program: a jitted function, or its compiled form.
     collect: the outputs of `program` -> arrays on the host.
     """
@@ -137,24 +187,32 @@ class _Evaluation(NamedTuple):
 
 
 def evaluator(
-    evaluate: Callable[..., PyTree], population_size: int, num_devices: int
+    evaluate: Callable[..., PyTree],
+    population_size: int,
+    num_devices: int,
+    group_size: int | None = None,
 ) -> _Evaluation:
-    """Returns `evaluate`, as that of `Generation`, of all `population_size` members, without its
-    argument `members`, on `num_devices` devices of each process; its results are on the host."""
+    """Returns `evaluate`, as that of `Generation`, of `group_size` members, by default all, on
+    `num_devices` devices of each process. Its last argument is the first of these members; past the
+    last of the population come the first again. Its results are on the host."""
     num_processes, process = jax.process_count(), jax.process_index()
-    count, num_devices = _shares(population_size, num_devices)
+    size = group_size or population_size
+    count, num_devices = _shares(size, num_devices)
     if num_devices * num_processes == 1:
-        everyone = jnp.arange(population_size)
-        alone = jax.jit(lambda *arguments: evaluate(*arguments, everyone))
-        return _Evaluation(lambda *arguments: arguments, alone, jax.device_get)
+
+        def alone(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree, first: Array):
+            members = (first + jnp.arange(size)) % population_size
+            return evaluate(key, candidates, params, data, members)
+
+        return _Evaluation(lambda *arguments: arguments, jax.jit(alone), jax.device_get)
     mesh = jax.make_mesh((num_devices,), (_AXIS,), devices=jax.local_devices()[:num_devices])
     everywhere, divided = PartitionSpec(), PartitionSpec(_AXIS)
     replicated = NamedSharding(mesh, everywhere)
 
-    def on_one_device(key: PRNGKey, candidates: PyTree, params: PyTree, data: PyTree):
+    def on_one_device(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree, first: Array):
         place = process * num_devices + jax.lax.axis_index(_AXIS)
-        # Places beyond the population evaluate its first members again, and are cut off below.
-        members = (place * count + jnp.arange(count)) % population_size
+        # Places beyond the group are cut off below.
+        members = (first + place * count + jnp.arange(count)) % population_size
         return evaluate(key, candidates, params, data, members)
 
     mapped = jax.shard_map(
@@ -162,17 +220,22 @@ def evaluator(
     )
     placed: list[Any] = [None, None]  # the newest data, and its copy on the devices
 
-    def place(key: PyTree, candidates: PyTree, params: PyTree, data: PyTree) -> tuple[Any, ...]:
+    def place(
+        key: PyTree, candidates: PyTree, params: PyTree, data: PyTree, first: Array
+    ) -> tuple[Any, ...]:
         if placed[0] is not data:
             placed[:] = data, jax.device_put(data, replicated)
-        return *jax.device_put((key, candidates, params), replicated), placed[1]
+        key, candidates, params, first = jax.device_put(
+            (key, candidates, params, first), replicated
+        )
+        return key, candidates, params, placed[1], first
 
     def collect(outputs: PyTree) -> PyTree:
         outputs = jax.device_get(outputs)
         if num_processes > 1:
             outputs = gathered(outputs)
             outputs = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), outputs)
-        return jax.tree.map(lambda leaf: leaf[:population_size], outputs)
+        return jax.tree.map(lambda leaf: leaf[:size], outputs)
 
     return _Evaluation(place, jax.jit(mapped), collect)
 
@@ -197,20 +260,23 @@ def map_population(
     (P, ...), divided over `num_devices` devices of each process. `function` is pure, of any number
     of members, and compiled once for each shape as long as it is the same object."""
     population_size = jax.tree.leaves(members)[0].shape[0]
-    return _mapped(function, population_size, take(num_devices))(None, members, None, data)
+    return _mapped(function, population_size, take(num_devices))(None, members, None, data, _FIRST)
 
 
-def over_devices(algorithm: AnyAlgorithm, num_devices: int) -> AnyAlgorithm:
+def over_devices(algorithm: AnyAlgorithm, num_devices: int, data: PyTree = None) -> AnyAlgorithm:
     """Returns `algorithm` with its population evaluated on `num_devices` devices of each process,
-    without devices that would have no members; a step is then no longer scannable. With only one
-    device, or no population, it is `algorithm` itself."""
+    without devices that would have no members, and in groups where that takes long with `data`; a
+    step is then no longer scannable. In one group on one device, or without a population, it is
+    `algorithm` itself. A step in groups takes `kept`, a `Kept`, beside its other arguments."""
     generation = algorithm.generation
     if generation is None:
         return algorithm
     population_size = generation.population_size
-    _, num_devices = _shares(population_size, num_devices)
-    total = num_devices * jax.process_count()
-    if total == 1:
+    size = group_size(generation, num_devices, data)
+    _, num_devices = _shares(size, num_devices)
+    total, in_groups = num_devices * jax.process_count(), size < population_size
+    everyone = np.arange(population_size)
+    if total == 1 and not in_groups:
         return algorithm
 
     @jax.jit
@@ -219,29 +285,54 @@ def over_devices(algorithm: AnyAlgorithm, num_devices: int) -> AnyAlgorithm:
         return keys, generation.ask(keys.ask, state, params, data)
 
     def step_of(
-        ask: Callable[..., PyTree], evaluate: Callable[..., PyTree], tell: Callable[..., PyTree]
+        ask: Callable[..., PyTree],
+        evaluate: Callable[..., PyTree],
+        tell: Callable[..., PyTree],
+        shapes: PyTree = None,
     ):
-        def step(key: PRNGKey, state: PyTree, params: PyTree, data: PyTree):
+        def whole(key: PRNGKey, state: PyTree, params: PyTree, data: PyTree):
             keys, candidates = ask(key, state, params, data)
-            evaluations = evaluate(keys.evaluate, candidates, params, data)
+            evaluations = evaluate(keys.evaluate, candidates, params, data, _FIRST)
             return tell(keys.tell, state, candidates, evaluations, params, data)
 
-        return step
+        def by_groups(
+            key: PRNGKey, state: PyTree, params: PyTree, data: PyTree, kept: Kept = _NOTHING
+        ):
+            keys, candidates = ask(key, state, params, data)
+            arguments, groups = (keys.evaluate, candidates, params, data), []
+            like = shapes or jax.eval_shape(generation.evaluate, *arguments, everyone)
+            for first in range(0, population_size, size):
+                end = min(first + size, population_size)
+                if (group := kept.get(first, end, like)) is None:
+                    group = evaluate(*arguments, np.int32(first))
+                    group = jax.tree.map(lambda leaf, n=end - first: leaf[:n], group)
+                    kept.add(first, end, group)
+                groups.append(group)
+            evaluations = jax.tree.map(lambda *leaves: np.concatenate(leaves), *groups)
+            return tell(keys.tell, state, candidates, evaluations, params, data)
 
-    evaluate = evaluator(generation.evaluate, population_size, num_devices)
+        return by_groups if in_groups else whole
+
+    evaluate = evaluator(generation.evaluate, population_size, num_devices, size)
     tell = jax.jit(generation.tell)
 
     def compiled(key: PRNGKey, state: PyTree, params: PyTree, data: PyTree):
         compiled_ask = ask.lower(key, state, params, data).compile()
         keys, candidates = compiled_ask(key, state, params, data)
         arguments = keys.evaluate, candidates, params, data
-        program = evaluate.program.lower(*evaluate.place(*arguments)).compile()
+        program = evaluate.program.lower(*evaluate.place(*arguments, _FIRST)).compile()
         check_compiled(program, num_devices)
-        evaluations = jax.eval_shape(generation.evaluate, *arguments, jnp.arange(population_size))
-        compiled_tell = tell.lower(keys.tell, state, candidates, evaluations, params, data)
-        return step_of(compiled_ask, evaluate._replace(program=program), compiled_tell.compile())
+        shapes = jax.eval_shape(generation.evaluate, *arguments, everyone)
+        compiled_tell = tell.lower(keys.tell, state, candidates, shapes, params, data).compile()
+        return step_of(compiled_ask, evaluate._replace(program=program), compiled_tell, shapes)
 
     init, step = jax.jit(algorithm.init), step_of(ask, evaluate, tell)
     return replace(
-        algorithm, init=init, step=step, compiled=compiled, scannable=False, num_devices=total
+        algorithm,
+        init=init,
+        step=step,
+        compiled=compiled,
+        scannable=False,
+        num_devices=total,
+        in_groups=in_groups,
     )

@@ -24,20 +24,25 @@ from evojax_suite.runtime.program import Program, ProgramTooLarge
 from evojax_suite.runtime.run_files import LoopResult, RunFiles
 from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
 
-__all__ = ["Interrupted", "LoopResult", "StepReport", "run", "run_together"]
+__all__ = ["Interrupted", "LoopResult", "PartReport", "StepReport", "run", "run_together"]
 
 
 class Interrupted(Exception):
     """A signal asked the run to stop; its state is saved."""
 
     def __init__(
-        self, signal_number: int, step: int, how: str = "the same command with --resume goes on"
+        self,
+        signal_number: int,
+        step: int,
+        how: str = "the same command with --resume goes on",
+        num_members: int = 0,
     ):
+        """num_members: how many members of the next step are evaluated."""
+        within = f" and {num_members:,} members of the next" if num_members else ""
         super().__init__(
-            f"stopped by {signal.Signals(signal_number).name} after step {step}; {how}"
+            f"stopped by {signal.Signals(signal_number).name} after step {step}{within}; {how}"
         )
-        self.signal_number = signal_number
-        self.step = step
+        self.signal_number, self.step, self.num_members = signal_number, step, num_members
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,23 @@ class StepReport:
     metrics: dict[str, float]
     seconds_per_step: float
     rows: list[dict[str, float]]  # metrics of each step of the call, the newest last
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """The progress of a run within a step, whose members are evaluated in groups."""
+
+    step: int  # those that are done
+    num_steps: int
+    num_members: int  # of the population, evaluated in the step that is under way
+    population_size: int
+    seconds_per_member: float  # of the newest group
+
+    @property
+    def seconds_left(self) -> float:
+        """Of the run, at the pace of the newest group."""
+        members = self.population_size * (self.num_steps - self.step) - self.num_members
+        return members * self.seconds_per_member
 
 
 @contextmanager
@@ -100,25 +122,29 @@ def run(
     checkpoint_seconds: float = 30.0,
     num_devices: devices.Devices = 1,
     on_report: Callable[[StepReport], None] = lambda report: None,
+    on_part: Callable[[PartReport], None] = lambda report: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> LoopResult:
     """Run `algorithm` for `num_steps` steps in `directory`, going on from its last checkpoint.
 
     Writes metrics.jsonl (deterministic), timing.jsonl and checkpoints/ there. Raises Interrupted,
-    after saving, on SIGINT and SIGTERM.
+    after saving, on SIGINT and SIGTERM. A step that takes long is evaluated in groups of members,
+    where the algorithm can tell; what they gave is written to unfinished/, and a run that was
+    stopped or killed within the step goes on there.
 
     steps_per_call: steps in one compiled call, if the algorithm is scannable, which it is not over
     several devices. checkpoint_seconds: the least time between checkpoints. num_devices: devices of
-    each process. on_report: called after each call. on_note: called with a sentence if the run goes
-    on over another number of devices, or not from its last checkpoint, which is damaged.
+    each process. on_report: called after each call. on_part: called after each group of members.
+    on_note: called with a sentence if the run goes on over another number of devices, or not from
+    its last checkpoint, which is damaged.
     """
-    algorithm = devices.over_devices(algorithm, devices.take(num_devices))
+    algorithm = devices.over_devices(algorithm, devices.take(num_devices), data)
     program = Program(algorithm, [key], params, data, steps_per_call)
 
     def report(reports: Mapping[int, StepReport]) -> None:
         on_report(reports[0])
 
-    return _drive(program, [directory], num_steps, checkpoint_seconds, report, on_note)[0]
+    return _drive(program, [directory], num_steps, checkpoint_seconds, report, on_note, on_part)[0]
 
 
 def run_together(
@@ -172,6 +198,7 @@ def _drive(
     checkpoint_seconds: float,
     on_report: Callable[[Mapping[int, StepReport]], None],
     on_note: Callable[[str], None],
+    on_part: Callable[[PartReport], None] = lambda report: None,
 ) -> list[LoopResult]:
     """Do the steps of the runs of `program`, each with its files in one of `directories`."""
     start = time.perf_counter()
@@ -191,12 +218,24 @@ def _drive(
             for file, state in zip(files, states, strict=True):
                 file.save(state)
 
+        def on_group(num_members: int, seconds_per_member: float) -> None:
+            """After a group of members, in a step of the only run."""
+            generation = program.algorithm.generation
+            assert generation is not None
+            size = generation.population_size
+            on_part(PartReport(files[0].done, num_steps, num_members, size, seconds_per_member))
+            if num_members < size and devices.any_process(bool(signals)):
+                save()
+                number = signals[0] if signals else signal.SIGTERM
+                raise Interrupted(number, files[0].done, num_members=num_members)
+
         saved_at = time.perf_counter()
         with _stop_signals() as signals:
             while call := _next_call(program, files, states, num_steps):
-                states, metrics, seconds, compile_seconds = program.advance(states, *call)
+                kept = files[0].unfinished(on_group)
+                states, metrics, seconds, compile_seconds = program.advance(states, *call, kept)
                 first, count, going = call
-                share = 1 / going.sum()
+                share, seconds = 1 / going.sum(), seconds + kept.seconds_before
                 seconds, compile_seconds = seconds * share, (compile_seconds + init_seconds) * share
                 init_seconds = 0.0
                 step, reports = first + count, {}

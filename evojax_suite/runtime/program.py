@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,9 @@ import psutil
 
 from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
+
+if TYPE_CHECKING:
+    from evojax_suite.runtime.devices import Kept  # which imports this module
 
 
 class ProgramTooLarge(ValueError):
@@ -110,10 +113,17 @@ class Program:
         return np.array([bool(self._finished(state)) for state in states])
 
     def advance(
-        self, states: Sequence[PyTree], first: int, count: int, going: np.ndarray
+        self,
+        states: Sequence[PyTree],
+        first: int,
+        count: int,
+        going: np.ndarray,
+        kept: Kept | None = None,
     ) -> tuple[list[PyTree], list[dict[str, Any]], float, float]:
         """Do the steps `first` to `first + count` of the runs that are `going` (R,); the states of
         the others stay as they are. Raises ProgramTooLarge before the first call.
+
+        kept: for an algorithm whose step evaluates in groups.
 
         Returns the state of each run, the metrics of each run, arrays whose leading axis is that of
         the steps, the seconds without compilation and those of compilation.
@@ -130,7 +140,8 @@ class Program:
             forget_programs()
             self._compiled = self._compile(arguments)
             compile_seconds = time.perf_counter() - compile_start
-        outputs = self._compiled(*arguments)
+        more = {"kept": kept} if kept and self.algorithm.in_groups else {}
+        outputs = self._compiled(*arguments, **more)
         if not self.algorithm.scannable:
             state, metrics = outputs
             outputs = [(state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics))]

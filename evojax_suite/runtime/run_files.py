@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from typing import Any
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.checkpoint import Checkpoints
 from evojax_suite.runtime.results import Lines, read_lines
+from evojax_suite.runtime.unfinished import Unfinished
 from evojax_suite.types import PyTree
 
 
@@ -26,12 +29,14 @@ class LoopResult:
 
 
 class RunFiles:
-    """metrics.jsonl (deterministic), timing.jsonl and checkpoints/ of a run after `done` steps."""
+    """metrics.jsonl (deterministic), timing.jsonl, checkpoints/ and unfinished/ of a run after
+    `done` steps."""
 
     def __init__(self, directory: Path, num_devices: int):
         directory.mkdir(parents=True, exist_ok=True)
         self._directory, self._num_devices = directory, num_devices
         self._checkpoints = Checkpoints(directory / "checkpoints")
+        self._unfinished = directory / "unfinished"
         self.done = 0
 
     def restore(self, initial: PyTree, on_note: Callable[[str], None]) -> PyTree:
@@ -69,17 +74,32 @@ class RunFiles:
         self._timing.write([timing])
         return rows
 
+    def unfinished(self, on_group: Callable[[int, float], None]) -> Unfinished:
+        """Returns what the next step has evaluated so far."""
+        return Unfinished(self._unfinished / str(self.done + 1), on_group)
+
+    def _forget_finished(self) -> None:
+        """Remove what the steps have left of which a checkpoint is on disk."""
+        if devices.is_first() and self._unfinished.exists():
+            for folder in self._unfinished.iterdir():
+                if folder.name.isdecimal() and int(folder.name) <= self._saved:
+                    shutil.rmtree(folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self._unfinished.rmdir()  # where nothing is left
+
     def save(self, state: PyTree) -> None:
         """Save a checkpoint, after the lines of the steps that it counts as done."""
         if self._saved < self.done:
             self._metrics.sync()
             self._timing.sync()
-            self._checkpoints.save(self.done, state)
+            self._checkpoints.save(self.done, state)  # waits until the one before has ended
+            self._forget_finished()
             self._saved = self.done
 
     def close(self) -> None:
         """Wait until everything is on disk."""
         self._checkpoints.close()
+        self._forget_finished()
         self._metrics.close()
         self._timing.close()
 

@@ -46,7 +46,9 @@ def count_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def start_and_signal(arguments, environment, metrics: Path, lines: int, number: int, after=0):
+def start_and_signal(
+    arguments, environment, metrics: Path, lines: int, number: int, after=0, ready=lambda: True
+):
     process = subprocess.Popen(
         [sys.executable, "-m", "evojax_suite", *arguments],
         env=environment,
@@ -54,7 +56,7 @@ def start_and_signal(arguments, environment, metrics: Path, lines: int, number: 
         text=True,
     )
     deadline = time.monotonic() + 120
-    while count_lines(metrics) < lines and process.poll() is None:
+    while (count_lines(metrics) < lines or not ready()) and process.poll() is None:
         assert time.monotonic() < deadline, "the run did not come that far"
         time.sleep(0.002)
     time.sleep(after)
@@ -141,10 +143,36 @@ def test_a_signal_saves_and_says_how_to_go_on(finished, environment, tmp_path, n
         assert (tmp_path / "run" / name).read_bytes() == (finished / name).read_bytes(), name
 
 
+LARGE = "--population-size", "2000", "--num-epochs", "200", "--width", "128", "--depth", "2"
+
+
 def test_a_signal_within_a_generation_of_minutes(environment, tmp_path):
-    large = "--population-size", "200", "--num-epochs", "3000", "--width", "64"
-    started = tmp_path / "run/config.json"
-    arguments = distil(tmp_path, *large)
+    started, unfinished = tmp_path / "run/config.json", tmp_path / "run/unfinished/1"
+
+    def stopped(*more: str, members: int) -> int:
+        """The members that are evaluated when a run is stopped which has evaluated more than
+        `members`."""
+        code, said = start_and_signal(
+            distil(tmp_path, *LARGE, *more), environment, started, 1, signal.SIGTERM,
+            ready=lambda: len(list(unfinished.glob("*.npz"))) > members,
+        )  # fmt: skip
+        assert code == 128 + signal.SIGTERM
+        assert "evolving: some " in said
+        last = said.splitlines()[-1]
+        assert last.startswith("evojax-suite: stopped by SIGTERM after step 0 and ")
+        assert "--resume" in last
+        assert not (tmp_path / "run/metrics.jsonl").read_text()
+        return int(re.search(r"and ([\d,]+) members of the next", last)[1].replace(",", ""))
+
+    number = stopped(members=0)
+    evaluated = {path: path.read_bytes() for path in unfinished.glob("*.npz")}
+    assert stopped("--resume", members=len(evaluated)) > number
+    assert {path: path.read_bytes() for path in evaluated} == evaluated
+
+
+def test_a_signal_while_one_member_takes_minutes(environment, tmp_path):
+    started, longer = tmp_path / "run/config.json", ("--num-epochs", "1000000")
+    arguments = distil(tmp_path, *LARGE, *longer)
     code, said = start_and_signal(arguments, environment, started, 1, signal.SIGTERM, after=8)
     assert code == 128 + signal.SIGTERM
     last = said.splitlines()[-1]

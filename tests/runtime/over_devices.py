@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from evojax_suite.runtime import devices, loop
 
@@ -87,10 +88,30 @@ def main(output: str) -> None:
                 evaluate = devices.evaluator(
                     generation.evaluate, generation.population_size, number
                 )
-                members = evaluate(keys.evaluate, candidates, params, data)
+                members = evaluate(keys.evaluate, candidates, params, data, 0)
                 keep(found, f"{name}/{number}/members", members)
-    found |= gone_on()
+    found |= gone_on() | in_groups()
     np.savez(output, **found)
+
+
+def in_groups() -> dict:
+    """A step whose members are evaluated in groups, of 1, 2 and 4 members."""
+    data, params, found = ga_distillation.make_data(DIGITS), ga_distillation.Params(), {}
+    algorithm = ga_distillation.build(GENETIC, 10, SHAPE)
+    state = jax.jit(algorithm.init)(jax.random.key(0), params, data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices, "_GROUP_SECONDS", 1e-9)
+        for number in (1, 2, 4):  # over 4 the last group is half empty
+            divided = devices.over_devices(algorithm, number, data)
+            assert divided.in_groups
+            result = divided.step(jax.random.key(1), state, params, data)
+            keep(found, f"in_groups/{number}/step", result)
+    keep(
+        found,
+        "in_groups/whole/step",
+        jax.jit(algorithm.step)(jax.random.key(1), state, params, data),
+    )
+    return found
 
 
 def gone_on() -> dict:

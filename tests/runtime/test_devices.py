@@ -50,6 +50,15 @@ def test_on_several_devices_every_member_is_as_on_one(over_devices, name, number
         np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5, err_msg=key)
 
 
+@pytest.mark.parametrize("number", [1, 2, 4])
+def test_in_groups_every_member_is_as_in_one(over_devices, number):
+    here = {key: leaf for key, leaf in over_devices.items() if f"in_groups/{number}/" in key}
+    assert here
+    for key, leaf in here.items():
+        expected = over_devices[key.replace(f"/{number}/", "/whole/", 1)]
+        np.testing.assert_allclose(leaf, expected, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
 def test_a_run_that_goes_on_over_other_devices_says_so_and_compiles_apart(over_devices):
     # Of six members four devices have two each, so that one of them has none.
     assert over_devices["devices"].tolist() == [2, 2, 2, 3]

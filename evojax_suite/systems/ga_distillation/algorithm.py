@@ -356,7 +356,12 @@ def build(
                 f"or SNES, got {config.strategy}"
             )
     parts = search.split_key, search.ask, search.evaluate, search.tell
-    generation = Generation(config.population_size, *parts)
+    generation = Generation(
+        config.population_size,
+        *parts,
+        work=fitness.work_of(config, *shape),
+        members_at_once=config.engine.resolved_members_in_flight,
+    )
     functions = search.init, generation.step, search.result, search.finished
     algorithm = Algorithm(*functions, generation=generation, image_shape=image_shape)
     return with_judge(config, algorithm)

@@ -22,7 +22,7 @@ from evojax_suite.operators import encodings
 from evojax_suite.systems.ga_distillation import individuals, kernel_regression
 from evojax_suite.systems.ga_distillation.config import FITNESS, Config
 from evojax_suite.systems.ga_distillation.individuals import Data, Individual
-from evojax_suite.training import Evaluation, Score, fit_and_evaluate_population
+from evojax_suite.training import Evaluation, Score, fit_and_evaluate_population, forward_work
 from evojax_suite.types import Array, Dataset, PRNGKey, Split
 
 Judge = Callable[
@@ -117,6 +117,24 @@ def score_population(
 
     holdout = score(evaluations[1]) if num_holdout else unknown
     return Scores(score(evaluations[0]), mean(evaluations[0].accuracy), holdout)
+
+
+def work_of(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> Callable[[Data], float] | None:
+    """Returns a function of the data that returns the floating-point operations of the evaluation
+    of an individual, roughly, or None where individuals share a large part of them."""
+    if config.fitness == "kernel_regression":
+        return None
+    steps = config.training.num_epochs * num_classes * config.images_per_class * config.factor**2
+    network = networks.create(config.network, num_classes, image_shape)
+
+    def work(data: Data) -> float:
+        judged = config.fitness_subset_size or len(data.fitness_labels)
+        passes = config.networks_per_member * (3 * steps + judged)
+        return passes * forward_work(network, image_shape)
+
+    return work
 
 
 def _score_by_kernel(

@@ -81,6 +81,11 @@ def build(
         del state
         return jnp.bool_(False)
 
-    generation = Generation(config.population_size, split_key, ask, evaluate, tell)
+    generation = Generation(
+        config.population_size,
+        *(split_key, ask, evaluate, tell),
+        work=fitness.work_of(config, *shape),
+        members_at_once=config.engine.resolved_members_in_flight,
+    )
     repeats = Algorithm(init, generation.step, result, finished, generation=generation)
     return algorithm.with_judge(config, repeats)
