@@ -15,6 +15,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -54,6 +55,60 @@ def test_the_blocks_of_a_page_run(page, tmp_path, monkeypatch):
                 assert main(arguments) == 0, line
     if check := SHOWN.get(str(page.relative_to(DOCS))):
         check(Path("runs"))
+
+
+def distillation_notebook(names: dict) -> None:
+    assert names["evolved"] > names["drawn"] + 0.2
+    for name, losses in names["found"].items():
+        assert losses[-10:].mean() < losses[:10].mean() - 0.05, name
+
+
+def selection_notebook(names: dict) -> None:
+    means = {rule: accuracies.mean() for rule, (_, accuracies) in names["found"].items()}
+    evolved, random, reducible = means.values()
+    assert reducible > random > evolved + 0.02
+
+
+def compression_notebook(names: dict) -> None:
+    evolved, simple = (
+        names["sizes_of"](masks)[names["accuracies"](masks) > 0.93].min()
+        for masks in (names["masks"], names["simple"])
+    )
+    assert evolved < 0.7 * simple
+
+
+def search_notebook(names: dict) -> None:
+    assert len(names["seen"]) == 14
+    assert max(names["accuracies"]) > 0.7
+
+
+def averaging_notebook(names: dict) -> None:
+    assert [row[0] for row in names["rows"]] == [100, 50]
+    assert min(min(row[1:]) for row in names["rows"]) > 0.75
+
+
+NOTEBOOKS = {
+    "cest": selection_notebook,
+    "de_nas": search_notebook,
+    "devs": averaging_notebook,
+    "ecomp": compression_notebook,
+    "ga_distillation": distillation_notebook,
+}
+"""What the notebooks show."""
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_a_notebook_runs_and_shows_what_it_says(name):
+    plt.switch_backend("agg")
+    path, names = DOCS / f"notebooks/{name}.py", {}
+    exec(compile(path.read_text(), path, "exec"), names)
+    assert plt.get_fignums()
+    plt.close("all")
+    NOTEBOOKS[name](names)
+
+
+def test_every_notebook_is_run():
+    assert {path.stem for path in (DOCS / "notebooks").iterdir()} == NOTEBOOKS.keys()
 
 
 def first_page(runs: Path) -> None:
