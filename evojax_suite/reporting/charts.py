@@ -28,6 +28,9 @@ _OTHER_SCRIPTS = (
 )  # fmt: skip
 
 
+_LEGEND_WIDTH = 300  # pixels
+
+
 def gradual(count: int) -> list[str]:
     """Returns `count` colours from dark to light, for series in an order."""
     return [to_hex(color) for color in colormaps["viridis"](np.linspace(0, 0.9, count))]
@@ -151,7 +154,7 @@ def save_figure(drawing: Figure, path: Path) -> None:
 
 def _hoverable(chart: Chart):
     """Returns the chart as a figure of Bokeh, which is slow to import."""
-    from bokeh.models import ColumnDataSource, HoverTool, Legend, Whisker
+    from bokeh.models import ColumnDataSource, HoverTool, Legend
     from bokeh.plotting import figure
 
     axes: dict[str, Any] = {"x_axis_label": chart.x_title, "y_axis_label": chart.y_title}
@@ -179,8 +182,9 @@ def _hoverable(chart: Chart):
             size, marker = (15, "star") if series.style == "star" else (7, "circle")
             glyphs.append(plot.scatter("x", "y", size=size, marker=marker, **look))
             if band:
-                bar = Whisker(base="x", lower="low", upper="high", source=source, line_color=color)
-                plot.add_layout(bar)
+                glyphs.append(plot.segment("x", "low", "x", "high", **look))
+                for end in ("low", "high"):
+                    glyphs.append(plot.scatter("x", end, size=8, marker="dash", **look))
         elif band:
             glyphs.append(plot.varea("x", "low", "high", fill_alpha=0.15, **look))
         x_tip, y_tip = (chart.x_title, "@x{0,0.[0000]}"), (chart.y_title, "@y{0,0.[0000]}")
@@ -199,11 +203,37 @@ def _hoverable(chart: Chart):
         glyph = plot.line(ends, [level, level], color="black", line_dash="dotted")
         plot.add_tools(HoverTool(renderers=[glyph], tooltips=[(name, "$snap_y{0.[0000]}")]))
         entries.append((name, [glyph]))
+    for axis, values in _logarithmic(chart):
+        getattr(plot, axis).ticker = [*(labels := _log_labels(values))]
+        getattr(plot, axis).major_label_overrides = labels
     if len(entries) > 1:
-        legend = Legend(items=entries, click_policy="hide", orientation="horizontal", ncols="auto")
+        # Bokeh does not wrap a legend: as many columns as fit beside each other on a phone.
+        widest = max(len(name) for name, _ in entries)
+        abreast = min(len(entries), max(1, _LEGEND_WIDTH // (7 * widest + 32)))
+        legend = Legend(items=entries, click_policy="hide", orientation="horizontal", ncols=abreast)
         legend.update(label_text_font_size="12px", border_line_color=None, location="bottom_left")
         plot.add_layout(legend, "below")
+        plot.height = 300 + 22 * -(-len(entries) // abreast)
     return plot
+
+
+def _logarithmic(chart: Chart) -> list[tuple[str, np.ndarray]]:
+    """Returns the names of logarithmic axes, and the numbers along them."""
+    y = [np.concatenate([_numbers(series.y), *(series.band() or ())]) for series in chart.series]
+    axes = ("xaxis", chart.log_x, chart.all_x()), ("yaxis", chart.log_y, np.concatenate(y or [[]]))
+    return [(name, values) for name, is_log, values in axes if is_log]
+
+
+def _log_labels(values: np.ndarray) -> dict[float, str]:
+    """Returns where a logarithmic axis of `values` has ticks, and how they are labelled: 1, 2 and 5
+    times powers of ten, or of these the powers alone where there are many decades."""
+    values = values[np.isfinite(values) & (values > 0)]
+    if not values.size:
+        return {}
+    first, last = np.floor(np.log10(values.min())) - 1, np.ceil(np.log10(values.max())) + 1
+    factors = (1, 2, 5) if last - first < 6 else (1,)
+    ticks = [factor * 10.0**power for power in np.arange(first, last + 1) for factor in factors]
+    return {float(f"{tick:.3g}"): EngFormatter(sep="").format_eng(tick) for tick in ticks}
 
 
 def as_html(charts: Sequence[Chart]) -> tuple[str, list[str]]:

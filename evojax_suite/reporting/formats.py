@@ -5,10 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 
+def short(value: float) -> str:
+    """Returns a number with one decimal, or two digits where it is below 1."""
+    if value >= 1:
+        return f"{value:.1f}"
+    return np.format_float_positional(value, precision=2, fractional=False, trim="-")
+
+
 def duration(seconds: float) -> str:
     """Returns a duration as text, in seconds or in hours and minutes."""
     if seconds < 10:
-        return f"{seconds:.1f} s"
+        return f"{short(seconds)} s"
     if seconds < 600:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

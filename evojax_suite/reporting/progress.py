@@ -13,7 +13,7 @@ from typing import Any, Literal
 from rich import progress as bars
 from rich.console import Console
 
-from evojax_suite.reporting.formats import short_duration
+from evojax_suite.reporting.formats import short, short_duration
 from evojax_suite.runtime.loop import PartReport, StepReport
 from evojax_suite.runtime.results import to_jsonable
 
@@ -65,7 +65,7 @@ def _describe(report: StepReport, members_per_step: int, shown: Mapping[str, str
     if metrics["num_failed"]:
         parts.append(f"failed {metrics['num_failed']}")
     if members_per_step:
-        parts.append(f"{members_per_step / report.seconds_per_step:.1f} members/s")
+        parts.append(f"{short(members_per_step / report.seconds_per_step)} members/s")
     return ", ".join(parts)
 
 
@@ -127,7 +127,8 @@ class _Lines(Progress):
     ) -> None:
         step, steps = report.step, report.num_steps
         more |= {"title": self._title, "step": step, "num_steps": steps, "seconds_left": left}
-        text = f"{self._title} {step}/{steps}: {state}, {short_duration(left)} left"
+        text = f"{self._title} {step}/{steps}: {state}"
+        text += f", {short_duration(left)} left" if left > 0 else ""
         console.say(text, **more)
 
     def _show(self, report: StepReport, state: str) -> None:

@@ -44,7 +44,8 @@ td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere } th { min-widt
 .charts.one { max-width: 48rem }
 figure { margin: 1.5rem 0 } figure img { max-width: 100%; height: auto }
 figcaption { color: #555 }
-pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem }
+pre { background: #f5f5f5; padding: .8rem; overflow-x: auto; font-size: .85rem;
+       white-space: pre-wrap; overflow-wrap: anywhere }
 """
 """The beginning of all pages, up to the end of their common style."""
 

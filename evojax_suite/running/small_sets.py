@@ -16,7 +16,7 @@ from evojax_suite.data import normalize
 from evojax_suite.distilled import DistilledDataset
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
-from evojax_suite.reporting.formats import percent
+from evojax_suite.reporting.formats import percent, short
 from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.options import JudgedRunOptions
@@ -201,7 +201,7 @@ def evaluate_sets(
         )
         shown, unit = _shown(accuracies), " %" if accuracies.size else ""
         console.say(
-            f"{small.method}, {size} images: {shown}{unit}, made in {small.seconds:.1f} s; "
+            f"{small.method}, {size} images: {shown}{unit}, made in {short(small.seconds)} s; "
             f"labels: {small.label_source}; features: {small.features}"
         )
     numbers = {**numbers, "num_networks": options.num_networks, "results": results}
@@ -233,7 +233,7 @@ def report_of(
     dataset = job.dataset
     rows, figures = [], []
     for small, accuracies in zip(found.sets, found.accuracies, strict=True):
-        size, seconds = len(small.images), f"{small.seconds:.1f} s"
+        size, seconds = len(small.images), f"{short(small.seconds)} s"
         shown = _shown(accuracies)
         rows.append([small.method, f"{size:,}", shown, small.label_source, seconds, small.features])
         few = size <= 2 * dataset.num_classes or len(found.sets) == 1

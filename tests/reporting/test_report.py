@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from evojax_suite.cli.main import main
-from evojax_suite.reporting import comparison, index, report
+from evojax_suite.reporting import charts, comparison, formats, index, report
 from evojax_suite.reporting.charts import Chart, Series, as_html, save_png
 from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.report import Figure, Report, Table
@@ -295,3 +295,44 @@ def test_the_page_of_all_runs_is_sorted_in_a_browser(tmp_path):
     page.write_text(page.read_text().replace("</body>", f"{script}</body>"))
     said = dumped(tmp_path, page)
     assert '<pre id="found">run0,run2,run1;run1,run2,run0</pre>' in said
+
+
+def test_legends_wrap_and_error_bars_are_within_the_range():
+    names = [f"{rule} of some length, validation" for rule in "abcdef"]
+    x = [1, 2, 3]
+    low, high = np.array([0.0, 1, 2]), np.array([5.0, 6, 7])
+    series = [Series(name, x, [3, 4, 5], low, high, style="joined points") for name in names]
+    plot = charts._hoverable(Chart("x", "y", series))
+    (legend,) = plot.legend
+    assert len(legend.items) == 6
+    assert legend.ncols == 1
+    # The range of Bokeh follows glyphs, not annotations.
+    ends = {glyph.glyph.y for glyph in plot.renderers if hasattr(glyph.glyph, "marker")}
+    assert ends == {"y", "low", "high"}
+    short = [Series(name, x, x) for name in "ab"]
+    assert charts._hoverable(Chart("x", "y", short)).legend[0].ncols == 2
+
+
+@pytest.mark.parametrize(
+    ("values", "some", "none"),
+    [
+        ([723, 9000], {500.0: "500", 1000.0: "1k", 2000.0: "2k", 10000.0: "10k"}, 3000.0),
+        ([1e-6, 1e3], {1e-6: "1\N{MICRO SIGN}", 1.0: "1", 1000.0: "1k"}, 2.0),
+    ],
+)
+def test_logarithmic_axes_have_labels(values, some, none):
+    labels = charts._log_labels(np.array([*values, 0, np.nan]))
+    assert some.items() <= labels.items()
+    assert none not in labels
+    chart = Chart("x", "y", [Series("a", values, values)], log_x=True)
+    plot = charts._hoverable(chart)
+    assert plot.xaxis[0].major_label_overrides == labels
+    assert not plot.yaxis[0].major_label_overrides
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(12.34, "12.3"), (1, "1.0"), (0.082, "0.082"), (0.0071999, "0.0072"), (0, "0")],
+)
+def test_small_numbers_keep_two_digits(value, text):
+    assert formats.short(value) == text

@@ -16,7 +16,7 @@ from evojax_suite.data import some_images
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
-from evojax_suite.reporting.formats import duration
+from evojax_suite.reporting.formats import duration, short
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.options import RunOptions, Scale, config_difference, is_small
 from evojax_suite.running.system import Job, Phase, Search, System
@@ -227,22 +227,22 @@ def present(job: _Job, summary: _Summary) -> Report:
         return f"{row['gradient_examples']:,.0f}"
 
     accuracies = [
-        [title, str(row["epochs"]), gradients(row), f"{row['seconds']:.1f}"]
+        [title, str(row["epochs"]), gradients(row), short(row["seconds"])]
         + [percent(row, part) for part in ("train", "validation", "test")]
         for title, row in rows.items()
     ]
     stages = ("training", "pass", "evolution", "reference", "validation")
     kinds = ("seconds", *(f"{stage}_seconds" for stage in stages), "compile_seconds")
     costs = [
-        [title, *(f"{training.times[kind]:.1f}" for kind in kinds)]
+        [title, *(short(training.times[kind]) for kind in kinds)]
         for title, training in whole.items()
         if training.times
     ]
     row = rows[selection]
     lead = (
-        f"Trained on {gradients(row)} gradient examples in {row['seconds']:.1f} s ({selection}), "
-        f"the network classifies {percent(row)}% of the {summary.num_test_images:,} test images "
-        f"of {name}"
+        f"Trained on {gradients(row)} gradient examples in {short(row['seconds'])} s "
+        f"({selection}), the network classifies {percent(row)}% of the "
+        f"{summary.num_test_images:,} test images of {name}"
     )
     headline = [(f"{percent(row)} %", f"test accuracy, {selection}")]
     if len(rows) > 1:
@@ -254,8 +254,8 @@ def present(job: _Job, summary: _Summary) -> Report:
         if selection != "random" and "random" in rows:
             headline.append((f"{percent(rows['random'])} %", "random subsets"))
         lead += (
-            f"; on the whole set {percent(few)}% after as many ({few['seconds']:.1f} s) and "
-            f"{percent(full)}% after as many epochs ({full['seconds']:.1f} s)"
+            f"; on the whole set {percent(few)}% after as many ({short(few['seconds'])} s) and "
+            f"{percent(full)}% after as many epochs ({short(full['seconds'])} s)"
         )
     headline += [
         (gradients(row), "gradient examples"),
@@ -268,13 +268,9 @@ def present(job: _Job, summary: _Summary) -> Report:
     resources = plotting.resource_curves(lines_of("resources.jsonl"))
     about_curves = "Loss and accuracy by epoch, and accuracy by gradient examples"
     about_resources = "Processor (100 % is one core) and memory over time"
-    took = summary.numbers
-    time = (
-        f"time: training {took['training_seconds']:.1f} s, passes {took['pass_seconds']:.1f} "
-        f"s, evolution {took['evolution_seconds']:.2f} s, reference "
-        f"{took['reference_seconds']:.1f} s, validation "
-        f"{took['validation_seconds']:.1f} s; compilation {took['compile_seconds']:.1f} s apart"
-    )
+    took = {name: short(summary.numbers[f"{name}_seconds"]) for name in (*stages, "compile")}
+    each = ", ".join(f"{stage} {took[stage]} s" for stage in stages)
+    time = f"time: {each}; compilation {took['compile']} s apart"
     return Report(
         f"{name}, trained on selected examples",
         lead + ".",

@@ -19,6 +19,7 @@ from evojax_suite.data import with_whole_training_set
 from evojax_suite.distilled import augmentation_of
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import check_shares, random_examples
+from evojax_suite.reporting.formats import short
 from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
 from evojax_suite.running.options import JudgedRunOptions
@@ -254,7 +255,7 @@ def present(job: _Job, summary: _Summary) -> Report | None:
     seconds, teacher = summary.made.probe_seconds, summary.made.teacher
     rows = [
         ["balanced", str(job.options.balanced)],
-        ["network on all images", "not needed" if seconds is None else f"{seconds:.1f} s"],
+        ["network on all images", "not needed" if seconds is None else f"{short(seconds)} s"],
         ["labels", teacher.in_words() if teacher else "hard"],
         ["failed losses", str(summary.made.num_failed)],
     ]

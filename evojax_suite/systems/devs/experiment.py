@@ -17,6 +17,7 @@ from evojax_suite.configuration import configuration
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.operators import check_shares, random_examples
 from evojax_suite.reporting.comparison import SECONDS, Columns
+from evojax_suite.reporting.formats import short
 from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
@@ -144,7 +145,7 @@ def finish(job: _Job, reduced: _Reduced, test_split: Split) -> _Summary:
     """Write the sets and evaluate them on the test split."""
     config, reduction, teacher = job.options.config, reduced.reduction, reduced.teacher
     stages = {name: round(value, 3) for name, value in reduction.stage_seconds.items()}
-    console.say("time: " + ", ".join(f"{name} {value:.1f} s" for name, value in stages.items()))
+    console.say("time: " + ", ".join(f"{name} {short(value)} s" for name, value in stages.items()))
     numbers = {
         "num_training_images": len(job.dataset.train),
         "sizes": job.sizes,
@@ -166,11 +167,11 @@ def present(job: _Job, summary: _Summary) -> Report | None:
     rows = [
         ["sizes", _falling(job.sizes)],
         *(
-            [f"time in {name}", f"{value:.1f} s"]
+            [f"time in {name}", f"{short(value)} s"]
             for name, value in numbers["stage_seconds"].items()
         ),
-        ["time in all", f"{numbers['seconds']:.1f} s"],
-        ["teacher", f"{teacher.seconds:.1f} s" if teacher else "not needed"],
+        ["time in all", f"{short(numbers['seconds'])} s"],
+        ["teacher", f"{short(teacher.seconds)} s" if teacher else "not needed"],
         ["labels", teacher.in_words() if teacher else "own"],
         ["failed losses", str(numbers["num_failed"])],
     ]

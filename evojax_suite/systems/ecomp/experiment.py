@@ -21,7 +21,7 @@ from evojax_suite.networks import NetworkConfig
 from evojax_suite.operators import non_dominated_ranks
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
-from evojax_suite.reporting.formats import duration
+from evojax_suite.reporting.formats import duration, short
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.options import (
     RunOptions,
@@ -358,7 +358,7 @@ def present(job: _Job, summary: _Summary | refitting.Summary) -> Report:
         return f"{100 * numbers[name]:.2f}"
 
     def seconds(name: str):
-        return f"{numbers[name]:.1f} s"
+        return f"{short(numbers[name])} s"
 
     units, parameters = "-".join(map(str, numbers["hidden_units"])), numbers["num_parameters"]
     size, agreement = percent("relative_size"), percent("test_agreement")

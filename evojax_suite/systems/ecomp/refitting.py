@@ -15,7 +15,7 @@ import numpy as np
 
 from evojax_suite.data import normalize
 from evojax_suite.reporting import plotting
-from evojax_suite.reporting.formats import duration
+from evojax_suite.reporting.formats import duration, short
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.system import Phase, Search
 from evojax_suite.runtime.loop import LoopResult
@@ -393,7 +393,7 @@ def present(dataset: str, directory: Path, summary: Summary) -> Report:
         (duration(numbers["seconds"]), "of evolution"),
     ]
     times = {"seconds": "search", "compile_seconds": "compilation", "parent_seconds": "parent"}
-    details = [[title, f"{numbers[name]:.1f} s"] for name, title in times.items()]
+    details = [[title, f"{short(numbers[name])} s"] for name, title in times.items()]
     details.append(["failed evaluations", str(numbers["num_failed"])])
     closing = [lead, f"front: {directory / 'front.json'}"]
     title = f"Networks for {dataset}, pruned by evolution and refitted in closed form"

@@ -22,7 +22,7 @@ from evojax_suite.distilled import DistilledDataset
 from evojax_suite.operators import encodings
 from evojax_suite.reporting import plotting
 from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accuracy
-from evojax_suite.reporting.formats import duration, percent
+from evojax_suite.reporting.formats import duration, percent, short
 from evojax_suite.reporting.progress import console
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running import small_sets
@@ -338,9 +338,9 @@ def present(job: _Job, summary: _Summary) -> Report:
         [
             ["generations", f"{steps:,}"],
             ["best fitness", best],
-            ["time in generations", f"{numbers['seconds']:.1f} s"],
-            ["compilation", f"{numbers['compile_seconds']:.1f} s"],
-            ["members per second", f"{numbers['members_per_second']:.1f}"],
+            ["time in generations", f"{short(numbers['seconds'])} s"],
+            ["compilation", f"{short(numbers['compile_seconds'])} s"],
+            ["members per second", short(numbers["members_per_second"])],
             ["failed evaluations", str(numbers["num_failed"])],
         ],
         [*closing, f"dataset: {folder / 'distilled.npz'}"],
