@@ -276,11 +276,19 @@ def dry_run(system: System, options: RunOptions) -> None:
 
 def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
     """Seconds of a step and of compilation. The very first step counts only where there is no
-    other, as it may compile."""
+    other, as it may compile. Compilation that is a stage of every step is part of each; that of
+    some steps alone happens once."""
     lines = read_lines(folder / "timing.jsonl")
-    seconds = [line["seconds"] / line["steps"] for line in lines]
-    per_step = phase.dry_run_factor * float(np.mean(seconds[1:] or seconds))
-    compiling = sum(line["compile_seconds"] for line in lines)
+    shares = []  # of compilation in the seconds of each call
+    for line in lines:
+        stages = line["stages"]
+        shares.append(stages.get("compilation", 0.0) / max(sum(stages.values()), 1e-9))
+    each, compiling, seconds = min(shares) > 0, 0.0, []
+    for line, share in zip(lines, shares, strict=True):
+        work, compilation = (part * line["seconds"] for part in (1 - share, share))
+        seconds.append((phase.dry_run_factor * work + each * compilation) / line["steps"])
+        compiling += line["compile_seconds"] + (not each) * compilation
+    per_step = float(np.mean(seconds[1:] or seconds))
     return per_step, compiling + max(0.0, seconds[0] - per_step)
 
 

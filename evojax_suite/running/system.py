@@ -17,11 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from evojax_suite.data import some_images
 from evojax_suite.reporting.comparison import Columns
 from evojax_suite.reporting.report import Report
 from evojax_suite.running.options import RunOptions
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.types import AnyAlgorithm, Array, Dataset, PyTree, Split
+
+_DRY_RUN_OPERATIONS = 5e10  # of an epoch, a few seconds on a core
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,20 @@ class Phase:
     """Largest number of steps that a dry run does."""
     dry_run_factor: float = 1.0
     """How many times as long a step of the run is as one of the dry run, which may have fewer
-    members."""
+    members or images. Compilation that the step reports as a stage takes as long in both."""
+
+
+def part_for_dry_run(dataset: Dataset, work: float, batch_size: int) -> tuple[Dataset, float]:
+    """Returns a part of the training and validation images, on which an epoch takes some seconds,
+    and how many times as long all of them take. work: the floating-point operations of the training
+    on an image. The part has at least two batches."""
+    num_images = len(dataset.train)
+    least = max(2 * batch_size, dataset.num_classes, int(_DRY_RUN_OPERATIONS / max(work, 1.0)))
+    if 2 * least > num_images:
+        return dataset, 1.0
+    times = num_images // least
+    validation = max(1, len(dataset.validation) // times)
+    return some_images(dataset, num_images // times, validation), float(times)
 
 
 Search = Generator[Phase, LoopResult, Any]

@@ -19,12 +19,12 @@ from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accura
 from evojax_suite.reporting.formats import duration, short
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.options import RunOptions, Scale, config_difference, is_small
-from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.running.system import Job, Phase, Search, System, part_for_dry_run
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import load_variables, read_lines, save_variables
 from evojax_suite.systems.cest import algorithm
 from evojax_suite.systems.cest.config import Config, Params
-from evojax_suite.training import batches_of, evaluate
+from evojax_suite.training import batches_of, evaluate, forward_work
 from evojax_suite.types import Dataset, PyTree, Split
 
 _NARROW = 16
@@ -96,10 +96,16 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
 def _phase(
     title: str, config: Config, options: Options, dataset: Dataset, num_epochs: int, folder: str
 ) -> Phase:
-    trainer = algorithm.build(config, dataset.num_classes, dataset.image_shape, timed=True)
+    shape, factor = (dataset.num_classes, dataset.image_shape), 1.0
+    trainer = algorithm.build(config, *shape, timed=True)
+    if options.dry_run:
+        work = 3 * forward_work(networks.create(config.network, *shape), dataset.image_shape)
+        batch_size = config.training.batch_size or len(dataset.train)
+        dataset, factor = part_for_dry_run(dataset, work, batch_size)
     inputs = jax.random.key(options.seed), options.params, algorithm.make_data(config, dataset)
     # Figs. 8 and 9 need the resources.
-    return Phase(title, trainer, *inputs, num_epochs, folder, records_resources=True)
+    about = title, trainer, *inputs, num_epochs, folder
+    return Phase(*about, records_resources=True, dry_run_factor=factor)
 
 
 def search(job: _Job) -> Search:

@@ -19,14 +19,20 @@ from evojax_suite.reporting.comparison import SECONDS, Columns, Quantity, accura
 from evojax_suite.reporting.report import Figure, Report, Table
 from evojax_suite.running.options import RunOptions, Scale, config_difference, is_small
 from evojax_suite.running.small_sets import fitted_to
-from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.running.system import Job, Phase, Search, System, part_for_dry_run
 from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, write_json
 from evojax_suite.systems.de_nas import algorithm, architectures
 from evojax_suite.systems.de_nas.architectures import Unit
 from evojax_suite.systems.de_nas.artifact import SearchedNetwork
-from evojax_suite.systems.de_nas.candidates import costs_of, hand_made, make_data, network_of
+from evojax_suite.systems.de_nas.candidates import (
+    costs_of,
+    hand_made,
+    make_data,
+    network_of,
+    padded_work,
+)
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
 from evojax_suite.systems.de_nas.networks import layers
@@ -148,6 +154,8 @@ def populations(
 @dataclass(frozen=True)
 class _Job(Job[Options]):
     phase: Phase  # the search
+    config: Config  # of the search: that of the options, with fewer epochs in a dry run
+    times_images: float  # there are as many images as the data of the search have
     validation: Split  # the whole split
     key_final: jax.Array
 
@@ -195,14 +203,23 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     num_devices, number = devices.take(options.devices), config.num_candidates
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
     differences = config_difference(config, Config()) | config_difference(params, Params())
-    evolution = algorithm.build(config, dataset.num_classes, dataset.image_shape, num_devices)
-    data = make_data(config, dataset)
+    searched, part, times_images, factor = config, dataset, 1.0, 1.0
+    if options.dry_run:
+        one_epoch = replace(training, num_epochs=1)
+        searched = config if config.rungs else replace(config, training=one_epoch)
+        work = 6 * padded_work(replace(config, training=one_epoch), dataset.image_shape, 1)
+        batch_size = training.batch_size or len(dataset.train)
+        part, times_images = part_for_dry_run(dataset, work, batch_size)
+        factor = times_images * training.num_epochs / searched.training.num_epochs
+    evolution = algorithm.build(searched, dataset.num_classes, dataset.image_shape, num_devices)
+    data = make_data(searched, part)
     at_once = algorithm.num_workers(config, num_devices) * jax.process_count()
     steps = max(3, 1 + at_once)  # workers end together: a step of each, after the first
-    phase = Phase("candidates", evolution, key_search, params, data, number, dry_run_steps=steps)
+    limits: dict[str, Any] = {"dry_run_steps": steps, "dry_run_factor": factor}
+    phase = Phase("candidates", evolution, key_search, params, data, number, **limits)
     size = f"{len(dataset.train):,} images, {number} candidates"
     notes = (f"small: {size}; --scale paper for the paper's sizes",) if small else ()
-    fixed = options, dataset, directory, phase, validation, key_final
+    fixed = options, dataset, directory, phase, searched, times_images, validation, key_final
     return _Job(*fixed, differences=differences, notes=notes)
 
 
@@ -263,7 +280,9 @@ def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) ->
     folder = f"training/{role.replace(' ', '_')}" + (f"_{rank + 1}" if rank else "")
     shape, num_classes, data = dataset.image_shape, dataset.num_classes, job.phase.data
     final = build_final(config, model.units, num_classes, shape)
-    done = yield Phase(name, final, key, None, data, config.final_epochs, folder)
+    limits: dict[str, Any] = {"dry_run_factor": job.times_images}
+    limits["dry_run_steps"] = 1 if job.times_images > 1 else 3
+    done = yield Phase(name, final, key, None, data, config.final_epochs, folder, **limits)
     network = SearchedNetwork(
         network_of(config, model.units, num_classes),
         jax.device_get(final.result(done.state, None, data)),
@@ -291,7 +310,7 @@ def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> arch
 def _random_search(job: _Job, loop: LoopResult) -> Phase:
     """Random search from the first population of a search that has ended, as many candidates in
     all."""
-    phase, config = job.phase, replace(job.options.config, method="random")
+    phase, config = job.phase, replace(job.config, method="random")
     dataset, size = job.dataset, config.population_size
     random = algorithm.build(
         config, dataset.num_classes, dataset.image_shape, devices.take(job.options.devices)
@@ -301,9 +320,8 @@ def _random_search(job: _Job, loop: LoopResult) -> Phase:
         first = algorithm.first_population(config, loop.state, phase.params, dataset)
         random, number = replace(random, init=lambda *_: first), number - size
     key, folder = jax.random.fold_in(job.key_final, 1000), "random_search"
-    steps = phase.dry_run_steps
-    inputs = phase.params, phase.data
-    return Phase("random search", random, key, *inputs, number, folder, dry_run_steps=steps)
+    inputs: dict[str, Any] = {"algorithm": random, "key": key, "num_steps": number}
+    return replace(phase, title="random search", folder=folder, **inputs)
 
 
 def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
