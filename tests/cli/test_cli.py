@@ -18,6 +18,8 @@ from evojax_suite.cli import evaluate
 from evojax_suite.cli.config_file import arguments_of, known, named_in
 from evojax_suite.cli.main import _commands, main
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.running import runner
+from evojax_suite.running.system import Phase, part_for_dry_run
 from evojax_suite.runtime.results import typed_option
 from evojax_suite.systems.cest import experiment as cest
 from evojax_suite.systems.coresets import experiment as coreset
@@ -472,3 +474,38 @@ def test_a_logger_that_is_not_installed(monkeypatch, tmp_path, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
     assert "logger wandb needs: pip install 'evojax-suite[wandb]'" in said[0]
+
+
+def write_timing(folder: Path, lines: list[dict]) -> Phase:
+    rows = [
+        {"generation": i, "steps": 1, "compile_seconds": 0.0, **line}
+        for i, line in enumerate(lines)
+    ]
+    (folder / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    nothing = None, None, None, None
+    return Phase("title", *nothing, num_steps=100, dry_run_factor=10.0)
+
+
+def test_compilation_takes_as_long_for_all_images_as_for_a_part(tmp_path):
+    # A program for each candidate: two seconds of compilation, one of training.
+    stages = {"compilation": 2.0, "training": 1.0}
+    phase = write_timing(tmp_path, [{"seconds": 3.0, "stages": stages}] * 3)
+    assert runner._pace(phase, tmp_path) == pytest.approx((2 + 10, 0.0))
+    # Programs that are compiled in the first steps, for all.
+    steps = [{"compilation": 8.0, "training": 2.0}, {"compilation": 3.0, "training": 1.0}]
+    steps += [{"training": 1.0}]
+    lines = [{"seconds": sum(each.values()), "stages": each} for each in steps]
+    phase = write_timing(tmp_path, lines)
+    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 8 + 3 + 20 - 10))
+
+
+@pytest.mark.parametrize(
+    ("work", "images", "times"), [(1e9, 156, 8), (1e4, 1078, 1), (3e8, 179, 6)]
+)
+def test_a_dry_run_takes_a_part_of_the_images(work, images, times):
+    digits = load("digits")
+    part, factor = part_for_dry_run(digits, work, batch_size=64)
+    assert factor == times
+    assert len(part.train) == len(digits.train) // times
+    assert abs(len(part.train) - images) < 30
+    assert len(part.validation) == len(digits.validation) // times

@@ -321,7 +321,7 @@ def _random_search(job: _Job, loop: LoopResult) -> Phase:
         random, number = replace(random, init=lambda *_: first), number - size
     key, folder = jax.random.fold_in(job.key_final, 1000), "random_search"
     inputs: dict[str, Any] = {"algorithm": random, "key": key, "num_steps": number}
-    return replace(phase, title="random search", folder=folder, **inputs)
+    return replace(phase, title="random search", folder=folder, dry_run_steps=1, **inputs)
 
 
 def finish(job: _Job, searched: _Searched, test_split: Split) -> _Summary:
