@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -151,6 +151,19 @@ class Generation(Generic[StateT, ParamsT, DataT, MetricsT]):
         everyone = jnp.arange(self.population_size)
         evaluations = self.evaluate(keys.evaluate, candidates, params, data, everyone)
         return self.tell(keys.tell, state, candidates, evaluations, params, data)
+
+
+class Kept(Protocol):
+    """The evaluations of groups of members, in a step that is under way."""
+
+    def get(self, first: int, end: int, like: PyTree) -> PyTree | None:
+        """The evaluations of the members from `first` to `end`, or None. like: the shapes of the
+        evaluations of all members."""
+        ...
+
+    def add(self, first: int, end: int, evaluations: PyTree) -> None:
+        """Keep evaluations. Raises what is to end the step."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import functools
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ from pydantic import PositiveInt
 
 from evojax_suite.runtime.program import check_compiled
 from evojax_suite.runtime.resources import cores
-from evojax_suite.types import AnyAlgorithm, AnyGeneration, Array, PRNGKey, PyTree
+from evojax_suite.types import AnyAlgorithm, AnyGeneration, Array, Kept, PRNGKey, PyTree
 
 Devices: TypeAlias = PositiveInt | Literal["auto", "all"]
 """A number of devices of this process. all: every accelerator, or as many as a CPU has cores for
@@ -141,19 +141,6 @@ def group_size(generation: AnyGeneration, num_devices: int, data: PyTree) -> int
         return generation.population_size
     together = generation.members_at_once * total
     return min(generation.population_size, max(1, int(affordable) // together) * together)
-
-
-class Kept(Protocol):
-    """The evaluations of groups of members, in a step that is under way."""
-
-    def get(self, first: int, end: int, like: PyTree) -> PyTree | None:
-        """The evaluations of the members from `first` to `end`, or None. like: the shapes of the
-        evaluations of all members."""
-        ...
-
-    def add(self, first: int, end: int, evaluations: PyTree) -> None:
-        """Keep evaluations. Raises what is to end the step."""
-        ...
 
 
 class _NothingKept:

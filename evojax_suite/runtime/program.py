@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,7 @@ import numpy as np
 import psutil
 
 from evojax_suite.runtime.resources import memory_maps_used
-from evojax_suite.types import AnyAlgorithm, Array, PRNGKey, PyTree
-
-if TYPE_CHECKING:
-    from evojax_suite.runtime.devices import Kept  # which imports this module
+from evojax_suite.types import AnyAlgorithm, Array, Kept, PRNGKey, PyTree
 
 
 class ProgramTooLarge(ValueError):

@@ -22,7 +22,7 @@ def _of(leaf: jax.ShapeDtypeStruct, number: int) -> tuple[int, ...]:
 
 
 class Unfinished:
-    """The evaluations of groups of members in one step of a run, as `devices.Kept`: a file for each
+    """The evaluations of groups of members in one step of a run, as `types.Kept`: a file for each
     group. Of several processes the first writes and reads, and sends the others what it reads."""
 
     def __init__(self, directory: Path, on_group: Callable[[int, float], None]):
