@@ -7,7 +7,7 @@ that peak memory is bounded by one setting and not by the population size.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import flax.linen as nn
@@ -449,6 +449,7 @@ def make_batches(images: Images, labels: Labels, batch_size: int) -> Batches:
     return Batches(cut(images), cut(labels), cut(jnp.ones(num_images)))
 
 
+@lru_cache(maxsize=64)
 def forward_work(network: nn.Module, image_shape: tuple[int, ...]) -> float:
     """Returns the floating-point operations of `network` on an image (height, width, channels)."""
     image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)

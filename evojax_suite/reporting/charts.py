@@ -83,6 +83,11 @@ class Chart:
         """Returns the x of all series, (n,)."""
         return np.concatenate([_numbers(series.x) for series in self.series] or [[]])
 
+    def all_y(self) -> np.ndarray:
+        """Returns the y of all series, and the ends of their bands, (n,)."""
+        parts = ((_numbers(series.y), *(series.band() or ())) for series in self.series)
+        return np.concatenate([part for each in parts for part in each] or [[]])
+
     def counts(self) -> bool:
         """Returns whether x is a number of things, so that nothing lies between whole ones."""
         x = self.all_x()
@@ -203,9 +208,11 @@ def _hoverable(chart: Chart):
         glyph = plot.line(ends, [level, level], color="black", line_dash="dotted")
         plot.add_tools(HoverTool(renderers=[glyph], tooltips=[(name, "$snap_y{0.[0000]}")]))
         entries.append((name, [glyph]))
-    for axis, values in _logarithmic(chart):
-        getattr(plot, axis).ticker = [*(labels := _log_labels(values))]
-        getattr(plot, axis).major_label_overrides = labels
+    axes_of = (plot.xaxis, chart.log_x, chart.all_x()), (plot.yaxis, chart.log_y, chart.all_y())
+    for axis, is_log, values in axes_of:
+        if is_log:
+            labels = _log_labels(values)
+            axis.update(ticker=[*labels], major_label_overrides=labels)
     if len(entries) > 1:
         # Bokeh does not wrap a legend: as many columns as fit beside each other on a phone.
         widest = max(len(name) for name, _ in entries)
@@ -215,13 +222,6 @@ def _hoverable(chart: Chart):
         plot.add_layout(legend, "below")
         plot.height = 300 + 22 * -(-len(entries) // abreast)
     return plot
-
-
-def _logarithmic(chart: Chart) -> list[tuple[str, np.ndarray]]:
-    """Returns the names of logarithmic axes, and the numbers along them."""
-    y = [np.concatenate([_numbers(series.y), *(series.band() or ())]) for series in chart.series]
-    axes = ("xaxis", chart.log_x, chart.all_x()), ("yaxis", chart.log_y, np.concatenate(y or [[]]))
-    return [(name, values) for name, is_log, values in axes if is_log]
 
 
 def _log_labels(values: np.ndarray) -> dict[float, str]:

@@ -38,7 +38,7 @@ _AXIS = "population"
 _FIRST = np.int32(0)
 _HEARTBEAT_SECONDS = 20
 _MOST_ON_A_CPU = 8  # devices that a CPU with fewer cores is made, to try what more would do
-# Of a device, roughly: a core does 3e9 of a ConvNet-1 of width 4, 4e10 of a wide one.
+# A device does so many, roughly: a core 3e9 of a ConvNet-1 of width 4, 4e10 of a wide one.
 _OPERATIONS_A_SECOND = {"cpu": 1e10}
 _OF_AN_ACCELERATOR = 5e13
 _GROUP_SECONDS = 3

@@ -68,7 +68,7 @@ class PartReport:
 
     @property
     def seconds_left(self) -> float:
-        """Of the run, at the pace of the newest group."""
+        """The seconds that the rest of the run takes at the pace of the newest group."""
         members = self.population_size * (self.num_steps - self.step) - self.num_members
         return members * self.seconds_per_member
 

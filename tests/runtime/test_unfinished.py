@@ -70,7 +70,7 @@ def evolving(work) -> Algorithm:
 
 
 def run(folder: Path, **settings) -> loop.LoopResult:
-    """In groups of four members, by the work of one."""
+    """Runs the algorithm in groups of four members, which follow from the work of one."""
     work = devices._GROUP_SECONDS * devices._OPERATIONS_A_SECOND["cpu"] / (GROUP + 0.5)
     algorithm = evolving(lambda data: work)
     key, params = jax.random.key(1), jnp.float32(0.3)
@@ -161,7 +161,7 @@ def test_what_is_damaged_is_evaluated_again(whole, tmp_path, damage):
     ("seconds", "size"), [(0.024, 1000), (0.025, 240), (0.05, 120), (1.0, 4), (100.0, 4)]
 )
 def test_the_size_of_a_group_follows_from_the_work_alone(seconds, size):
-    """Of a thousand members that take so many seconds each on a core, on two devices."""
+    """A thousand members take so many seconds each on a core; there are two devices."""
     work = seconds * devices._OPERATIONS_A_SECOND["cpu"]
     generation = Generation(1000, *[lambda: None] * 4, work=lambda data: work, members_at_once=2)
     assert devices.group_size(generation, 2, DATA) == size

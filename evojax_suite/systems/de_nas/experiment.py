@@ -280,9 +280,10 @@ def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) ->
     folder = f"training/{role.replace(' ', '_')}" + (f"_{rank + 1}" if rank else "")
     shape, num_classes, data = dataset.image_shape, dataset.num_classes, job.phase.data
     final = build_final(config, model.units, num_classes, shape)
-    limits: dict[str, Any] = {"dry_run_factor": job.times_images}
-    limits["dry_run_steps"] = 1 if job.times_images > 1 else 3
-    done = yield Phase(name, final, key, None, data, config.final_epochs, folder, **limits)
+    phase = Phase(name, final, key, None, data, config.final_epochs, folder)
+    if job.times_images > 1:
+        phase = replace(phase, dry_run_factor=job.times_images, dry_run_steps=1)
+    done = yield phase
     network = SearchedNetwork(
         network_of(config, model.units, num_classes),
         jax.device_get(final.result(done.state, None, data)),
