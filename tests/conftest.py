@@ -3,6 +3,7 @@ EVOJAX_SUITE_DATA names a folder with the real datasets."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import shutil
@@ -52,6 +53,14 @@ install_import_hook("evojax_suite", "shape_checks.checked")
 def pytest_unconfigure():
     for folder in filter(None, (_OWN_CACHE, _DATASETS)):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_collection_finish():
+    """What was imported stays: the garbage collector looks at the rest, and less often, which saves
+    a fifteenth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
 
 
 def pytest_collection_modifyitems(items):

@@ -74,7 +74,7 @@ def search(key_init, key_steps, data):
 
 state, metrics = search(key_init, key_steps, data)
 front = ecomp.mask_search.front_of(config, state)
-masks = tuple(group[front] for group in state.masks)
+masks = tuple(np.asarray(group[front]) for group in state.masks)
 
 # %% [markdown]
 # The front of sizes, fitted to all training images and judged on the test images, beside the units of
@@ -86,9 +86,14 @@ fit = ecomp.refit.make_fit(key_fit, searched, inputs, targets, config.num_positi
 
 
 @jax.jit
+def classes_of(kept):
+    return ecomp.mask_search.fitted_network(config, params, searched, fit, kept, test)[1]
+
+
 def accuracies(masks):
-    _, classes = ecomp.mask_search.fitted_networks(config, params, searched, fit, masks, test)
-    return (classes == digits.test.labels).mean(1)
+    members = zip(*masks, strict=True)
+    found = [classes_of(ecomp.mask_search.narrowest(searched, each)) for each in members]
+    return (np.stack(found) == digits.test.labels).mean(1)
 
 
 def sizes_of(masks):
@@ -111,7 +116,7 @@ def by_norm(share):
 
 
 simple = [by_norm(share) for share in (0.15, 0.2, 0.3, 0.4, 0.6)]
-simple = tuple(jnp.stack([*map(jnp.asarray, each)]) for each in zip(*simple, strict=True))
+simple = tuple(map(np.stack, zip(*simple, strict=True)))
 figure, axis = plt.subplots(figsize=(5, 3))
 for name, each in (("evolved", masks), ("largest weights", simple)):
     sizes, right = sizes_of(each), accuracies(each)

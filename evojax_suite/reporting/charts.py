@@ -29,6 +29,8 @@ _OTHER_SCRIPTS = (
 
 
 _LEGEND_WIDTH = 300  # pixels
+_WITHIN = 5  # entries of a legend that fit into the axes
+_BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16), "ncols": 2}
 
 
 def gradual(count: int) -> list[str]:
@@ -88,6 +90,11 @@ class Chart:
         parts = ((_numbers(series.y), *(series.band() or ())) for series in self.series)
         return np.concatenate([part for each in parts for part in each] or [[]])
 
+    @property
+    def num_named(self) -> int:
+        """The entries of the legend."""
+        return sum(series.in_legend for series in self.series) + len(self.levels)
+
     def counts(self) -> bool:
         """Returns whether x is a number of things, so that nothing lies between whole ones."""
         x = self.all_x()
@@ -107,7 +114,9 @@ def column(lines: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 def save_png(path: Path, charts: Sequence[Chart]) -> None:
     """Draw `charts` side by side into `path`."""
     width = 6.4 if len(charts) == 1 else 3.8 * len(charts)
-    drawing = Figure(figsize=(width, 3.6), layout="constrained")
+    named = max((chart.num_named for chart in charts), default=0)
+    height = 3.6 if named <= _WITHIN else 3.8 + 0.16 * -(-named // 2)
+    drawing = Figure(figsize=(width, height), layout="constrained")
     for chart, axes in zip(charts, np.ravel(drawing.subplots(1, len(charts))), strict=True):
         for series, color in zip(chart.series, chart.colors(), strict=True):
             x, y, band = _numbers(series.x), _numbers(series.y), series.band()
@@ -132,10 +141,12 @@ def save_png(path: Path, charts: Sequence[Chart]) -> None:
                 axis.set_major_formatter(EngFormatter(sep=""))
                 axis.set_minor_formatter(NullFormatter())
         if chart.counts():
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+            if chart.all_x().max(initial=0) >= 10_000:
+                axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.grid(alpha=0.3)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, fontsize=8)
+        if named := axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8, **(_BELOW if len(named) > _WITHIN else {}))
     save_figure(drawing, path)
 
 

@@ -20,6 +20,7 @@ from evojax_suite.runtime.results import to_jsonable
 LogFormat = Literal["text", "json"]
 
 _LONG = 600  # seconds that a run announces
+_SOON = 60  # seconds; after a longer step it announces at once
 
 
 class Terminal(Console):
@@ -75,7 +76,7 @@ class Progress(ABC):
 
     def __init__(self, title: str, members_per_step: int, shown: Mapping[str, str]):
         self._title, self._members_per_step, self._shown = title, members_per_step, shown
-        self._predicted = False
+        self._begun = self._predicted = False
 
     def _predict(self, seconds: float) -> None:
         """Say once, at the beginning, how long it will take, if that is long."""
@@ -84,7 +85,10 @@ class Progress(ABC):
         self._predicted = True
 
     def __call__(self, report: StepReport) -> None:
-        self._predict((report.num_steps - report.step) * report.seconds_per_step)
+        # The first call may compile, or do what happens once; if the next is near, it tells more.
+        if self._begun or report.seconds_per_step > _SOON:
+            self._predict((report.num_steps - report.step) * report.seconds_per_step)
+        self._begun = True
         self._show(report, _describe(report, self._members_per_step, self._shown))
 
     def part(self, report: PartReport) -> None:
@@ -120,7 +124,8 @@ class _Lines(Progress):
 
     def __init__(self, *about: Any):
         super().__init__(*about)
-        self._last, self._first = -math.inf, None
+        self._last = -math.inf
+        self._since: tuple[int, float] | None = None  # the end of the first call: step and time
 
     def _line(
         self, report: StepReport | PartReport, state: str, left: float, **more: object
@@ -133,10 +138,12 @@ class _Lines(Progress):
 
     def _show(self, report: StepReport, state: str) -> None:
         now, step, steps = time.monotonic(), report.step, report.num_steps
-        self._first = self._first or (step - 1, now - report.seconds_per_step)
+        call = len(report.rows)
+        first, then = self._since or (step - call, now - call * report.seconds_per_step)
+        self._since = self._since or (step, now)
         if now - self._last >= 15 or step == steps:
             self._last = now
-            pace = (now - self._first[1]) / (step - self._first[0])
+            pace = (now - then) / (step - first)
             self._line(report, state, (steps - step) * pace, metrics=report.metrics)
 
     def _show_part(self, report: PartReport, state: str) -> None:

@@ -34,10 +34,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import flax.linen as nn
 import jax
@@ -222,38 +222,84 @@ def select(
     return subset, prey
 
 
+Programs: TypeAlias = dict[Hashable, Any]
+"""Compiled stages, by name, by what they compute with, and by the shapes of their arguments."""
+
+
+def _epoch(
+    network: nn.Module,
+    recipe: training.TrainingConfig,
+    num_classes: int,
+    key: PRNGKey,
+    fit: training.FitState,
+    data: types.TrainingData,
+    chosen: Int32[Array, "examples"],
+    num_chosen: Int32[Array, ""],
+    importance: Float[Array, "examples"],
+    num_steps: IntScalar,
+) -> tuple[training.FitState, training.ExampleStatistics]:
+    """An epoch on the first `num_chosen` of `chosen`. num_steps: those of the whole training."""
+    images = normalize(data.images, data.mean, data.std)
+    buffer = images, jax.nn.one_hot(data.labels, num_classes)
+    how, shown = (network, recipe, num_steps), (num_chosen, 1, chosen, importance)
+    return training.fit_epochs(key, *how, fit, *buffer, *shown)
+
+
 @dataclass
 class _Stages:
     """Runs the stages of a step: as parts of one program or, `timed`, each as a separate program
     whose seconds and compilation are measured."""
 
     timed: bool
-    compiled: dict[str, Any] = field(default_factory=dict)
+    compiled: Programs = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)  # of the current step
 
-    def run(self, name: str, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Returns `function(*arguments)`; its seconds count as those of the stage `name`."""
+    def run(self, name: str, of: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Returns `function(*arguments)`; its seconds count as those of the stage `name`. of: all
+        that the function computes with but its arguments."""
         if not self.timed:
             return function(*arguments)
         start = time.perf_counter()
-        if name not in self.compiled:
-            self.compiled[name] = jax.jit(function).lower(*arguments).compile()
+        shapes = tuple(
+            (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(arguments)
+        )
+        program = name, of, shapes
+        if program not in self.compiled:
+            self.compiled[program] = jax.jit(function).lower(*arguments).compile()
             taken = time.perf_counter() - start
             self.seconds["compilation"] = self.seconds.get("compilation", 0.0) + taken
             start = time.perf_counter()
-        value = jax.block_until_ready(self.compiled[name](*arguments))
+        value = jax.block_until_ready(self.compiled[program](*arguments))
         self.seconds[name] = time.perf_counter() - start
         return value
 
     def run_if(
-        self, condition: Array, name: str, function: Callable[..., State], state: State, *more: Any
+        self,
+        condition: Array,
+        name: str,
+        of: Hashable,
+        function: Callable[..., State],
+        state: State,
+        *more: Any,
     ) -> State:
         """Returns what `run` returns where `condition` is true, else `state`."""
         if self.timed:
-            return self.run(name, function, state, *more) if condition else state
+            return self.run(name, of, function, state, *more) if condition else state
         return jax.lax.cond(
             condition, lambda state: function(state, *more), lambda state: state, state
         )
+
+    def either(
+        self,
+        condition: Array,
+        first: Callable[[State], Any],
+        second: Callable[[State], Any],
+        state: State,
+    ) -> Any:
+        """Returns what the first function returns where `condition` is true, else the second."""
+        if self.timed:
+            return first(state) if condition else second(state)
+        return jax.lax.cond(condition, first, second, state)
 
 
 @dataclass(frozen=True)
@@ -295,6 +341,7 @@ class _Trainer:
 
     def step(self, key: PRNGKey, state: State, params: Params, data: Data) -> tuple[State, Metrics]:
         config, stages = self.config, self.stages
+        of = config, self.num_classes, self.image_shape
         key_choose, key_train, key_reference = jax.random.split(key, 3)
         stages.seconds = {}
         selecting = passing = self._begins_with_selection(state.epoch)
@@ -304,17 +351,24 @@ class _Trainer:
             passing &= ~((state.selections == 0) & (config.initial_epochs > 0))
         if config.needs_reference:
             first = state.epoch == 0
-            state = stages.run_if(first, "reference", self._refer, state, key_reference, data)
+            state = stages.run_if(first, "reference", of, self._refer, state, key_reference, data)
         if config.needs_losses and config.pass_fraction:
-            state = stages.run_if(passing, "pass", self._measure, state, data)
+            state = stages.run_if(passing, "pass", of, self._measure, state, data)
         if config.selection != "full" and not config.is_online:
             arguments = (state, key_choose, params, data)
-            state = stages.run_if(selecting, "evolution", self._choose, *arguments)
-        state, seen = stages.run("training", self._train, key_train, state, params, data)
+            state = stages.run_if(selecting, "evolution", of, self._choose, *arguments)
+        train = partial(self._train_on_chosen, key_train, data)
+        if config.is_online:
+            first, choosing = state.epoch < config.initial_epochs, self._train_choosing
+            online = partial(stages.run, "training", of, choosing, key_train, params, data)
+            state, seen = stages.either(first, train, online, state)
+        else:
+            state, seen = train(state)
+        state = replace(state, epoch=state.epoch + 1)
         if remembers:
             is_last = self._begins_with_selection(state.epoch)  # the next epoch does
-            state = stages.run_if(is_last, "memory", self._remember, state, seen)
-        metrics = stages.run("validation", self._report, state, seen, data)
+            state = stages.run_if(is_last, "memory", of, self._remember, state, seen)
+        metrics = stages.run("validation", of, self._report, state, seen, data)
         return state, metrics._replace(stage_seconds=stages.seconds)
 
     def result(self, state: State, params: Params, data: Data) -> PyTree:
@@ -471,34 +525,25 @@ class _Trainer:
             importance=jnp.where(low, 1 / (1 - rate), 1.0),
         )
 
-    def _train(
-        self, key: PRNGKey, state: State, params: Params, data: Data
+    def _train_on_chosen(
+        self, key: PRNGKey, data: Data, state: State
     ) -> tuple[State, training.ExampleStatistics]:
-        """The state after an epoch on the chosen examples, and what training saw of them."""
-        images = normalize(data.images, data.mean, data.std)
-
-        def on_chosen(state: State) -> tuple[State, training.ExampleStatistics]:
-            recipe = self.config.training
-            buffer = images, jax.nn.one_hot(data.labels, self.num_classes)
-            shown = state.num_chosen, 1, state.chosen, state.importance
-            new = recipe.num_batches(state.num_chosen, len(images))
-            num_steps = state.num_steps + new + self._steps_after(state.epoch, new, len(images))
-            how = self.network, recipe, num_steps
-            fit, seen = training.fit_epochs(key, *how, state.fit, *buffer, *shown)
-            return replace(
-                state,
-                fit=fit,
-                num_steps=state.num_steps + new,
-                gradient_examples=state.gradient_examples + state.num_chosen,
-            ), seen
-
-        if self.config.is_online:
-            first = state.epoch < self.config.initial_epochs
-            choosing = partial(self._train_online, key, images, params, data)
-            state, seen = jax.lax.cond(first, on_chosen, choosing, state)
-        else:
-            state, seen = on_chosen(state)
-        return replace(state, epoch=state.epoch + 1), seen
+        """The state after an epoch on the chosen examples, and what training saw of them. The
+        program is that of all rules which choose before an epoch."""
+        recipe, num_images = self.config.training, len(data.labels)
+        new = recipe.num_batches(state.num_chosen, num_images)
+        num_steps = state.num_steps + new + self._steps_after(state.epoch, new, num_images)
+        epoch = partial(_epoch, self.network, recipe, self.num_classes)
+        of = self.network, replace(recipe, num_epochs=0), self.num_classes
+        shown = types.TrainingData(data.images, data.labels, data.mean, data.std)
+        chosen = state.chosen, state.num_chosen, state.importance, jnp.asarray(num_steps)
+        fit, seen = self.stages.run("training", of, epoch, key, state.fit, shown, *chosen)
+        return replace(
+            state,
+            fit=fit,
+            num_steps=state.num_steps + new,
+            gradient_examples=state.gradient_examples + state.num_chosen,
+        ), seen
 
     def _steps_after(
         self, epoch: IntScalar, steps: int | IntScalar, num_images: int
@@ -519,9 +564,11 @@ class _Trainer:
         first = jnp.clip(config.initial_epochs - 1 - epoch, 0, left)
         return first * whole + (left - first) * few
 
-    def _train_online(
-        self, key: PRNGKey, images: types.Images, params: Params, data: Data, state: State
+    def _train_choosing(
+        self, key: PRNGKey, params: Params, data: Data, state: State
     ) -> tuple[State, training.ExampleStatistics]:
+        """The same by a rule that chooses in each step."""
+        images = normalize(data.images, data.mean, data.std)
         config, num_images = self.config, len(data.labels)
         number = subset_size(config, num_images)
         new = online.steps_and_batch(config.training, number)[0]
@@ -575,13 +622,19 @@ class _Trainer:
 
 
 def build(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int], timed: bool = False
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    timed: bool = False,
+    programs: Programs | None = None,
 ) -> types.Algorithm[State, Params, Data, Metrics, PyTree]:
     """One step is one epoch; the result is the flax variables of the predator. `timed` measures the
     stages of a step and their compilation; a step then cannot be jitted as a whole. What it
-    computes is the same."""
+    computes is the same. programs: of other trainings that are timed, which this one uses where
+    they are its own, and adds to."""
     network = networks.create(config.network, num_classes, image_shape)
-    trainer = _Trainer(config, num_classes, image_shape, network, _Stages(timed))
+    stages = _Stages(timed, {} if programs is None else programs)
+    trainer = _Trainer(config, num_classes, image_shape, network, stages)
     functions = trainer.init, trainer.step, trainer.result, trainer.finished
     return types.Algorithm(*functions, scannable=not timed, image_shape=image_shape)
 

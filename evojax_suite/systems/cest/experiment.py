@@ -55,6 +55,7 @@ class Options(RunOptions):
 @dataclass(frozen=True)
 class _Job(Job[Options]):
     phase: Phase  # of the rule of selection
+    programs: algorithm.Programs  # that the trainings of the run share
 
 
 @dataclass(frozen=True)
@@ -85,19 +86,28 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         network = replace(options.config.network, width=_NARROW)
         options = replace(options, config=replace(options.config, network=network))
     config = options.config
-    phase = _phase(config.selection, config, options, dataset, config.training.num_epochs, ".")
+    programs: algorithm.Programs = {}
+    about = options, dataset, config.training.num_epochs, ".", programs
+    phase = _phase(config.selection, config, *about)
     differences = config_difference(config, Config()) | config_difference(options.params, Params())
     notes = ()
     if config.network == NetworkConfig(network="VGG10", width=_NARROW):
         notes = (f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)",)
-    return _Job(options, dataset, directory, phase, differences=differences, notes=notes)
+    fixed = options, dataset, directory, phase, programs
+    return _Job(*fixed, differences=differences, notes=notes)
 
 
 def _phase(
-    title: str, config: Config, options: Options, dataset: Dataset, num_epochs: int, folder: str
+    title: str,
+    config: Config,
+    options: Options,
+    dataset: Dataset,
+    num_epochs: int,
+    folder: str,
+    programs: algorithm.Programs,
 ) -> Phase:
     shape, factor = (dataset.num_classes, dataset.image_shape), 1.0
-    trainer = algorithm.build(config, *shape, timed=True)
+    trainer = algorithm.build(config, *shape, timed=True, programs=programs)
     if options.dry_run:
         work = 3 * forward_work(networks.create(config.network, *shape), dataset.image_shape)
         batch_size = config.training.batch_size or len(dataset.train)
@@ -120,13 +130,17 @@ def search(job: _Job) -> Search:
         times = _times(result)
         return _Training(variables(phase, result), folder, num_epochs, times, result.num_failed)
 
+    def phase_of(title: str, config: Config, num_epochs: int, folder: str) -> Phase:
+        about = options, job.dataset, num_epochs, folder, job.programs
+        return _phase(title, config, *about)
+
     own = yield job.phase
     trainings = {config.selection: finished(job.phase, own, directory)}
     if not options.baseline or config.selection == "full":
         return trainings
     if config.selection not in ("cest", "random"):
         other = replace(config, selection="random")
-        random = _phase("random", other, options, job.dataset, num_epochs, "random")
+        random = phase_of("random", other, num_epochs, "random")
         trainings["random"] = finished(random, (yield random), directory / "random")
     below, whole = directory / "full", replace(config, selection="full")
     few = _epochs_of_equal_gradients(job, own)
@@ -138,12 +152,12 @@ def search(job: _Job) -> Search:
         whole = replace(whole, training=replace(config.training, num_epochs=few))
     file = below / f"network-{few}.safetensors"
     if not (file.exists() or (options.dry_run and on_the_way)):
-        passing = _phase(f"full, {few} epochs", whole, options, job.dataset, few, below.name)
+        passing = phase_of(f"full, {few} epochs", whole, few, below.name)
         passed = yield passing
         if not options.dry_run:
             save_variables(file, variables(passing, passed))
     whole = replace(config, selection="full")
-    full = _phase("full", whole, options, job.dataset, num_epochs, "full")
+    full = phase_of("full", whole, num_epochs, "full")
     result = yield full
     if not options.dry_run:
         trainings["full, equal gradients"] = _Training(load_variables(file), below, few)

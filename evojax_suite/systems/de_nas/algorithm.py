@@ -50,8 +50,9 @@ from evojax_suite.systems.de_nas.architectures import Genome, Space
 from evojax_suite.systems.de_nas.candidates import Data, EvaluatedCandidate
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.evosax_search import Encoded, EvosaxSearch, evosax_search
+from evojax_suite.systems.de_nas.inheritance import Elder, most_alike
 from evojax_suite.training import Evaluation
-from evojax_suite.types import Algorithm, Array, Dataset
+from evojax_suite.types import Algorithm, Array, Dataset, PyTree
 
 
 @struct.dataclass
@@ -66,6 +67,8 @@ class State:
     population: Int32[Array, "population"]  # from the best to the worst; -1 before the first
     num_judged: Int32[Array, ""]  # candidates that are evaluated
     encoded: Encoded | None  # method evosax only
+    # Where children inherit: of the population, then of the candidates of the generation.
+    weights: PyTree = None
 
 
 class Metrics(NamedTuple):
@@ -177,21 +180,45 @@ def first_population(config: Config, state: State, params: Params, dataset: Data
 
 class _Workers:
     """Threads that evaluate candidates on the devices of this process. Each of several processes
-    evaluates its share of the candidates, and sends the others its evaluations."""
+    evaluates its share of the candidates, and sends the others its evaluations.
+
+    parameters: those of a candidate, zeros, where children inherit them.
+    """
 
     def __init__(
-        self, evaluate: Callable[..., Any], num_workers: int, num_rungs: int, local: list[Any]
+        self,
+        evaluate: Callable[..., Any],
+        num_workers: int,
+        num_rungs: int,
+        local: list[Any],
+        parameters: PyTree,
     ):
         self._evaluate, self._num_workers, self._devices = evaluate, num_workers, local
         self._pool = ThreadPoolExecutor(num_workers, thread_name_prefix="candidate")
         self._ahead: dict[bytes, Future[EvaluatedCandidate]] = {}
         unknown = np.full(num_rungs + 1, np.nan, np.float32)
-        self._failed = EvaluatedCandidate(
+        self.nothing = EvaluatedCandidate(
             Evaluation(unknown[0], unknown[0]),
             rungs=unknown,
             num_epochs=np.int32(0),
             seconds={"compilation": 0.0, "training": 0.0},
+            parameters=parameters,
         )
+
+    def elder_of(self, genome: Genome, state: State) -> Elder | None:
+        """The survivor that a candidate inherits from, if candidates do."""
+        if state.weights is None:
+            return None
+        alive = np.asarray(state.population)
+        accuracy = np.asarray(state.accuracy)[alive]
+        if alive[0] < 0 or not np.isfinite(accuracy).any():
+            empty = jax.tree.map(np.zeros_like, genome)
+            return Elder(empty, self.nothing.parameters)
+        survivors = architectures.member(jax.device_get(state.genomes), alive)
+        alike = np.where(np.isfinite(accuracy), most_alike(genome, survivors), -1)
+        place = int(alike.argmax())  # the first of them is the best
+        weights = jax.device_get(jax.tree.map(lambda leaf: leaf[place], state.weights))
+        return Elder(architectures.member(survivors, place), weights)
 
     def evaluated(
         self, state: State, data: Data, bars: np.ndarray, first: int, end: int
@@ -206,22 +233,25 @@ class _Workers:
             with jax.default_device(self._devices[place]):
                 try:
                     key = jax.random.wrap_key_data(jnp.asarray(keys[index]))
-                    return self._evaluate(architectures.member(genomes, index), key, data, bars)
+                    genome = architectures.member(genomes, index)
+                    elder = self.elder_of(genome, state)
+                    return self._evaluate(genome, key, data, bars, elder)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
-                    return self._failed  # too large for the memory
+                    return self.nothing  # too large for the memory
 
         names = {}
         share = [index for index in range(first, end) if index % num_processes == process]
         for index in share[: self._num_workers]:
-            arguments = (*architectures.member(genomes, index), keys[index], bars, np.int64(index))
-            names[index] = name = b"".join(array.tobytes() for array in arguments)
+            alive = np.asarray(state.population)
+            arguments = (*architectures.member(genomes, index), keys[index], bars, alive, index)
+            names[index] = name = b"".join(np.asarray(each).tobytes() for each in arguments)
             if name not in self._ahead:
                 self._ahead[name] = self._pool.submit(work, index)
         for name in set(self._ahead) - set(names.values()):  # of another state
             self._ahead.pop(name).cancel()
-        outcome = self._ahead.pop(names[first]).result() if first in names else self._failed
+        outcome = self._ahead.pop(names[first]).result() if first in names else self.nothing
         if num_processes == 1:
             return outcome
         return jax.tree.map(lambda leaf: leaf[first % num_processes], devices.gathered(outcome))
@@ -264,6 +294,9 @@ class _Search:
     def init(self, key: Array, params: Params, data: Data) -> State:
         del params, data
         total, num_rungs = self.config.num_candidates, len(self.config.rungs)
+        room = self.config.population_size + max(
+            self.config.population_size, self.config.num_children
+        )
         empty = jnp.zeros((total, self.config.space.max_length), jnp.int32)
         return State(
             genomes=Genome(empty, empty, empty),
@@ -274,6 +307,9 @@ class _Search:
             population=jnp.full(self.config.population_size, -1, jnp.int32),
             num_judged=jnp.int32(0),
             encoded=self.evosax.start(key) if self.evosax else None,
+            weights=jax.tree.map(
+                lambda leaf: jnp.zeros((room, *leaf.shape)), self.workers.nothing.parameters
+            ),
         )
 
     def _proposed(self, key: Array, state: State, params: Params) -> Genome:
@@ -357,6 +393,11 @@ class _Search:
             rungs=state.rungs.at[index].set(outcome.rungs),
             num_epochs=state.num_epochs.at[index].set(outcome.num_epochs),
             num_judged=state.num_judged + 1,
+            weights=jax.tree.map(
+                lambda all, new: all.at[config.population_size + index - start].set(new),
+                state.weights,
+                outcome.parameters,
+            ),
         )
         accuracy = np.asarray(state.accuracy)
         if index + 1 == end:
@@ -364,8 +405,12 @@ class _Search:
             merged = np.concatenate([old, np.arange(start, end)]).astype(np.int32)
             sizes = self.sizes(state, merged)
             order = best_first(accuracy[merged], sizes, params, config.survival)
-            population = jnp.asarray(merged[order[: config.population_size]])
-            state = replace(state, population=population)
+            order = order[: config.population_size]
+            places = order if generation else config.population_size + order
+            weights = jax.tree.map(
+                lambda leaf: leaf.at[: len(places)].set(leaf[places]), state.weights
+            )
+            state = replace(state, population=jnp.asarray(merged[order]), weights=weights)
         known, alive = accuracy[: index + 1], np.asarray(state.population)
         costs, nothing = self.costs(state, index), np.float32(np.nan)
         mean_accuracy, mean_parameters = nothing, np.float64(np.nan)
@@ -424,10 +469,16 @@ def build(
         raise ValueError(f"images must be at least 4x4 for a pooling, got {image_shape}")
     config.space.check(image_shape)
     local = jax.local_devices()[:num_devices]
-    if config.programs == "layers" and jax.default_backend() == "cpu":
+    shares = config.inherit or config.programs in ("layers", "padded")
+    if shares and jax.default_backend() == "cpu":
         local = local[:1]  # every device would compile the programs that candidates share
-    evaluate = candidates.make_evaluator(config, num_classes, image_shape)
-    workers = _Workers(evaluate, num_workers(config, len(local)), len(config.rungs), local)
+    evaluate, parameters = candidates.make_evaluator(config, num_classes, image_shape), None
+    if config.inherit:
+        network = candidates.padded_network(config, num_classes, image_shape)
+        shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+        parameters = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes["params"])
+    number = num_workers(config, len(local))
+    workers = _Workers(evaluate, number, len(config.rungs), local, parameters)
     evosax = evosax_search(config, image_shape) if config.method == "evosax" else None
     search = _Search(config, num_classes, image_shape, evosax, workers)
     return Algorithm(

@@ -152,14 +152,19 @@ def num_features(genome: Genome, image_shape: tuple[int, ...]) -> Int32[Array, "
     return num_features_after(image_shape, poolings) * last_filters(genome)
 
 
-def num_weights(genome: Genome, channels: int) -> Int32[Array, "*genomes length"]:
-    """The weights of each convolution, for images of so many channels; 0 of other units."""
-    is_convolution = genome.kinds == CONVOLUTION
-    places = jnp.where(is_convolution, jnp.arange(genome.kinds.shape[-1]), 0)
+def inputs_of(genome: Genome, channels: int) -> Int32[Array, "*genomes length"]:
+    """The maps that each unit takes, for images of so many channels."""
+    places = jnp.arange(genome.kinds.shape[-1])
+    places = jnp.where(genome.kinds == CONVOLUTION, places, 0)
     last = jax.lax.cummax(places, places.ndim - 1)
     filters = jnp.take_along_axis(genome.filters, last, -1)
-    inputs = jnp.roll(filters, 1, -1).at[..., 0].set(channels)
-    return jnp.where(is_convolution, genome.kernels**2 * inputs * genome.filters, 0)
+    return jnp.roll(filters, 1, -1).at[..., 0].set(channels)
+
+
+def num_weights(genome: Genome, channels: int) -> Int32[Array, "*genomes length"]:
+    """The weights of each convolution, for images of so many channels; 0 of other units."""
+    weights = genome.kernels**2 * inputs_of(genome, channels) * genome.filters
+    return jnp.where(genome.kinds == CONVOLUTION, weights, 0)
 
 
 def fits(genome: Genome, space: Space, image_shape: tuple[int, ...]) -> Bool[Array, "*genomes"]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from evojax_suite.data.transforms import normalize
 from evojax_suite.systems.de_nas import architectures, layered
 from evojax_suite.systems.de_nas.architectures import Genome, Space, Unit
 from evojax_suite.systems.de_nas.config import Config
+from evojax_suite.systems.de_nas.inheritance import Elder, inherited
 from evojax_suite.systems.de_nas.layered import COMPILER_OPTIONS
 from evojax_suite.systems.de_nas.networks import PaddedNetwork, SequenceNetwork, for_genome, fresh
 from evojax_suite.types import Array, Dataset, Images, Labels, PRNGKey, PyTree, training_data
@@ -100,6 +102,7 @@ class EvaluatedCandidate(NamedTuple):
     rungs: Float[Array | np.ndarray, "rungs_and_end"]  # accuracy at each, NaN where not reached
     num_epochs: Any  # of its training
     seconds: dict[str, float]
+    parameters: PyTree = None  # after its training, where others inherit them
 
 
 def network_of(config: Config, units: tuple[Unit, ...], num_classes: int) -> SequenceNetwork:
@@ -126,32 +129,53 @@ def padded_work(config: Config, image_shape: tuple[int, int, int], num_images: i
     return each * num_images * config.training.num_epochs
 
 
+def programs_of(
+    config: Config, image_shape: tuple[int, int, int], num_images: int
+) -> Literal["separate", "padded", "layers"]:
+    """`config.programs`, auto decided."""
+    if config.inherit:
+        return "padded"
+    if config.programs != "auto":
+        return config.programs
+    short = padded_work(config, image_shape, num_images) <= _MOST_PADDED_WORK
+    suits = short and config.can_be_padded and jax.default_backend() == "cpu"
+    return "padded" if suits else "separate"
+
+
 def candidate_evaluator(
     config: Config,
     num_classes: int,
     network: SequenceNetwork | PaddedNetwork,
     start: Callable[[Array, Genome], PyTree],
 ) -> Callable[
-    [PRNGKey, Genome, Data, Float[Array, "rungs"]],
-    tuple[engine.Evaluation, Float[Array, "rungs_and_end"], Int32[Array, ""]],
+    ...,
+    tuple[engine.Evaluation, Float[Array, "rungs_and_end"], Int32[Array, ""], PyTree],
 ]:
     """A pure function that trains and evaluates a candidate. Its arguments are a key, the genome,
-    the data and the accuracies that a candidate must reach at each rung (minus infinity: any).
+    the data, the accuracies that a candidate must reach at each rung (minus infinity: any) and, in
+    the padded network, the one that it may inherit from.
 
     start: makes the network's variables from a key and the genome. The function returns the
-    evaluation, the accuracy at each rung and at the end, NaN where not reached, and the number of
-    epochs trained.
+    evaluation, the accuracy at each rung and at the end, NaN where not reached, the number of
+    epochs trained and, where others may inherit them, the parameters.
     """
     training = config.training
     ends = np.array([*config.rungs, training.num_epochs])
 
-    def evaluate(key: PRNGKey, genome: Genome, data: PyTree, bars: Array):
+    def evaluate(
+        key: PRNGKey, genome: Genome, data: PyTree, bars: Array, elder: Elder | None = None
+    ):
         key_start, key_fit = jax.random.split(key)
-        num_images = len(data.labels)
+        num_images, num_epochs = len(data.labels), training.num_epochs
+        variables = start(key_start, genome)
+        if elder is not None and isinstance(network, PaddedNetwork):
+            variables |= {"params": inherited(network, genome, variables["params"], elder)}
+            child_epochs = config.child_epochs or num_epochs
+            num_epochs = jnp.where(elder.exists, child_epochs, num_epochs)
         images = normalize(data.images, data.mean, data.std)
         labels = jax.nn.one_hot(data.labels, num_classes)
-        fit = engine.start_fit_from(start(key_start, genome), training)
-        num_steps = training.num_epochs * training.num_batches(num_images)
+        fit = engine.start_fit_from(variables, training)
+        num_steps = num_epochs * training.num_batches(num_images)
 
         def train(
             key: PRNGKey, fit: engine.FitState, num_epochs: int | Array
@@ -161,8 +185,9 @@ def candidate_evaluator(
             return fit, engine.evaluate(network, fit.variables, data.validation)
 
         if not config.rungs:
-            _, evaluation = train(key_fit, fit, training.num_epochs)
-            return evaluation, evaluation.accuracy[None], jnp.int32(training.num_epochs)
+            fit, evaluation = train(key_fit, fit, num_epochs)
+            parameters = None if elder is None else fit.variables["params"]
+            return evaluation, evaluation.accuracy[None], jnp.int32(num_epochs), parameters
 
         def passes(carry: PyTree):
             rung, _, _, accuracies = carry
@@ -178,48 +203,74 @@ def candidate_evaluator(
         nothing = jnp.full(len(ends), jnp.nan)
         carry = jnp.int32(0), fit, engine.Evaluation(nothing[0], nothing[0]), nothing
         rung, _, evaluation, accuracies = jax.lax.while_loop(passes, climb, carry)
-        return evaluation, accuracies, jnp.asarray(ends, jnp.int32)[rung - 1]
+        return evaluation, accuracies, jnp.asarray(ends, jnp.int32)[rung - 1], None
 
     return evaluate
 
 
+def padded_network(
+    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+) -> PaddedNetwork:
+    """The network that is any candidate of a search."""
+    return PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
+
+
 def make_evaluator(
     config: Config, num_classes: int, image_shape: tuple[int, int, int]
-) -> Callable[[Genome, Array, Data, np.ndarray], EvaluatedCandidate]:
+) -> Callable[..., EvaluatedCandidate]:
     """A function that compiles and runs `candidate_evaluator`, or the programs of its layers, for a
-    genome, a key, the data and the accuracies to reach at the rungs; safe to call from several
-    threads."""
+    genome, a key, the data, the accuracies to reach at the rungs and, where candidates inherit, the
+    network to inherit from; safe to call from several threads."""
     program = functools.partial(candidate_evaluator, config, num_classes)
-    padded_network = PaddedNetwork(num_classes, config.space, image_shape, config.dropout)
+    of_all = padded_network(config, num_classes, image_shape)
 
     def start_padded(key: PRNGKey, genome: Genome):
-        parameters = padded_network.init(key, jnp.zeros((1, *image_shape)))["params"]
-        parameters = for_genome(padded_network, parameters, genome, config.initialization)
+        parameters = of_all.init(key, jnp.zeros((1, *image_shape)))["params"]
+        parameters = for_genome(of_all, parameters, genome, config.initialization)
         return {"params": parameters, "genome": genome._asdict()}
 
-    padded = jax.jit(program(padded_network, start_padded), compiler_options=COMPILER_OPTIONS)
+    padded = jax.jit(program(of_all, start_padded))
+    lock, programs = threading.Lock(), {}
 
-    def evaluate(genome: Genome, key: Array, data: Data, bars: np.ndarray) -> EvaluatedCandidate:
-        arguments = key, genome, data, bars
-        short = padded_work(config, image_shape, len(data.labels)) <= _MOST_PADDED_WORK
-        suits = short and config.can_be_padded and jax.default_backend() == "cpu"
-        compiled, seconds = padded, {"compilation": 0.0}
-        if not (config.programs == "padded" or (config.programs == "auto" and suits)):
-            network = network_of(config, architectures.to_units(genome), num_classes)
-            if config.programs == "layers":
+    def shared(*arguments: PyTree) -> tuple[Any, float]:
+        """The program of all candidates, and the seconds of its compilation, which the first one
+        has."""
+        shapes = tuple(np.shape(leaf) for leaf in jax.tree.leaves(arguments))
+        name, clock = (jnp.zeros(()).device, shapes), time.perf_counter()
+        with lock:
+            if name in programs:
+                return programs[name], 0.0
+            programs[name] = padded.lower(*arguments).compile(COMPILER_OPTIONS)
+            return programs[name], time.perf_counter() - clock
+
+    def own(network: SequenceNetwork, *arguments: PyTree) -> tuple[Any, float]:
+        """The program of one candidate, and the seconds of its compilation."""
+
+        def start(key: PRNGKey, genome: Genome):
+            return fresh(key, network, image_shape, config.initialization)
+
+        clock = time.perf_counter()
+        compiled = jax.jit(program(network, start)).lower(*arguments).compile(COMPILER_OPTIONS)
+        return compiled, time.perf_counter() - clock
+
+    def evaluate(
+        genome: Genome, key: Array, data: Data, bars: np.ndarray, elder: Elder | None = None
+    ) -> EvaluatedCandidate:
+        arguments: tuple[PyTree, ...] = key, genome, data, bars, elder
+        network = network_of(config, architectures.to_units(genome), num_classes)
+        match programs_of(config, image_shape, len(data.labels)):
+            case "layers":
                 ends = *config.rungs, config.training.num_epochs
                 how = network, config.training, ends, config.initialization
                 return EvaluatedCandidate(*layered.evaluate_candidate(key, *how, data, bars))
-            clock = time.perf_counter()
-
-            def start(key: PRNGKey, genome: Genome):
-                return fresh(key, network, image_shape, config.initialization)
-
-            compiled = jax.jit(program(network, start)).lower(*arguments).compile(COMPILER_OPTIONS)
-            seconds["compilation"] = time.perf_counter() - clock
+            case "padded":
+                compiled, compilation = shared(*arguments)
+            case _:
+                compiled, compilation = own(network, *arguments)
         clock = time.perf_counter()
-        evaluation, rungs, num_epochs = jax.device_get(compiled(*arguments))
-        seconds["training"] = time.perf_counter() - clock
-        return EvaluatedCandidate(evaluation, rungs, num_epochs, seconds)
+        found = jax.device_get(compiled(*arguments))
+        seconds = {"compilation": compilation, "training": time.perf_counter() - clock}
+        evaluation, rungs, num_epochs, parameters = found
+        return EvaluatedCandidate(evaluation, rungs, num_epochs, seconds, parameters)
 
     return evaluate

@@ -62,6 +62,11 @@ class Config:
     """Epochs after which a child is evaluated too, and trains on only if it keeps up with the
     survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
     (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
+    inherit: bool = False
+    """Children begin with the weights of the survivor that is most like them (`inheritance`); one
+    program for all, as `programs` padded."""
+    child_epochs: PositiveInt | None = None
+    """Epochs of a child that inherits; None is as many as of the first population."""
     final_epochs: NonNegativeInt = 200
     """Epochs of the training of the most accurate and the smallest architecture; 0 is none."""
 
@@ -111,11 +116,18 @@ class Config:
                 f"rungs must rise within 1..{num_epochs - 1}, below the {num_epochs} epochs, got "
                 f"{self.rungs}"
             )
-        if self.programs == "padded" and not self.can_be_padded:
+        padded = "programs padded" if self.programs == "padded" else "inherit"
+        if (self.programs == "padded" or self.inherit) and not self.can_be_padded:
             raise ValueError(
-                "programs padded needs normalization none, no skip, the dense head and "
+                f"{padded} needs normalization none, no skip, the dense head and "
                 "compute_dtype float32"
             )
+        if self.inherit and self.programs not in ("auto", "padded"):
+            raise ValueError(f"inherit needs programs padded, got {self.programs}")
+        if self.inherit and self.rungs:
+            raise ValueError(f"inherit takes no rungs, got {self.rungs}")
+        if self.child_epochs and not self.inherit:
+            raise ValueError(f"child_epochs needs inherit, got {self.child_epochs}")
 
     @property
     def methods(self) -> MethodConfig:

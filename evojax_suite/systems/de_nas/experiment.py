@@ -32,6 +32,7 @@ from evojax_suite.systems.de_nas.candidates import (
     make_data,
     network_of,
     padded_work,
+    programs_of,
 )
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
@@ -45,6 +46,9 @@ _SMALL = {"final_epochs": 50, "dropout": 0.2, "initialization": "kaiming"}
 _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
 _SMALL_VALIDATION_IMAGES = 5000
+
+_ALONE: dict[str, Any] = {"inherit": False, "child_epochs": None}
+"""Of a network that has no elder."""
 
 FOUND = "most accurate", "smallest"
 """The roles of the networks that a search finds."""
@@ -211,6 +215,8 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         batch_size = training.batch_size or len(dataset.train)
         part, times_images = part_for_dry_run(dataset, work, batch_size)
         factor = times_images * training.num_epochs / searched.training.num_epochs
+    programs = programs_of(config, dataset.image_shape, len(dataset.train))
+    searched = replace(searched, programs=programs)
     evolution = algorithm.build(searched, dataset.num_classes, dataset.image_shape, num_devices)
     data = make_data(searched, part)
     at_once = algorithm.num_workers(config, num_devices) * jax.process_count()
@@ -263,7 +269,8 @@ def search(job: _Job) -> Search:
         size = _costs(models["most accurate"], shape, num_classes).parameters
         units = hand_made(int(size), shape, num_classes)
         for name, skip in (("like VGG", False), ("like ResNet", True)):
-            known = replace(config, normalization="batch", skip=skip, head="linear", dropout=0.0)
+            known = replace(config, programs="auto", **_ALONE)
+            known = replace(known, normalization="batch", skip=skip, head="linear", dropout=0.0)
             models[name] = yield from _trained(job, len(models), name, _Model(units, known))
     return _Searched(rows, loop, models)
 
@@ -311,7 +318,7 @@ def _costs(model: _Model, shape: tuple[int, int, int], num_classes: int) -> arch
 def _random_search(job: _Job, loop: LoopResult) -> Phase:
     """Random search from the first population of a search that has ended, as many candidates in
     all."""
-    phase, config = job.phase, replace(job.config, method="random")
+    phase, config = job.phase, replace(job.config, method="random", **_ALONE)
     dataset, size = job.dataset, config.population_size
     random = algorithm.build(
         config, dataset.num_classes, dataset.image_shape, devices.take(job.options.devices)

@@ -320,9 +320,7 @@ def for_genome(
 ) -> PyTree:
     """Freshly initialised parameters, scaled as those of a fresh network of this genome, with the
     fan-in of its layers."""
-    is_convolution = genome.kinds == CONVOLUTION
-    last = jax.lax.cummax(jnp.where(is_convolution, jnp.arange(len(genome.kinds)), 0))
-    inputs = jnp.roll(genome.filters[last], 1).at[0].set(network.image_shape[2])
+    inputs = architectures.inputs_of(genome, network.image_shape[2])
     bounds = jnp.maximum(genome.kernels**2 * inputs, 1) ** -0.5
     weight, bias = _scales(initialization)
     parameters = dict(parameters)

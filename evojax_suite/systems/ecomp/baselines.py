@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int32
 from evojax_suite.systems.ecomp import graph as graphs
 from evojax_suite.systems.ecomp.compression import incoming_norms
 from evojax_suite.systems.ecomp.graph import Graph
-from evojax_suite.systems.ecomp.mask_search import highest
 from evojax_suite.types import Array, PRNGKey, PyTree
 
 Scores = tuple[Float[np.ndarray, "_units"], ...]
@@ -51,7 +50,7 @@ def activity_times_outgoing(graph: Graph, inputs: Float[Array, "images ..."]) ->
 def masks_of(scores: Scores, sizes: tuple[int, ...]) -> Mask:
     """The mask of so many units of the highest scores in each group."""
     return tuple(
-        np.asarray(highest(jnp.asarray(score), size))
+        np.argsort(np.argsort(-score, kind="stable"), kind="stable") < size
         for score, size in zip(scores, sizes, strict=True)
     )
 

@@ -322,7 +322,8 @@ def finish(
     }
     if options.simple_rules:
         parent_graph = graphs.from_network(parent, options.pooling)
-        evaluator = refitting.Evaluator(job.refits, parent_graph, test_split)
+        images = refitting.Images(job.refits, parent_graph, test_split)
+        evaluator = refitting.Evaluator(job.refits, parent_graph, images)
         kept = (graphs.group_sizes(parent_graph)[0], *sizes.tolist())
         alternatives = refitting.alternatives(job.refits, evaluator, kept, loop.seconds)
         numbers["alternatives"] = {

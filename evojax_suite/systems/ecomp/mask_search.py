@@ -130,7 +130,7 @@ def make_data(
     fit = refit.make_fit(key, parent, inputs[:count], targets[:count], config.num_positions)
     priorities = jax.jit(refit.priorities)(parent, fit, params.ridge)
     judged = inputs[others]
-    logits = graphs.forward(parent, judged)[0][-1]
+    logits = jax.jit(logits_of)(parent, judged)
     arranged = refit.arranged(parent, judged)
     judged_by = arranged, targets[others], logits
     return Data(parent, fit, priorities, *judged_by, image_shape, tables)
@@ -182,18 +182,14 @@ def error_of(
             return jnp.where(jnp.isfinite(logits).all(), 1 - right.mean(), jnp.nan)
 
 
-def map_masks(function: Callable[[list[Kept]], PyTree], parent: Graph, masks: Masks) -> PyTree:
-    """`function(kept)`, `kept` a `Kept` of each group, of each member: together, or one after the
-    other in the narrowest of several programs that holds it."""
-    whole = [mask.shape[1] for mask in masks]
-
-    def member(widths: list[int]) -> Callable[[Masks], PyTree]:
-        return lambda masks: function([*map(kept_units, masks, widths)])
-
+def widths_of(parent: Graph) -> list[list[int]]:
+    """The padded sizes of the groups for which there are programs, the narrowest first; the last
+    are the parent's own."""
+    whole = graphs.group_sizes(parent)
     if jax.default_backend() != "cpu":
-        return jax.lax.map(member(whole), masks, batch_size=_TOGETHER)
+        return [list(whole)]
     between = graphs.groups_between(parent)
-    choices = [
+    return [
         [
             math.ceil(size * (inputs if group == 0 else rank if group in between else others))
             for group, size in enumerate(whole)
@@ -201,10 +197,33 @@ def map_masks(function: Callable[[list[Kept]], PyTree], parent: Graph, masks: Ma
         for inputs, others in (_WIDTHS_OF_MAPS if parent[0].is_convolution else _WIDTHS)
         for rank in (_RANKS if between else (1,))
     ]
+
+
+def narrowest(parent: Graph, mask: Sequence[Bool[np.ndarray, "_units"]]) -> list[Kept]:
+    """The units that a mask of each group keeps, in the narrowest of the padded sizes."""
+    sizes = [int(each.sum()) for each in mask]
+    widths = next(each for each in widths_of(parent) if (np.array(sizes) <= each).all())
+    kept = []
+    for each, width in zip(mask, widths, strict=True):
+        places = np.argsort(~each, kind="stable")[:width].astype(np.int32)
+        kept.append(Kept(jnp.asarray(places), jnp.asarray(each[places])))
+    return kept
+
+
+def map_masks(function: Callable[[list[Kept]], PyTree], parent: Graph, masks: Masks) -> PyTree:
+    """`function(kept)`, `kept` a `Kept` of each group, of each member: together, or one after the
+    other in the narrowest of several programs that holds it."""
+    choices = widths_of(parent)
+
+    def member(widths: list[int]) -> Callable[[Masks], PyTree]:
+        return lambda masks: function([*map(kept_units, masks, widths)])
+
+    if len(choices) == 1:
+        return jax.lax.map(member(choices[0]), masks, batch_size=_TOGETHER)
     sizes = jnp.stack([mask.sum(1) for mask in masks], 1)
-    narrowest = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
+    first = (sizes[:, None] <= jnp.array(choices)).all(-1).argmax(-1)
     branches = [member(widths) for widths in choices]
-    return jax.lax.map(lambda each: jax.lax.switch(each[0], branches, each[1]), (narrowest, masks))
+    return jax.lax.map(lambda each: jax.lax.switch(each[0], branches, each[1]), (first, masks))
 
 
 def errors_of(
@@ -402,22 +421,17 @@ def front_of(config: RefitConfig, state: State) -> Int[np.ndarray, "front"]:
     return members[np.unique(nearest)]
 
 
-def fitted_networks(
+def fitted_network(
     config: RefitConfig,
     params: RefitParams,
     parent: Graph,
     fit: Fit,
-    masks: Masks,
+    kept: Sequence[Kept],
     inputs: Float[Array, "..."],
-) -> tuple[Graph, Int32[Array, "members images"]]:
-    """The final networks of masks, each as large as the parent with weights of 0 where a unit is
-    gone, and the classes that they predict. inputs: further images, `refit.arranged`."""
+) -> tuple[Graph, Int32[Array, "images"]]:
+    """The final network between some units of each group, padded as they are, and the classes that
+    it predicts. kept: as of `narrowest`; inputs: further images, `refit.arranged`."""
     rounds = config.relu_rounds, config.label_rounds
-
-    def network(kept: list[Kept]):
-        small = refit.refit(parent, kept, fit, params.ridge, *rounds)
-        logits = logits_of(small, refit.taken(inputs, kept[0]))
-        classes = logits.argmax(-1).astype(jnp.int32)
-        return refit.scattered(parent, small, kept), classes
-
-    return map_masks(network, parent, masks)
+    network = refit.refit(parent, kept, fit, params.ridge, *rounds)
+    logits = logits_of(network, refit.taken(inputs, kept[0]))
+    return network, logits.argmax(-1).astype(jnp.int32)

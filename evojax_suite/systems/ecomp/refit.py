@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -73,6 +74,7 @@ def taken(inputs: Float[Array, "..."], kept: Kept) -> Float[Array, "images ..."]
     return inputs[kept.places].T if inputs.ndim == 2 else inputs[..., kept.places]
 
 
+@partial(jax.jit, static_argnames="num_positions")
 def make_fit(
     key: PRNGKey, graph: Graph, inputs: Array, targets: Probabilities, num_positions: int = 10
 ) -> Fit:
@@ -230,18 +232,6 @@ def refit(
             output = problem.output(coefficients)
         nodes.append(node)
         values.append(graphs.activation(node, output))
-    return tuple(nodes)
-
-
-def scattered(graph: Graph, small: Graph, kept: Sequence[Kept]) -> Graph:
-    """The network between kept units with its weights where they are in `graph`, 0 elsewhere."""
-    group, kept = graphs.groups(graph), _with_logits(graph, kept)
-    nodes = []
-    for index, (node, fitted) in enumerate(zip(graph, small, strict=True)):
-        before, after = kept[group[node.source]].places, kept[group[index + 1]].places
-        weight = jnp.zeros_like(node.weight).at[after[:, None], before].set(fitted.weight)
-        bias = jnp.zeros_like(node.bias).at[after].set(fitted.bias)
-        nodes.append(replace(node, weight=weight, bias=bias))
     return tuple(nodes)
 
 

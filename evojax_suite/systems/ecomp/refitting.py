@@ -36,7 +36,6 @@ from evojax_suite.systems.ecomp.graph import Graph
 from evojax_suite.types import Array, Dataset, Split
 
 _MOST_VALIDATION_IMAGES = 10_000
-_AT_ONCE = 8  # masks of a compiled call of the final fits
 
 Accuracies = dict[str, float]
 
@@ -114,48 +113,52 @@ def search(setting: Setting, network: Network | Graph, parent_seconds: float) ->
     return Found(parent, parent_seconds, data, loop)
 
 
+class Images:
+    """What networks are fitted to and judged by at the end of a run, for any graph of a parent."""
+
+    def __init__(self, setting: Setting, parent: Graph, test_split: Split):
+        train = setting.dataset.train
+        fitted, others = np.split(setting.order, [len(setting.places)])
+        others = others[:_MOST_VALIDATION_IMAGES]
+        self.fitted = setting.inputs(train.images[fitted], parent)
+        self.targets = setting.targets(train.labels[fitted])
+        parts = train.images[others], test_split.images
+        self.judged = jnp.concatenate([setting.inputs(part, parent) for part in parts])
+        self.arranged = refit.arranged(parent, self.judged)
+        self.labels = np.concatenate([train.labels[others], test_split.labels])
+        self.num_validation = len(others)
+
+
 class Evaluator:
     """Fits networks to masks, on all images of evolution, and counts what they predict."""
 
-    def __init__(self, setting: Setting, parent: Graph, test_split: Split):
-        self.parent, train = parent, setting.dataset.train
-        fitted, others = np.split(setting.order, [len(setting.places)])
-        others = others[:_MOST_VALIDATION_IMAGES]
-        inputs = partial(setting.inputs, parent=self.parent)
-        self.labels = np.concatenate([train.labels[others], test_split.labels])
-        self.num_validation = len(others)
-        self.inputs = jnp.concatenate([inputs(train.images[others]), inputs(test_split.images)])
-        self.arranged = refit.arranged(self.parent, self.inputs)
-        fitted_inputs, targets = inputs(train.images[fitted]), setting.targets(train.labels[fitted])
-        key, positions = jax.random.key(0), setting.config.num_positions
-        self.fit = refit.make_fit(key, self.parent, fitted_inputs, targets, positions)
-        function = partial(mask_search.fitted_networks, setting.config, setting.params)
-        self.fitted = jax.jit(function)
+    def __init__(self, setting: Setting, parent: Graph, images: Images):
+        self.parent, self.images = parent, images
+        config, params = setting.config, setting.params
+        fitted = images.fitted, images.targets
+        self.fit = refit.make_fit(jax.random.key(0), parent, *fitted, config.num_positions)
+        self.fitted = jax.jit(partial(mask_search.fitted_network, config, params))
 
     def refitted(self, masks: Sequence[Mask]) -> list[tuple[Graph, Accuracies]]:
-        """The network of each mask, and its accuracies."""
+        """The network of each mask, and its accuracies. One after the other: a program serves the
+        masks of about its size, and there is none for a size that no mask has."""
         networks = []
-        for start in range(0, len(masks), _AT_ONCE):
-            some = [*masks[start : start + _AT_ONCE]]
-            padded = some + some[-1:] * (min(_AT_ONCE, len(masks)) - len(some))
-            stacked = tuple(jnp.stack(each) for each in zip(*padded, strict=True))
-            whole, classes = self.fitted(self.parent, self.fit, stacked, self.arranged)
-            leaves, structure = jax.tree.flatten(jax.device_get(whole))
-            for mask, predicted, *arrays in zip(some, classes, *leaves, strict=False):
-                network = jax.tree.unflatten(structure, arrays)
-                cut = graphs.part(network, [*map(np.flatnonzero, mask)])
-                networks.append((graphs.as_one(cut), self.accuracies(predicted)))
+        for mask in masks:
+            kept = mask_search.narrowest(self.parent, mask)
+            padded, classes = self.fitted(self.parent, self.fit, kept, self.images.arranged)
+            network = graphs.part(jax.device_get(padded), [slice(each.sum()) for each in mask])
+            networks.append((graphs.as_one(network), self.accuracies(classes)))
         return networks
 
     def unfitted(self, network: Graph, inputs_kept: np.ndarray) -> Accuracies:
         """The accuracies of a network as it is."""
-        logits = jax.jit(mask_search.logits_of)(network, self.inputs[..., inputs_kept])
+        logits = jax.jit(mask_search.logits_of)(network, self.images.judged[..., inputs_kept])
         return self.accuracies(logits.argmax(-1))
 
     def accuracies(self, classes: Array) -> Accuracies:
         """The accuracies of predictions of the validation and test images."""
-        right = np.asarray(classes) == self.labels
-        parts = np.split(right, [self.num_validation])
+        right = np.asarray(classes) == self.images.labels
+        parts = np.split(right, [self.images.num_validation])
         names = "validation_accuracy", "test_accuracy"
         return {name: float(part.mean()) for name, part in zip(names, parts, strict=True)}
 
@@ -219,8 +222,9 @@ def finish(
     inputs that it takes -> what is written."""
     config, parent, state = setting.config, found.parent, found.loop.state
     directory, data = setting.directory, found.data
-    evaluator = Evaluator(setting, data.parent, test_split)
-    plain = Evaluator(setting, parent, test_split) if config.low_rank else evaluator
+    images = Images(setting, parent, test_split)
+    evaluator = Evaluator(setting, data.parent, images)
+    plain = Evaluator(setting, parent, images) if config.low_rank else evaluator
     members = mask_search.front_of(config, state)
     by_latency = config.size == "latency"
     masks: list[Mask] = [tuple(np.asarray(mask[m]) for mask in state.masks) for m in members]
@@ -328,7 +332,7 @@ def alternatives(
     scores = {
         "random": tuple(random.random(size) for size in graphs.group_sizes(parent)),
         "l1": baselines.incoming_l1(parent),
-        "activity": baselines.activity_times_outgoing(parent, evaluator.inputs[:1000]),
+        "activity": baselines.activity_times_outgoing(parent, evaluator.images.judged[:1000]),
     }
     masks = {
         name: baselines.masks_of(each, sizes) for name, each in (scores | (orders or {})).items()
