@@ -118,6 +118,9 @@ def first_page(runs: Path) -> None:
     lines = (runs / "first/metrics.jsonl").read_text().splitlines()
     means = [json.loads(line)["fitness_mean"] for line in lines]
     assert np.mean(means[-50:]) > np.mean(means[:20]) + 0.03
+    reference = summary["reference"]
+    assert reference["generation"][-1] == summary["num_generations"]
+    assert reference["fitness"][-1] > max(reference["fitness"][:3]) + 0.03
     assert "no better than strong random" not in (runs / "first/report.html").read_text()
 
 

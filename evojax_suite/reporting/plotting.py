@@ -23,9 +23,13 @@ def _curve(lines: list[dict[str, Any]], x: str, y: str, name: str, **look: Any) 
 
 
 def fitness_curves(
-    metrics: list[dict[str, Any]], fitness: str, strong_random: list[float] | None
+    metrics: list[dict[str, Any]],
+    fitness: str,
+    strong_random: list[float] | None,
+    reference: dict[str, list[float]] | None = None,
 ) -> list[Chart]:
-    """Best and mean fitness by generation, with the fitness of strong random selection."""
+    """Best and mean fitness by generation, with the fitness of strong random selection, and that of
+    some results by the same networks."""
     mean, deviation = column(metrics, "fitness_mean"), column(metrics, "fitness_std")
     band = {"low": mean - deviation, "high": mean + deviation}
     series = [
@@ -35,6 +39,9 @@ def fitness_curves(
     held_out = _curve(metrics, "generation", "holdout_score", "best, held-out images")
     if np.isfinite(held_out.y).any():
         series.append(held_out)
+    if reference:
+        line = reference["generation"], reference["fitness"]
+        series.append(Series("results so far, by the same networks", *line, style="joined points"))
     names = {
         "accuracy": "accuracy on the fitness images",
         "cross_entropy": "minus cross-entropy",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
 import re
 import shutil
@@ -10,12 +11,15 @@ import subprocess
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from evojax_suite.cli.main import main
 from evojax_suite.reporting import charts, comparison, formats, index, report
 from evojax_suite.reporting.charts import Chart, Series, as_html, save_png
 from evojax_suite.reporting.comparison import Columns
+from evojax_suite.reporting.progress import progress
 from evojax_suite.reporting.report import Figure, Report, Table
+from evojax_suite.runtime.loop import StepReport
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 CHARTS = [
@@ -72,6 +76,35 @@ def test_a_chart_is_a_picture_and_a_figure(tmp_path):
 def test_a_name_in_another_script_needs_no_font(tmp_path, recwarn):
     save_png(tmp_path / "chart.png", [Chart("猫", "กขค", [Series("한국어", [1, 2], [1, 2])])])
     assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [([18, 2], ""), ([18, 15], "some 14.5 min"), ([90], "some 88.5 min")]
+)
+def test_a_run_is_foretold_by_a_step_that_compiles_nothing(seconds, said, capsys):
+    """The first one counts only where the next is far."""
+    with progress("evolving", 60, 0, {}) as show:
+        for step, taken in enumerate(seconds, 1):
+            show(StepReport(step, 60, {"num_failed": 0}, taken, [{}]))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "present pace" in line]
+    assert len(lines) == bool(said)
+    assert said in "".join(lines)
+
+
+@pytest.mark.parametrize(("number", "below"), [(3, False), (12, True)])
+def test_a_long_legend_hides_no_curve(number, below, tmp_path, monkeypatch):
+    drawings = []
+    monkeypatch.setattr(charts, "save_figure", lambda drawing, path: drawings.append(drawing))
+    series = [Series(f"curve {i}", [0, 90_000], [0, i]) for i in range(number)]
+    charts.save_png(tmp_path / "chart.png", [Chart("x", "y", series)])
+    (drawing,) = drawings
+    FigureCanvasAgg(drawing).draw()
+    (axes,) = drawing.axes
+    within = axes.get_window_extent()
+    assert (axes.get_legend().get_window_extent().y1 < within.y0) == below
+    assert axes.get_tightbbox().y0 >= 0
+    ends = [label.get_window_extent() for label in axes.get_xticklabels()]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(ends))
 
 
 def test_the_page_fetches_nothing_and_escapes_what_it_shows(tmp_path):

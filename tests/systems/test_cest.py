@@ -211,6 +211,25 @@ def test_a_share_is_random_and_classes_are_balanced():
     assert len(np.unique(np.asarray(states[2].chosen)[:24])) == 24
 
 
+def test_trainings_that_differ_in_their_rule_share_a_program():
+    """And in their length; a rule that chooses in each step has one of its own beside it."""
+    programs, params = {}, cest.Params()
+    longer = replace(CONFIG.training, num_epochs=9)
+    for changes in (
+        {},
+        {"selection": "full", "training": longer},
+        {"selection": "random", "fraction": 0.5},
+        {"selection": "selective_backprop", "initial_epochs": 1},
+    ):
+        config = replace(CONFIG, **changes)
+        algorithm = cest.build(config, 10, DATASET.image_shape, True, programs)
+        data = cest.make_data(config, DATASET)
+        state = algorithm.init(jax.random.key(0), params, data)
+        for number in range(2):
+            state, _ = algorithm.step(jax.random.key(number), state, params, data)
+    assert [name for name, *_ in programs].count("training") == 2
+
+
 def test_timing_the_stages_changes_nothing(run):
     _, states, metrics = run
     _, timed_states, timed = states_of(CONFIG, timed=True)

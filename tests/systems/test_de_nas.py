@@ -329,12 +329,19 @@ RUN = [
     "--num-generations", "2", "--num-best", "2", "--min-length", "3", "--max-length", "5",
     "--kernels", "1", "3", "--min-first-filters", "2", "--max-first-filters", "3",
     "--max-filters", "4", "--max-features", "256", "--num-epochs", "2", "--final-epochs", "3",
-    "--checkpoint-seconds", "0", "--name", "run", "--baselines",
+    "--checkpoint-seconds", "0", "--name", "run", "--baselines", "--inherit", "--child-epochs", "1",
 ]  # fmt: skip
 DETERMINISTIC = (
     "architecture.json", "network.safetensors", "smallest/architecture.json", "history.json",
     "metrics.jsonl", "training/most_accurate/metrics.jsonl",
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", [{"inherit": True, "child_epochs": 1}, {"programs": "padded"}])
+def test_networks_by_hand_may_stand_beside_any_search(changes):
+    config = replace(CONFIG, **changes)
+    for skip in (False, True):
+        assert experiment.of_hand_made(config, skip).normalization == "batch"
 
 
 @pytest.fixture(scope="module")

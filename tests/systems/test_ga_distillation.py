@@ -255,6 +255,13 @@ def test_the_images_on_the_way_are_kept_twice_a_doubling(data):
     generations, frames = ga.history(CONFIG, 10, state, data)
     assert generations.tolist() == [1, 2, 3, 5, 6]
     np.testing.assert_array_equal(frames.images, np.stack([results[g - 1] for g in generations]))
+    key = jax.random.key(0)
+    numbers, fitness = ga.reference_fitness(key, CONFIG, 10, state, data)
+    assert numbers.tolist() == generations.tolist()
+    assert len(set(fitness.tolist())) > 1
+    same = state.replace(frames=jnp.broadcast_to(state.best, state.frames.shape))
+    _, alike = ga.reference_fitness(key, CONFIG, 10, same, data)
+    np.testing.assert_array_equal(alike, fitness[-1])  # the networks are the same for all
     places = np.asarray(ga.frame_of(1.0 + jnp.arange(5000), 24))
     assert np.all(np.diff(places) >= 0)
     assert places.max() == 23

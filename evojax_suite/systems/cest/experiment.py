@@ -43,6 +43,9 @@ class Options(RunOptions):
     be reduced most, 60 % of the set an epoch, under a cosine."""
     num_images: int | None = None
     """Number of training images, equally many of each class; all by default."""
+    num_validation_images: int | None = None
+    """Validation images, which the curves alone need; all by default, at most as many as training
+    images where small."""
     baseline: bool = True
     """Train on the whole set as well, and on random subsets."""
     scale: Scale = "auto"
@@ -81,8 +84,12 @@ class _Summary:
 def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     """Check the options; the paper's width is reduced where the scale is small."""
     options.params.check()
+    small, number = is_small(options.scale), options.num_validation_images
     dataset = some_images(dataset, options.num_images)
-    if is_small(options.scale) and options.config.network == Config().network:
+    if small and number is None:
+        number = min(len(dataset.train), len(dataset.validation))
+    dataset = some_images(dataset, None, number)
+    if small and options.config.network == Config().network:
         network = replace(options.config.network, width=_NARROW)
         options = replace(options, config=replace(options.config, network=network))
     config = options.config

@@ -269,10 +269,15 @@ def search(job: _Job) -> Search:
         size = _costs(models["most accurate"], shape, num_classes).parameters
         units = hand_made(int(size), shape, num_classes)
         for name, skip in (("like VGG", False), ("like ResNet", True)):
-            known = replace(config, programs="auto", **_ALONE)
-            known = replace(known, normalization="batch", skip=skip, head="linear", dropout=0.0)
-            models[name] = yield from _trained(job, len(models), name, _Model(units, known))
+            model = _Model(units, of_hand_made(config, skip))
+            models[name] = yield from _trained(job, len(models), name, model)
     return _Searched(rows, loop, models)
+
+
+def of_hand_made(config: Config, skip: bool) -> Config:
+    """How networks by hand are built and trained, skip connections or not."""
+    plain = replace(config, programs="auto", **_ALONE)
+    return replace(plain, normalization="batch", skip=skip, head="linear", dropout=0.0)
 
 
 def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) -> _Training:

@@ -11,6 +11,7 @@ from evojax_suite.systems.ga_distillation.algorithm import (
     check as check,
     frame_of as frame_of,
     history as history,
+    reference_fitness as reference_fitness,
 )
 from evojax_suite.systems.ga_distillation.config import (
     FITNESS as FITNESS,

@@ -49,6 +49,7 @@ from evojax_suite.types import (
     Dataset,
     Generation,
     IntScalar,
+    PRNGKey,
     PyTree,
     Scalar,
     StepKeys,
@@ -179,12 +180,31 @@ def history(
 ) -> tuple[Int[np.ndarray, "frames"], Individual]:
     """The results during the search, two for every doubling: the generations after which they were
     the result, and the individuals, with a leading axis; the last is the final result."""
+    generations, frames = _kept(state)
+    decoded = partial(individuals.decode, config, num_classes, data.train_images.shape[1:])
+    return generations, jax.lax.map(lambda frame: decoded(frame, data), frames)
+
+
+def _kept(state: State) -> tuple[Int[np.ndarray, "frames"], Float[Array, "frames dims"]]:
+    """The results during the search, and the generations after which they were it."""
     generations = 1 + np.arange(int(state.generation))
     frames = np.asarray(frame_of(jnp.asarray(generations, jnp.float32), len(state.frames)))
     last = np.append(np.diff(frames) > 0, True)
-    decoded = partial(individuals.decode, config, num_classes, data.train_images.shape[1:])
-    results = jax.lax.map(lambda frame: decoded(frame, data), state.frames[frames[last]])
-    return generations[last], results
+    return generations[last], state.frames[frames[last]]
+
+
+def reference_fitness(
+    key: PRNGKey, config: Config, num_classes: int, state: State, data: Data
+) -> tuple[Int[np.ndarray, "frames"], Float[np.ndarray, "frames"]]:
+    """The results during the search as the generations after which they were it, and their fitness
+    by the same networks for all, at least eight where they are trained: it can be compared, where
+    each generation has networks of its own."""
+    generations, frames = _kept(state)
+    networks = max(config.networks_per_member, 8)
+    config = replace(config, common_random_numbers=True, networks_per_member=networks)
+    shape = num_classes, data.train_images.shape[1:]
+    scores = jax.jit(fitness.score_population, static_argnums=(1, 2, 3))
+    return generations, np.asarray(scores(key, config, *shape, frames, data).fitness)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,12 @@ from evojax_suite.runtime import devices
 from evojax_suite.runtime.loop import LoopResult
 from evojax_suite.runtime.results import read_lines, typed_option, write_atomically
 from evojax_suite.systems.ga_distillation import strong_random
-from evojax_suite.systems.ga_distillation.algorithm import build, check, history
+from evojax_suite.systems.ga_distillation.algorithm import (
+    build,
+    check,
+    history,
+    reference_fitness,
+)
 from evojax_suite.systems.ga_distillation.config import FOUR_IN_ONE, RECOMMENDED, Config, Params
 from evojax_suite.systems.ga_distillation.fitness import own_judge, score_on, solved_labels
 from evojax_suite.systems.ga_distillation.individuals import Individual, make_data
@@ -109,6 +114,7 @@ class _Outcome:
     strong_random: list[Individual]
     strong_random_fitness: list[float]
     num_failed: int
+    reference: dict[str, list[float]] | None  # fitness of results during the search, by generation
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,7 @@ class _Summary:
     num_test_images: int
 
 
+_READABLE = 16  # generations from which on progress is judged by the same networks
 _LARGEST_PART = 20  # of the work on a member that a dry run leaves out
 
 
@@ -202,7 +209,21 @@ def search(job: _Job) -> Search:
     labels = yield from _labelling(job)
     individual, *ones = [one._replace(labels=labels(one)) for one in (individual, *ones)]
     of_search = int(numbers[chosen]), generations, frames, evolved
-    return _Outcome(individual, *of_search, ones, fitness, num_failed)
+    reference = _reference(job, evolved)
+    return _Outcome(individual, *of_search, ones, fitness, num_failed, reference)
+
+
+def _reference(job: _Job, evolved: LoopResult) -> dict[str, list[float]] | None:
+    """The fitness of the results during the search, all by the same networks; None where there are
+    too few to read progress from, or the fitness is a function of the user's."""
+    options, config = job.options, job.config
+    few = int(evolved.state.generation) < _READABLE
+    if few or options.dry_run or own_judge(config) is not None:
+        return None
+    key = jax.random.fold_in(jax.random.key(options.seed), 2)
+    about = config, job.dataset.num_classes, evolved.state, job.evolving.data
+    generations, values = reference_fitness(key, *about)
+    return {"generation": generations.tolist(), "fitness": values.tolist()}
 
 
 def _accuracies(job: _Job, split: Split, key: jax.Array, one: Individual) -> np.ndarray:
@@ -252,7 +273,7 @@ def finish(job: _Job, outcome: _Outcome, test_split: Split) -> _Summary:
     np.savez_compressed(buffer, generations=outcome.generations, **frames._asdict())
     write_atomically(job.directory / "frames.npz", buffer.getvalue())
     num_generations = int(loop.state.generation)
-    numbers = {
+    numbers: dict[str, Any] = {
         "test_accuracy_mean": float(np.mean(accuracies)),
         "test_accuracy_std": float(np.std(accuracies)),
         "num_networks": options.num_networks,
@@ -265,6 +286,8 @@ def finish(job: _Job, outcome: _Outcome, test_split: Split) -> _Summary:
         "members_per_second": job.evolving.members_per_step * num_generations / loop.seconds,
         "num_failed": outcome.num_failed,
     }
+    if outcome.reference:
+        numbers["reference"] = outcome.reference
     score = score_on(test_split, config, dataset, individual)
     if score is not None:
         numbers["test_score"] = score
@@ -298,7 +321,7 @@ def present(job: _Job, summary: _Summary) -> Report:
     plotting.image_rows(figures / "images.png", dataset, result.images, result.labels)
     plotting.evolution(figures / "evolution.png", dataset, frames, result.labels)
     metrics, baseline = read_lines(folder / "metrics.jsonl"), outcome.strong_random_fitness
-    curves = plotting.fitness_curves(metrics, job.config.fitness, baseline)
+    curves = plotting.fitness_curves(metrics, job.config.fitness, baseline, outcome.reference)
     shown, count = percent(accuracies), len(accuracies)
     headline, rows = [(f"{shown} %", "test accuracy")], [["evolved", shown, str(count)]]
     closing = [f"test accuracy {shown} % ({count} networks)"]
