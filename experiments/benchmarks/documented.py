@@ -43,6 +43,18 @@ def run(folder: Path, *arguments: str) -> float:
     return time.perf_counter() - clock
 
 
+def commands_in(block: str) -> list[str]:
+    """The commands of a block, each in one line."""
+    lines = block.replace("\\\n", "").splitlines()
+    return [shlex.join(shlex.split(line)[1:]) for line in lines]
+
+
+def commands_of(page: str) -> list[str]:
+    """The commands of a page."""
+    blocks = [block for language, _, block in BLOCK.findall(page) if language == "console"]
+    return [command for block in blocks for command in commands_in(block)]
+
+
 def times_of(page: str, folder: Path) -> Iterator[tuple[str, float]]:
     """The commands of a page, run in a folder, and their seconds."""
     code = done = ""
@@ -54,16 +66,14 @@ def times_of(page: str, folder: Path) -> Iterator[tuple[str, float]]:
         if code != done:  # commands may take what Python made above them
             run(folder, "-c", code)
             done = code
-        for line in block.replace("\\\n", "").splitlines():
-            _, program, *arguments = shlex.split(line)
-            seconds = run(folder, "-m", "evojax_suite", *arguments)
-            yield shlex.join([program, *arguments]), seconds
+        for command in commands_in(block):
+            yield command, run(folder, "-m", "evojax_suite", *shlex.split(command)[1:])
 
 
 def main(options: Options) -> None:
     text = HEAD.format(machine=options.machine, date=date.today(), jax=jax.__version__)
     for path in sorted(DOCS.rglob("*.md")):
-        if "```console" not in (page := path.read_text()):
+        if not commands_of(page := path.read_text()):
             continue
         name = path.relative_to(DOCS)
         text += f"\n## [{page.splitlines()[0][2:]}]({name})\n\n| command | seconds |\n|---|---|\n"

@@ -16,7 +16,7 @@ from evojax_suite.cli.main import main
 from evojax_suite.data import load, normalize
 from evojax_suite.networks import NetworkConfig
 from evojax_suite.runtime.results import load_variables
-from evojax_suite.systems.cest import subsets
+from evojax_suite.systems.cest import experiment, subsets
 from evojax_suite.training import TrainingConfig, evaluate, judge_each, make_batches, start_fit
 from evojax_suite.types import Split
 
@@ -228,6 +228,16 @@ def test_trainings_that_differ_in_their_rule_share_a_program():
         for number in range(2):
             state, _ = algorithm.step(jax.random.key(number), state, params, data)
     assert [name for name, *_ in programs].count("training") == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "number"),
+    [({}, 100), ({"num_validation_images": 200}, 200), ({"scale": "paper"}, 360)],
+)
+def test_curves_of_small_runs_need_few_images(changes, number, tmp_path):
+    options = experiment.Options(num_images=100, config=CONFIG, **changes)
+    job = experiment.prepare(options, DIGITS, tmp_path)
+    assert (len(job.dataset.train), len(job.dataset.validation)) == (100, number)
 
 
 def test_timing_the_stages_changes_nothing(run):
