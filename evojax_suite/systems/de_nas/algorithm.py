@@ -27,6 +27,9 @@ Where we differ, and why:
 - `Space.max_features` bounds the first dense layer, without which a network has up to 43 billion
   parameters.
 - A candidate whose training fails (a loss that is not finite, too little memory) comes last.
+
+Beyond the paper, off by default: other methods and survivals, `rungs`, and `inherit`, by which
+children begin with the weights of a survivor (`inheritance`).
 """
 
 from __future__ import annotations
