@@ -208,8 +208,9 @@ class _Workers:
             parameters=parameters,
         )
 
-    def elder_of(self, genome: Genome, state: State) -> Elder | None:
-        """The survivor that a candidate inherits from, if candidates do."""
+    def elder_of(self, genome: Genome, genomes: Genome, state: State) -> Elder | None:
+        """The survivor that a candidate inherits from, if candidates do. genomes: the state's, on
+        the host."""
         if state.weights is None:
             return None
         alive = np.asarray(state.population)
@@ -217,7 +218,7 @@ class _Workers:
         if alive[0] < 0 or not np.isfinite(accuracy).any():
             empty = jax.tree.map(np.zeros_like, genome)
             return Elder(empty, self.nothing.parameters)
-        survivors = architectures.member(jax.device_get(state.genomes), alive)
+        survivors = architectures.member(genomes, alive)
         alike = np.where(np.isfinite(accuracy), most_alike(genome, survivors), -1)
         place = int(alike.argmax())  # the first of them is the best
         weights = jax.device_get(jax.tree.map(lambda leaf: leaf[place], state.weights))
@@ -237,17 +238,16 @@ class _Workers:
                 try:
                     key = jax.random.wrap_key_data(jnp.asarray(keys[index]))
                     genome = architectures.member(genomes, index)
-                    elder = self.elder_of(genome, state)
+                    elder = self.elder_of(genome, genomes, state)
                     return self._evaluate(genome, key, data, bars, elder)
                 except jax.errors.JaxRuntimeError as error:
                     if "RESOURCE_EXHAUSTED" not in str(error):
                         raise
                     return self.nothing  # too large for the memory
 
-        names = {}
+        names, alive = {}, np.asarray(state.population)
         share = [index for index in range(first, end) if index % num_processes == process]
         for index in share[: self._num_workers]:
-            alive = np.asarray(state.population)
             arguments = (*architectures.member(genomes, index), keys[index], bars, alive, index)
             names[index] = name = b"".join(np.asarray(each).tobytes() for each in arguments)
             if name not in self._ahead:

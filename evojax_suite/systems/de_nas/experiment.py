@@ -48,7 +48,7 @@ _SMALL_IMAGES = 1000
 _SMALL_VALIDATION_IMAGES = 5000
 
 _ALONE: dict[str, Any] = {"inherit": False, "child_epochs": None}
-"""Of a network that has no elder."""
+"""The settings with which a network inherits nothing."""
 
 FOUND = "most accurate", "smallest"
 """The roles of the networks that a search finds."""
