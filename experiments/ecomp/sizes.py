@@ -32,6 +32,7 @@ RULES = plotting.RULES
 @dataclass(frozen=True)
 class Options:
     num_parents: int = 5
+    num_generations: int = 16
     dataset: str = "fashion_mnist"
     runs_dir: Path = Path("runs/ecomp-sizes")
     output: Path = Path("experiments/ecomp/sizes.json")
@@ -45,6 +46,7 @@ def main(options: Options) -> None:
                 continue
             name = f"{setting.replace(' ', '-')}-{seed}"
             command = ["ecomp", "--recipe", "recommended", "--dataset", options.dataset, *more]
+            command += ["--search.num-generations", str(options.num_generations)]
             seeds = ["--seed", str(seed), "--parent-seed", str(seed)]
             place = ["--name", name, "--runs-dir", str(options.runs_dir)]
             tuning = [] if setting == "labels" else ["--fine-tuning-seconds", "0"]

@@ -3,6 +3,7 @@ on from there."""
 
 from __future__ import annotations
 
+import operator
 from dataclasses import replace
 
 import jax
@@ -11,10 +12,11 @@ import numpy as np
 import pytest
 
 from evojax_suite import de_nas, load
-from evojax_suite.systems.de_nas import architectures
+from evojax_suite.systems.de_nas import architectures, candidates
 from evojax_suite.systems.de_nas.architectures import Genome, Space, Unit
 from evojax_suite.systems.de_nas.inheritance import Elder, inherited, most_alike
-from evojax_suite.systems.de_nas.networks import PaddedNetwork, for_genome
+from evojax_suite.systems.de_nas.networks import PaddedNetwork, for_genome, unpadded
+from evojax_suite.training import evaluate
 
 SPACE = Space(
     min_length=3, max_length=6, kernels=(1, 3, 5), min_first_filters=2, max_first_filters=4,
@@ -143,6 +145,24 @@ def found(config, epochs, stop=None):
     return np.asarray(state.accuracy)[config.population_size :], state
 
 
+def assert_final_trainings_go_on(config, state):
+    """They begin with networks that are as accurate as the search says."""
+    data, shape = de_nas.make_data(config, DIGITS), DIGITS.image_shape
+    result = de_nas.build(config, 10, shape).result(state, de_nas.Params(), data)
+    padded = candidates.padded_network(config, 10, shape)
+    for place, accuracy in enumerate(result.accuracy):
+        genome = architectures.member(result.genomes, place)
+        parameters = jax.tree.map(operator.itemgetter(place), result.parameters)
+        parameters = unpadded(padded, parameters, genome)
+        units = architectures.to_units(genome)
+        start = de_nas.build_final(config, units, 10, shape).init(
+            jax.random.key(0), parameters, data
+        )
+        network = candidates.network_of(config, units, 10)
+        found = evaluate(network, start.fit.variables, data.validation).accuracy
+        assert found == pytest.approx(accuracy, abs=1.1 / len(DIGITS.validation))
+
+
 def test_children_go_on_where_survivors_were_and_so_does_a_resumed_search():
     training = replace(
         de_nas.TRAINING, num_epochs=10, crop_padding=1, flip=False, optimizer="adam",
@@ -159,6 +179,7 @@ def test_children_go_on_where_survivors_were_and_so_does_a_resumed_search():
     _, resumed = found(config, 2, stop=6)
     for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(resumed), strict=True):
         np.testing.assert_array_equal(one, other)
+    assert_final_trainings_go_on(config, state)
     short = replace(
         config, inherit=False, child_epochs=None, training=replace(training, num_epochs=2)
     )

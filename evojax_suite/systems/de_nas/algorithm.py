@@ -29,7 +29,8 @@ Where we differ, and why:
 - A candidate whose training fails (a loss that is not finite, too little memory) comes last.
 
 Beyond the paper, off by default: other methods and survivals, `rungs`, and `inherit`, by which
-children begin with the weights of a survivor (`inheritance`).
+children begin with the weights of a survivor (`inheritance`) and the final training with those that
+the search left.
 """
 
 from __future__ import annotations
@@ -98,6 +99,7 @@ class SearchResult(NamedTuple):
     accuracy: Float[np.ndarray, "population"]  # on the validation split, NaN where training failed
     most_accurate: int  # its place
     smallest: int  # its place, of those whose training did not fail
+    parameters: PyTree = None  # of `PaddedNetwork`, where children inherit; with the same axis
 
     def finalists(self, number: int) -> list[int]:
         """The places of the `number` most accurate networks, the most accurate first; fewer where
@@ -437,8 +439,9 @@ class _Search:
 
     def result(self, state: State, params: Params, data: Data) -> SearchResult:
         del params, data
-        alive = np.asarray(state.population)
-        alive = alive if alive[0] >= 0 else np.arange(max(1, int(state.num_judged)))
+        alive, first = np.asarray(state.population), 0
+        if alive[0] < 0:  # no generation has ended
+            alive, first = np.arange(max(1, int(state.num_judged))), len(alive)
         accuracy, sizes = np.asarray(state.accuracy)[alive], self.sizes(state, alive)
         usable = np.isfinite(accuracy)
         return SearchResult(
@@ -446,6 +449,7 @@ class _Search:
             accuracy=accuracy,
             most_accurate=int(np.argmax(np.where(usable, accuracy, -1.0))),
             smallest=int(np.argmin(np.where(usable, sizes, np.inf))),
+            parameters=jax.tree.map(lambda leaf: leaf[first : first + len(alive)], state.weights),
         )
 
     def finished(self, state: State) -> Array:

@@ -63,8 +63,8 @@ class Config:
     survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
     (Li et al. 2020, ASHA). The first population is never stopped; () is the paper's."""
     inherit: bool = False
-    """Children begin with the weights of the survivor that is most like them (`inheritance`); one
-    program for all, as `programs` padded."""
+    """Children begin with the weights of the survivor that is most like them (`inheritance`), the
+    final training with those that the search left; one program for all, as `programs` padded."""
     child_epochs: PositiveInt | None = None
     """Epochs of a child that inherits; None is as many as of the first population."""
     final_epochs: NonNegativeInt = 200

@@ -31,14 +31,15 @@ from evojax_suite.systems.de_nas.candidates import (
     hand_made,
     make_data,
     network_of,
+    padded_network,
     padded_work,
     programs_of,
 )
 from evojax_suite.systems.de_nas.config import Config, Params
 from evojax_suite.systems.de_nas.final_training import build_final
-from evojax_suite.systems.de_nas.networks import layers
+from evojax_suite.systems.de_nas.networks import layers, unpadded
 from evojax_suite.training import Batches, batches_of, evaluate
-from evojax_suite.types import Dataset, Split
+from evojax_suite.types import Dataset, PyTree, Split
 
 _SMALL_SPACE = {"max_filters": 16, "max_features": 256}
 _SMALL_SPACE_OF_LINEAR_HEAD = {"max_filters": 24}
@@ -170,6 +171,7 @@ class _Model(NamedTuple):
     units: tuple[Unit, ...]
     config: Config  # how it is built and trained
     search_accuracy: float | None = None  # on the validation split; None of one that no search made
+    parameters: PyTree = None  # which its training begins with; None are fresh ones
     trainings: tuple[LoopResult, ...] = ()  # of the network and of the finalists that it beat
     folder: str = ""  # of its training
     trained: SearchedNetwork | None = None
@@ -240,8 +242,12 @@ def search(job: _Job) -> Search:
     write_json(job.directory / "history.json", rows)
 
     def found(result: algorithm.SearchResult, place: int) -> _Model:
-        units = architectures.to_units(architectures.member(result.genomes, place))
-        return _Model(units, config, float(result.accuracy[place]))
+        genome, parameters = architectures.member(result.genomes, place), None
+        if result.parameters:
+            padded = jax.tree.map(lambda leaf: leaf[place], result.parameters)
+            parameters = unpadded(padded_network(config, num_classes, shape), padded, genome)
+        accuracy = float(result.accuracy[place])
+        return _Model(architectures.to_units(genome), config, accuracy, parameters)
 
     def best(number: int, role: str, result: algorithm.SearchResult) -> _Training:
         """The finalist of a search that is the most accurate on the whole validation split."""
@@ -292,13 +298,13 @@ def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) ->
     folder = f"training/{role.replace(' ', '_')}" + (f"_{rank + 1}" if rank else "")
     shape, num_classes, data = dataset.image_shape, dataset.num_classes, job.phase.data
     final = build_final(config, model.units, num_classes, shape)
-    phase = Phase(name, final, key, None, data, config.final_epochs, folder)
+    phase = Phase(name, final, key, model.parameters, data, config.final_epochs, folder)
     if job.times_images > 1:
         phase = replace(phase, dry_run_factor=job.times_images, dry_run_steps=1)
     done = yield phase
     network = SearchedNetwork(
         network_of(config, model.units, num_classes),
-        jax.device_get(final.result(done.state, None, data)),
+        jax.device_get(final.result(done.state, model.parameters, data)),
         shape,
         mean=dataset.mean,
         std=dataset.std,

@@ -41,20 +41,23 @@ class FinalMetrics(NamedTuple):
 
 def build_final(
     config: Config, units: tuple[Unit, ...], num_classes: int, image_shape: tuple[int, int, int]
-) -> Algorithm[FinalState, None, Data, FinalMetrics, PyTree]:
+) -> Algorithm[FinalState, PyTree, Data, FinalMetrics, PyTree]:
     """The final training of one architecture, `final_epochs` long; one step is one epoch.
 
-    `params` is None, `data` a Data; the result is the network's flax variables.
+    `params` are the network's parameters to begin with, or None for fresh ones, `data` is a Data;
+    the result is the network's flax variables.
     """
     training = replace(config.training, num_epochs=config.final_epochs)
     network = network_of(config, units, num_classes)
 
-    def init(key: Array, params: None, data: Data) -> FinalState:
-        del params, data
+    def init(key: Array, params: PyTree, data: Data) -> FinalState:
+        del data
         variables = fresh(key, network, image_shape, config.initialization)
+        if params is not None:
+            variables |= {"params": params}
         return FinalState(start_fit_from(variables, training), jnp.int32(0))
 
-    def step(key: Array, state: FinalState, params: None, data: Data):
+    def step(key: Array, state: FinalState, params: PyTree, data: Data):
         del params
         num_images = len(data.labels)
         num_steps = training.num_epochs * training.num_batches(num_images)
@@ -73,7 +76,7 @@ def build_final(
         )
         return FinalState(fit=fit, epoch=state.epoch + 1), metrics
 
-    def result(state: FinalState, params: None, data: Data) -> PyTree:
+    def result(state: FinalState, params: PyTree, data: Data) -> PyTree:
         del params, data
         return state.fit.variables
 
