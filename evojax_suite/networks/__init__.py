@@ -59,8 +59,11 @@ class NetworkConfig:
     """Padding of the ConvNet's first convolution; by default 3 for images of 28x28, else 1."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
-    convolution: Literal["auto", "native", "split_gradient", "patches", "adaptive"] = "auto"
-    """How convolutions are lowered; auto takes the fastest measured on the platform."""
+    convolution: Literal["auto", "native", "split_gradient", "patches", "adaptive", "fused"] = (
+        "auto"
+    )
+    """How convolutions are lowered; auto takes the fastest measured on the platform. fused has
+    kernels of our own on a GPU, which are not measured yet."""
 
     def __post_init__(self):
         if self.network not in _NETWORKS and ":" not in self.network:

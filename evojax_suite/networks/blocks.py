@@ -31,7 +31,7 @@ from evojax_suite.types import Array, PyTree
 LAYERS = "instance", "relu", "average"
 """Normalisation, activation and pooling of a block."""
 EPSILON = 1e-5
-_FEW = 4  # channels of an input from which the map is better computed again than kept
+FEW = 4  # an input of fewer channels has a map that is better computed again than kept
 
 
 def fits(images: Array, padding: int) -> bool:
@@ -42,7 +42,7 @@ def fits(images: Array, padding: int) -> bool:
 def block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
     """Convolution of images (N, H, W, C) with a kernel (K, K, C, F), instance normalisation with
     scale and bias (F,), ReLU, average pooling: (N, H'/2, W'/2, F) in the type of the images."""
-    function = first_block if images.shape[-1] < _FEW else _later_block
+    function = first_block if images.shape[-1] < FEW else _later_block
     return function(images, kernel, scale, bias, padding)
 
 
@@ -158,12 +158,48 @@ def _moments(views: Array, taps: np.ndarray) -> tuple[Array, Array]:
     return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
-def _statistics(moments: tuple[Array, Array], weights: Array):
+def _statistics(moments: tuple[Array, Array], weights: Array) -> tuple[Array, Array]:
     """Mean and 1 / standard deviation (N, F) of the products of patches with weights (T, F)."""
     mean, covariance = moments
     variance = _exact("tf,ntu,uf->nf", weights, covariance, weights)
     inverse = lax.rsqrt(jnp.maximum(variance, 0.0) + EPSILON)
     return _exact("nt,tf->nf", mean, weights), inverse
+
+
+def kernel_gradient(
+    kernel: Array,
+    scale: Array,
+    moments: tuple[Array, Array],
+    mean: Array,
+    inverse: Array,
+    with_taps: Array,
+    total: Array,
+) -> tuple[Array, Array, Array]:
+    """The gradients of kernel, scale and bias of a first block.
+
+    moments: means (N, T) and covariances (N, T, T), over the pixels, of the inputs of a filter's T
+    weights. mean, inverse (N, F): of the map, 1 / its standard deviation. with_taps (N, T, F),
+    total (N, F): the sums over the pixels of what the activation lets through, times each input
+    and alone.
+    """
+    tap_mean, covariance = moments
+    weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
+    # With the map Y = patches W: the sum of it times the normalised map,
+    product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
+    # and patches^T (through - (total + normalised product) / pixels).
+    centred = with_taps - tap_mean[:, :, None] * total[:, None]
+    slanted = _exact("ntu,uf->ntf", covariance, weights) * (inverse * product)[:, None]
+    slope = inverse * scale
+    to_kernel = (slope[:, None] * (centred - slanted)).sum(0).reshape(kernel.shape)
+    return to_kernel.astype(kernel.dtype), product.sum(0), total.sum(0)
+
+
+def image_gradient(
+    images: Array, kernel: Array, scale: Array, bias: Array, padding: int, gradient: Array
+) -> Array:
+    """Images are data mostly, and this is not computed where nothing asks for it."""
+    _, pull = jax.vjp(lambda images: _later_block(images, kernel, scale, bias, padding), images)
+    return pull(gradient)[0]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -205,23 +241,15 @@ def _first_block_backward(padding: int, residuals: PyTree, gradient: Array) -> P
     views = _views(images, kernel.shape[0], padding)
     taps = _taps(kernel.shape[0], images.shape[-1])
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
-    slope, (tap_mean, covariance) = inverse * scale, moments
+    slope = inverse * scale
     maps = _normalized(views, taps, weights, slope, bias - mean * slope)
     share = gradient * 0.25
     # Sums over the pixels of each tap times what the activation lets through, and of that alone.
     sums = [_exact("nhwv,nhwf->nvf", views, jnp.where(corner > 0, share, 0)) for corner in maps]
     with_taps = reduce(jnp.add, [part[:, places] for part, places in zip(sums, taps, strict=True)])
     total = reduce(jnp.add, [part[:, -1] for part in sums])
-    # With the map Y = patches W: the sum of it times the normalised map,
-    product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
-    # and patches^T (through - (total + normalised product) / pixels).
-    centred = with_taps - tap_mean[:, :, None] * total[:, None]
-    slanted = _exact("ntu,uf->ntf", covariance, weights) * (inverse * product)[:, None]
-    to_kernel = (slope[:, None] * (centred - slanted)).sum(0).reshape(kernel.shape)
-    # Images are data mostly, and this is not computed where nothing asks for it.
-    _, pull = jax.vjp(lambda images: _later_block(images, kernel, scale, bias, padding), images)
-    (to_images,) = pull(gradient)
-    return to_images, to_kernel.astype(kernel.dtype), product.sum(0), total.sum(0)
+    by_parameter = kernel_gradient(kernel, scale, moments, mean, inverse, with_taps, total)
+    return image_gradient(images, kernel, scale, bias, padding, gradient), *by_parameter
 
 
 first_block.defvjp(_first_block_forward, _first_block_backward)

@@ -47,7 +47,7 @@ class ConvNet(nn.Module):
             padding = 3 if images.shape[1] == 28 else 1
         lowering = self.lowering or layers.default_convolution(train, images.shape[-1])
         kinds = self.normalization, self.activation, self.pooling
-        may_fuse = lowering == "adaptive" and kinds == blocks.LAYERS
+        may_fuse = lowering in ("adaptive", "fused") and kinds == blocks.LAYERS
         features = images
         for _ in range(self.depth):
             convolution = Conv(self.width, padding=padding, lowering=self.lowering, **shared)
@@ -55,7 +55,8 @@ class ConvNet(nn.Module):
                 kernel, _ = convolution.parameters(features)  # a bias cancels in the normalisation
                 scale, bias = layers.GroupNorm().parameters(self.width)
                 features = features.astype(self.dtype)
-                features = blocks.block(features, kernel, scale, bias, padding)
+                block = _fused_or_block if lowering == "fused" else blocks.block
+                features = block(features, kernel, scale, bias, padding)
             else:
                 features = convolution(features, train)
                 features = layers.normalize_features(self.normalization, features, train)
@@ -71,3 +72,12 @@ class ConvNet(nn.Module):
         if self.dropout:
             flat = nn.Dropout(self.dropout, deterministic=not train)(flat)
         return Dense(self.num_classes, **shared)(flat).astype(jnp.float32)
+
+
+def _fused_or_block(
+    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
+) -> jax.Array:
+    from evojax_suite.networks import fused  # which takes a tenth of a second
+
+    takes = fused.available() and fused.fits(images, kernel.shape[-1], padding)
+    return (fused.block if takes else blocks.block)(images, kernel, scale, bias, padding)

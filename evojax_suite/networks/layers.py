@@ -4,7 +4,7 @@ Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kern
 because the papers' networks are PyTorch modules, or Kaiming's (He et al. 2015), N(0, 2/fan_in) for
 kernels and 0 for biases. Images are (N, H, W, C).
 
-The same convolution is lowered in one of four ways (`CONVOLUTIONS`); which one is fastest depends
+The same convolution is lowered in one of five ways (`CONVOLUTIONS`); which one is fastest depends
 on the platform and on whether members run one after the other or batched. The measurements behind
 `default_convolution` are in experiments/benchmarks/README.md.
 
@@ -18,6 +18,8 @@ patches         Patches and one matrix product: `vmap` over members turns it int
                 matrix product, where it would turn a convolution into a grouped one.
 adaptive        For accelerators: native for a network by itself, patches where `vmap` gives each
                 member its kernel. The ConvNet's blocks become those of `networks.blocks`.
+fused           adaptive, but on a GPU the ConvNet's blocks are kernels of our own where
+                `networks.fused` takes them; off by default until measured on one.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-Convolution = Literal["native", "split_gradient", "patches", "adaptive"]
+Convolution = Literal["native", "split_gradient", "patches", "adaptive", "fused"]
 CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -68,7 +70,7 @@ def convolve(
         height, width = images.shape[1:3]
         as_matrix = 2 * padding == len(kernel) - 1 and height * width < len(kernel) ** 2
         return (_as_matrix if as_matrix else _split_gradient)(images, kernel, padding)
-    if lowering == "adaptive":
+    if lowering in ("adaptive", "fused"):
         return _adaptive(len(kernel), padding, stride, images.shape[1:3])[0](images, kernel)
     return _native(images, kernel, padding, stride)
 

@@ -11,6 +11,8 @@ is not begun, and what fails leaves its error:
                 and in bfloat16
     engine      Sato et al.'s training steps and evaluations at full size, by lowering and members
                 in flight, beside what the roofline says of the very programs; a whole generation
+    kernels     those of `networks.fused`: agreement with the layers, each beside the model, and a
+                whole generation
     pytorch     members a second at full size, each way of pytorch_on_gpu.py
     systems     EComp's 70 runs, candidates of DE-NAS, a reduction of DEvS, an epoch of CEST
     distillation
@@ -53,6 +55,7 @@ BLOCKS = Path(__file__).with_name("accelerator_blocks.py")
 SHARES = {
     "agreement": 0.25,
     "engine": 0.4,
+    "kernels": 0.3,
     "pytorch": 0.2,
     "systems": 0.25,
     "distillation": 0.3,

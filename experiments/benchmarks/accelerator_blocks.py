@@ -28,7 +28,7 @@ from turns import machine
 
 from evojax_suite import cest, de_nas, devs, distilled, ecomp, ga_distillation, networks
 from evojax_suite.data import load
-from evojax_suite.networks import NetworkConfig
+from evojax_suite.networks import NetworkConfig, blocks, fused
 from evojax_suite.operators import encodings
 from evojax_suite.runtime.results import to_jsonable, write_json
 from evojax_suite.systems.coresets import gradient_matching
@@ -565,6 +565,81 @@ def engine(results: Results, options: Options, sizes: Sizes) -> None:
         )
 
 
+# --- kernels of our own
+
+
+def beside_blocks(number: int, side: int, channels: int, filters: int, dtype: str):
+    """The largest differences of a block and its gradients from those of `networks.blocks`, as
+    shares of the largest values, for two members."""
+    keys, half = jax.random.split(jax.random.key(side), 5), jnp.dtype(dtype)
+    shapes = (number, side, side, channels), (3, 3, channels, filters), (filters,), (filters,)
+    images, kernel, scale, bias = (
+        jax.random.normal(key, (2, *shape)) for key, shape in zip(keys, shapes, strict=False)
+    )
+    arguments = images.astype(half), kernel / (9 * channels) ** 0.5, 1 + 0.2 * scale, 0.2 * bias
+    weights = jax.random.normal(keys[4], (number, side // 2, side // 2, filters))
+
+    def found(block: Callable) -> Any:
+        def weighted(*arrays):
+            outputs = block(*arrays, 1)
+            return (outputs * weights).sum(), outputs
+
+        def gradients(*arrays):
+            return jax.value_and_grad(weighted, (0, 1, 2, 3), has_aux=True)(*arrays)
+
+        (_, outputs), gradient = jax.jit(jax.vmap(gradients))(*arguments)
+        return [np.asarray(leaf, np.float32) for leaf in (outputs, *gradient)]
+
+    names = "outputs", "images", "kernel", "scale", "bias"
+    pairs = zip(found(fused.block), found(blocks.block), strict=True)
+    differences = [float(np.abs(one - other).max() / np.abs(other).max()) for one, other in pairs]
+    return {
+        "largest differences": dict(zip(names, differences, strict=True)),
+        "agrees": max(differences) < (0.1 if dtype == "bfloat16" else 0.01),
+    }
+
+
+def kernels(results: Results, options: Options, sizes: Sizes) -> None:
+    """Those of `networks.fused`: whether they agree with the layers, and what they take."""
+    measure, compile_seconds = results.measure, sizes.compile_seconds
+    shapes = [(4, 16, 1, 16), (4, 8, 16, 16)] if options.rehearse else []
+    for shape in shapes or [(10, 32, 3, 128), (10, 16, 128, 128), (10, 8, 128, 128)]:
+        for dtype in ("float32", "bfloat16"):
+            measure(
+                f"a block of {shape}, {dtype}",
+                compile_seconds,
+                lambda shape=shape, dtype=dtype: beside_blocks(*shape, dtype),
+            )
+    measure(
+        "a generation, fused, bfloat16",
+        2 * compile_seconds,
+        lambda: generation(sizes, EngineConfig(), "bfloat16", "fused"),
+    )
+    most, images = sizes.members_in_flight[-1], sizes.batch_sizes[-1]
+    whole = EngineConfig(members_in_flight=most, evaluation_batch_size=images)
+    measure(
+        f"a generation, fused, bfloat16, {most} in flight, batches of {images}",
+        2 * compile_seconds,
+        lambda: generation(sizes, whole, "bfloat16", "fused"),
+    )
+    programs = {
+        "training": training_program(sizes, "fused", "bfloat16", most),
+        "evaluation": evaluation_program(sizes, "fused", "bfloat16", images, 1),
+    }
+    for name, program in programs.items():
+        measure(
+            f"kernels of {name}",
+            compile_seconds,
+            lambda program=program: kernel_by_kernel(*program),
+        )
+    for dtype in ("bfloat16", "float32"):
+        measure(
+            f"training, fused, {dtype}, {most} in flight",
+            compile_seconds,
+            lambda dtype=dtype: training(sizes, "fused", dtype, most),
+        )
+
+
 # --- PyTorch
 
 
@@ -1020,6 +1095,7 @@ def paper(results: Results, options: Options, sizes: Sizes) -> None:
 MEASURE: dict[str, Callable[[Results, Options, Sizes], None]] = {
     "agreement": agreement,
     "engine": engine,
+    "kernels": kernels,
     "pytorch": pytorch,
     "systems": systems,
     "distillation": distillation,

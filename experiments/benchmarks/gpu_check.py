@@ -17,6 +17,7 @@ import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"  # the CUDA plugin still registers, for compilation alone
 
+import contextlib
 import datetime
 import sys
 import time
@@ -223,6 +224,17 @@ SYSTEMS: dict[str, Callable[[Options], System]] = {
 }
 
 
+def compiling_for(card: str) -> contextlib.AbstractContextManager[None]:
+    """Where Pallas asks for which card it compiles, as it does from jax 0.11 on."""
+    if not hasattr(jax.sharding, "AbstractDevice"):
+        return contextlib.nullcontext()
+    device = jax.sharding.AbstractDevice(
+        device_kind=CARDS[card].name, num_cores=132, platform="gpu"
+    )
+    nowhere = jax.sharding.AbstractMesh((), (), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(nowhere)
+
+
 def compiled_for(card: str, program: Program) -> Any:
     """The executable of a program for a card of targets/."""
     description = (HERE / "targets" / f"{card}.txtpb").read_text()
@@ -235,7 +247,9 @@ def compiled_for(card: str, program: Program) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         program.arguments,
     )
-    return jax.jit(program.function).lower(*arguments).compile()
+    with compiling_for(card):
+        lowered = jax.jit(program.function).trace(*arguments).lower(lowering_platforms=("cuda",))
+    return lowered.compile()
 
 
 def counted(name: str, card: str, system: System, options: Options) -> tuple[dict[str, Any], str]:
@@ -300,8 +314,8 @@ def loops(model: Roofline, card: Card) -> list[dict[str, Any]]:
 
 def summary(found: dict[str, dict[str, dict[str, Any]]]) -> str:
     """The table of all systems, in Markdown."""
-    header = "system", "unit", "card", "predicted, s", "bytes", "products", "operations", "launches"
-    header += "kernels", "GB", "TFLOP", "temporary memory, GB"
+    header = "system", "unit", "card", "predicted, s", "bytes", "products", "operations", "cache"
+    header += "launches", "kernels", "GB", "TFLOP", "temporary memory, GB"
     lines = [f"| {' | '.join(header)} |", "|---" * len(header) + "|"]
     for name, by_card in found.items():
         for card, row in by_card.items():

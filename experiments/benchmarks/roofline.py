@@ -2,15 +2,17 @@
 
     python experiments/benchmarks/roofline.py FILE    # an HLO module as text
 
-A kernel takes the longest of three times, and a launch:
+A kernel takes the longest of four times, and a launch:
 
 - bytes: of its operands and results, at a share of the card's bandwidth. An operand of which a
   fusion only reads slices counts as those, a result that is updated in place as what is written.
-  Caches are not modelled.
+  That caches hold some of it is not modelled.
 - products: FLOP of matrix products and convolutions, on the tensor cores, at the rate that is
   reached in practice.
 - operations: all else that is computed element by element, on the ordinary cores; a producer that
   a fusion reads at several shifts is computed once for each.
+- cache: of a Pallas kernel, what all of its programs load, at the bandwidth of the second level
+  cache. It states that, its products and its operations itself (`networks.fused`).
 
 Kernels inside a loop count as often as its trip count says. What a library's kernel does inside
 (cuDNN's own copies, sorting) is not seen; a Triton or cuBLAS product is taken as one pass over its
@@ -19,6 +21,7 @@ operands.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import sys
@@ -26,7 +29,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 _BYTES = dict.fromkeys(["pred", "s8", "u8", "f8e4m3fn", "f8e5m2"], 1.0)
 _BYTES |= dict.fromkeys(["s16", "u16", "bf16", "f16"], 2.0)
@@ -74,18 +77,26 @@ class Card:
     """Instructions on single elements a second."""
     launch_seconds: float = 2e-6
     """From one kernel to the next, in a stream of kernels that are enqueued ahead."""
+    cached_bytes_per_second: float = math.inf
+    """From the cache that the multiprocessors share."""
 
 
 # Data sheets: 3.35 and 4.8 TB/s; 989 TFLOP/s dense in bfloat16 and half of that in TF32; 132
 # multiprocessors of 128 lanes at 1.755 GHz. What is reached of them was measured kernel by kernel
-# on an H200 (accelerator/engine.json): 90 % of the bandwidth, 65 % of the products, 30 % of the
-# lanes. For the H100 the same shares are assumed.
+# on an H200 (accelerator/h200.json): 90 % of the bandwidth, 65 % of the products, 30 % of the
+# lanes. For the H100 the same shares are assumed. The cache gives at least what cuBLAS drew from it
+# there: products at 647 TFLOP/s in tiles of 128x160, pairs of which share the wider operand.
 _PRODUCTS = {"bf16": 650e12, "f16": 650e12, "f32": 325e12, "f64": 30e12, "s8": 1300e12}
-H100 = Card("NVIDIA H100 80GB HBM3", 79e9, 0.9 * 3.35e12, _PRODUCTS, 0.3 * 132 * 128 * 1.755e9)
-H200 = Card("NVIDIA H200", 139e9, 0.9 * 4.8e12, _PRODUCTS, 0.3 * 132 * 128 * 1.755e9)
+_SHARED: dict[str, Any] = {
+    "products": _PRODUCTS,
+    "operations": 0.3 * 132 * 128 * 1.755e9,
+    "cached_bytes_per_second": 647e12 * (128 + 160 / 2) / (128 * 160),
+}
+H100 = Card("NVIDIA H100 80GB HBM3", 79e9, 0.9 * 3.35e12, **_SHARED)
+H200 = Card("NVIDIA H200", 139e9, 0.9 * 4.8e12, **_SHARED)
 CARDS = {"h100": H100, "h200": H200}
 
-Bound = Literal["bytes", "products", "operations", "launches"]
+Bound = Literal["bytes", "products", "operations", "cache", "launches"]
 
 
 class Instruction(NamedTuple):
@@ -193,6 +204,7 @@ class Kernel:
     operations: float
     source: str
     products: str = "bf16"  # type of the operands of its products
+    loaded: float = 0.0  # bytes, by all programs of a Pallas kernel
 
     def seconds(self, card: Card) -> float:
         """Seconds of one launch."""
@@ -207,6 +219,7 @@ class Kernel:
             (self.bytes / card.bytes_per_second, "bytes"),
             (self.flop / card.products[self.products], "products"),
             (self.operations / card.operations, "operations"),
+            (self.loaded / card.cached_bytes_per_second, "cache"),
         ]
 
 
@@ -229,7 +242,7 @@ class Roofline:
     def shares(self, card: Card) -> dict[Bound, float]:
         """Shares of the time by what bounds kernels; that between them counts as launches, too."""
         parts: dict[Bound, float] = dict.fromkeys(
-            ("bytes", "products", "operations", "launches"), 0.0
+            ("bytes", "products", "operations", "cache", "launches"), 0.0
         )
         for kernel in self.kernels:
             bound, whole = kernel.bound(card), kernel.seconds(card)
@@ -301,16 +314,30 @@ def _kernel(module: Module, own: dict[str, Instruction], one: Instruction, times
         body[one.name] = one._replace(is_root=True)
         read = {name: name for name in one.operands}
     flop, kind = _products(module, body)
+    stated = _stated(one)
+    if stated:
+        kind = next(iter(_ARRAY.findall(own[one.operands[0]].shape)))[0]
     return Kernel(
         name=one.name,
         shape=one.shape,
         times=times,
         bytes=sum(_read(body, name) for name in read.values()) + _written(body),
-        flop=flop,
-        operations=_operations(module, body),
+        flop=flop + stated.get("flop", 0.0),
+        operations=_operations(module, body) + stated.get("operations", 0.0),
+        loaded=stated.get("loaded", 0.0),
         source=one.attribute(r'op_name="([^"]*)"') or "",
         products=kind,
     )
+
+
+def _stated(one: Instruction) -> dict[str, float]:
+    """What a Pallas kernel states of a program of its grid, times their number."""
+    if "$xla.gpu.triton" not in one.line:
+        return {}
+    programs = math.prod(int(size) for size in re.findall(r"grid_[xyz] = (\d+)", one.line))
+    found = re.search(r'metadata = "(\{.*?\})"', one.line)
+    stated = json.loads(found.group(1).replace("\\22", '"')) if found else {}
+    return {name: programs * float(value) for name, value in stated.items()}
 
 
 def _root(body: dict[str, Instruction]) -> Instruction:

@@ -36,7 +36,7 @@ def results(import_script, tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("results")
     script = import_script("benchmarks/accelerator.py")
     blocks = import_script("benchmarks/accelerator_blocks.py")
-    for name in ("agreement", "engine", "systems", "distillation", "transfer", "labels"):
+    for name in ("agreement", "engine", "kernels", "systems", "distillation", "transfer", "labels"):
         deadline = time.time() + 300
         blocks.main(blocks.Options(name, output, deadline, searches=SEARCHED, rehearse=True))
         assert not script.faults(output / f"{name}.json")
@@ -64,6 +64,15 @@ def test_the_engine_is_measured_beside_what_is_predicted(results):
         assert 0 < row["fastest"] <= row["median"]
         assert row["predicted"] > 0
         assert row["kernels"] > 0
+
+
+def test_kernels_agree_and_are_measured(results):
+    rows = rows_of(results / "kernels.json")
+    agreement = [row for name, row in rows.items() if name.startswith("a block of")]
+    assert len(agreement) == 4
+    assert all(row["agrees"] for row in agreement)
+    for name in ("a generation, fused, bfloat16", "training, fused, bfloat16, 2 in flight"):
+        assert rows[name]["median"] > 0
 
 
 def test_every_other_system_is_timed(results):
@@ -120,6 +129,6 @@ def test_what_does_not_fit_is_not_begun_and_what_fails_is_told(tmp_path):
     done = rehearse(tmp_path, "--blocks", "papers")
     assert done.returncode == 1
     assert done.stderr.strip() == (
-        "blocks must be of agreement, engine, pytorch, systems, distillation, transfer, labels, "
-        "paper, got 'papers'"
+        "blocks must be of agreement, engine, kernels, pytorch, systems, distillation, transfer, "
+        "labels, paper, got 'papers'"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -133,6 +134,27 @@ def test_a_kernel_takes_its_longest_part_and_a_launch(kernels):
     assert dot.bound(fast) == "products"
     slow = Card("slow to launch", 1e9, 1e9, {"bf16": 1e9}, 1e9, 60.0)
     assert dot.bound(slow) == "launches"
+
+
+PALLAS = r"""
+HloModule jit_pallas
+
+ENTRY %main (x: f32[8,4]) -> f32[8,4] {
+  %x = f32[8,4]{1,0} parameter(0)
+  ROOT %call = f32[8,4]{1,0} custom-call(%x), custom_call_target="__gpu$xla.gpu.triton", backend_config={grid_x = 5 : i32, grid_y = 1 : i32, grid_z = 2 : i32, name = "kernel", NAMEmetadata = "{\22flop\22: \2260.0\22, \22operations\22: \223\22, \22loaded\22: \2240\22}"}
+}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("name", ["", "serialized_"])  # as jax names it since 0.11, and before
+def test_a_pallas_kernel_is_what_it_states_of_each_program(name):
+    (kernel,) = roofline(PALLAS.replace("NAME", name)).kernels
+    assert (kernel.flop, kernel.operations, kernel.loaded) == (600, 30, 400)
+    assert (kernel.bytes, kernel.products) == (2 * 8 * 4 * 4, "f32")
+    cached = replace(CARD, cached_bytes_per_second=10.0)
+    assert kernel.seconds(cached) == pytest.approx(400 / 10 + 0.5)
+    assert kernel.bound(cached) == "cache"
+    assert kernel.bound(CARD) == "bytes"
 
 
 def test_shares_add_up_and_the_loop_is_told(kernels):

@@ -244,6 +244,7 @@ def test_loops_are_the_published_ones(images, loops):
         ({"siamese": ("colour",)}, "color, crop, cutout, flip, scale, rotate, got 'colour'"),
         ({"network": NetworkConfig(dropout=0.5)}, "dropout has no place in matching, got 0.5"),
         ({"network": NetworkConfig(normalization="batch")}, "normalization batch mixes images"),
+        ({"network": NetworkConfig(convolution="fused")}, "fused is differentiable once"),
     ],
 )
 def test_wrong_options_are_refused(options, message):

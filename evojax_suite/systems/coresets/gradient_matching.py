@@ -81,6 +81,10 @@ class Config:
             raise ValueError(f"dropout has no place in matching, got {self.network.dropout}")
         if self.network.normalization == "batch":
             raise ValueError("normalization batch mixes images: take instance, layer or group")
+        if self.network.convolution == "fused":
+            raise ValueError(
+                "convolution fused is differentiable once, and matching needs it twice"
+            )
 
     @property
     def loops(self) -> tuple[int, int]:
