@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
-from pathlib import Path
 from unittest import mock
 
 import jax
@@ -14,10 +12,6 @@ import pytest
 
 from evojax_suite import networks
 from evojax_suite.networks import NetworkConfig, blocks, fused
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments/benchmarks"))
-from gpu_check import compiling_for
-
 from tests.test_blocks import assert_close, layers, value_and_gradients
 
 # Number, height, width, channels, padding, filters. Grey images padded by 3, colour, two tiles of
@@ -150,7 +144,8 @@ def test_what_a_kernel_states_follows_from_the_shapes():
     assert found["_to_kernel_kernel"][2] == by_position * (channels + filters * 5 / 9)
 
 
-def test_all_kernels_are_lowered_for_a_card():
+def test_all_kernels_are_lowered_for_a_card(import_script):
+    compiling_for = import_script("benchmarks/gpu_check.py").compiling_for
     arrays = [jnp.stack([array, array]) for array in arguments(*LATER[0])]
     first = [jnp.stack([array, array]) for array in arguments(*FIRST[1])]
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Union
 import tyro
 
 from evojax_suite import __version__
-from evojax_suite.cli import config_file, help
+from evojax_suite.cli import config_file, help, processes
 from evojax_suite.names import did_you_mean
 from evojax_suite.runtime import devices, loop, results
 
@@ -102,7 +102,7 @@ def _settle(arguments: list[str]) -> None:
     evosax starts the devices."""
     from evojax_suite.running.options import Placement
 
-    asks = not arguments or _ASKS & set(arguments)
+    asks = not arguments or _ASKS & set(arguments) or processes.wanted(arguments)
     if not asks and not any(argument.startswith("--tyro-") for argument in arguments):
         file = config_file.named_in(arguments)
         in_file = config_file.arguments_of(file, Placement, "skip") if file else []
@@ -263,14 +263,20 @@ def _run_system(system: System, columns: Mapping[str, Columns], options: RunOpti
         if devices.is_first():
             _list_runs(run.parent, columns)
         return
-    each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
-    runs = []
-    with _compiled_once():
-        for first in range(0, len(each), at_once):
-            runs += runner.run(system, *each[first : first + at_once])
-    folder = runs[0].parent / f"{runs[0].name.rpartition('-seed')[0]}-all-seeds"
+    runs: list[Path] = []
+    if options.seed_processes > 1 and options.shard is None:
+        runs = processes.run(system, options)
+    else:
+        each, at_once = [one.here() for one in options.each()], options.resolved_seeds_in_flight()
+        with _compiled_once():
+            for first in range(0, len(each), at_once):
+                runs += runner.run(system, *each[first : first + at_once])
+    if not (every := processes.page_of(runs, options)):
+        console.say(f"{len(runs)} runs of this shard are done; others are not")
+        return
+    folder = every[0].parent / f"{every[0].name.rpartition('-seed')[0]}-all-seeds"
     repeat = [shlex.join(["evojax-suite", *options.typed])]
-    console.result(comparison.write(runs, folder, repeat, columns))
+    console.result(comparison.write(every, folder, repeat, columns))
     console.result(f"all seeds: {folder / 'report.html'}")
     _list_runs(folder.parent, columns)
 

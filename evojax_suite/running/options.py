@@ -132,6 +132,12 @@ class RunOptions(Placement):
     seeds_in_flight: PositiveInt | Literal["auto"] = "auto"
     """Runs of seeds in one program, where the system has one for all, on one device: auto is all
     that fit on an accelerator, one on a CPU or on several accelerators."""
+    seed_processes: PositiveInt = 1
+    """Processes that share the runs of --seeds, each with its part of the cores or accelerators;
+    one that is lost goes on from what it saved."""
+    shard: str | None = None
+    """Which of the runs of --seeds are this command's, as 0/4 for the first of four parts: for
+    arrays of jobs, which share nothing but the folder of runs."""
     config_file: Annotated[Path | None, tyro.conf.arg(name="config")] = None
     """Options in a YAML or JSON file, such as a run's config.json; those given beside it win."""
     name: str | None = None
@@ -158,6 +164,12 @@ class RunOptions(Placement):
         if self.resume and self.restart:
             raise ValueError("one of resume and restart, got both")
         self.each()
+        for name, value in option_difference(self, "shard", "seed_processes").items():
+            if self.seeds is None:
+                raise ValueError(f"{name} needs --seeds, got {value}")
+        for other in option_difference(self, "distributed", "dry_run"):
+            if self.seed_processes > 1:
+                raise ValueError(f"one of seed_processes and {other}, got both")
         if self.seeds_in_flight not in ("auto", 1) and self.seeds is None:
             raise ValueError(f"seeds_in_flight needs --seeds, got {self.seeds_in_flight}")
         check(self.loggers)
@@ -182,9 +194,19 @@ class RunOptions(Placement):
                 f"seeds must be a range such as 0:10 or different numbers >= 0 such as 0,3,5, got "
                 f"{self.seeds}"
             )
-        alone = replace(self, seeds=None, seeds_in_flight="auto")
+        alone = replace(self, seeds=None, seeds_in_flight="auto", shard=None, seed_processes=1)
         name = self.name and f"{self.name}-seed"
+        numbers = numbers[self._place_of_shard()]
         return [replace(alone, seed=n, name=name and f"{name}{n}") for n in numbers]
+
+    def _place_of_shard(self) -> slice:
+        """Returns which of the seeds are this command's."""
+        if self.shard is None:
+            return slice(None)
+        number, slash, total = self.shard.partition("/")
+        if not (slash and number.isdecimal() and total.isdecimal() and int(number) < int(total)):
+            raise ValueError(f"shard must be such as 0/4, 1/4, 2/4 or 3/4, got {self.shard}")
+        return slice(int(number), None, int(total))
 
     def resolved_seeds_in_flight(self) -> int:
         """Returns how many runs of seeds are to be in one program."""
