@@ -36,6 +36,7 @@ from roofline import CARDS, Card, Roofline, roofline, table
 
 from evojax_suite import cest, de_nas, devs, ecomp, ga_distillation, networks
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.runtime.devices import evaluator
 from evojax_suite.runtime.results import write_json
 from evojax_suite.systems.coresets import gradient_matching
 from evojax_suite.systems.de_nas import architectures
@@ -52,7 +53,7 @@ class Options:
     """Compile and count."""
 
     systems: tuple[str, ...] = ()
-    """Some of the systems; all by default."""
+    """Some of the systems, or ga_distillation_64; all but that by default."""
     cards: tuple[str, ...] = ("h100", "h200")
     """Cards to compile for, of those in targets/."""
     output: Path = HERE / "gpu-model"
@@ -73,6 +74,7 @@ class Program(NamedTuple):
     function: Callable
     arguments: tuple
     calls: int = 1
+    cards: int = 1
     turns: tuple[tuple[str, int], ...] = ()  # of loops whose length depends on what they find
 
 
@@ -129,6 +131,40 @@ def of_ga_distillation(options: Options) -> System:
     dataset = noise(48_000, 12_000, MNIST)
     step = one_step(algorithm, ga_distillation.Params(), lambda: ga_distillation.make_data(dataset))
     return System("a generation of 300 members", {"step": step})
+
+
+def of_many_cards(options: Options) -> System:
+    """10,000 individuals, ConvNet-6 on 2,600 fitness images of 224x224x3, on 64 cards; selection
+    and variation on the first of them."""
+    members, cards, shape = 10_000, 64, (224, 224, 3)
+    network = NetworkConfig(
+        depth=6, compute_dtype=options.compute_dtype, convolution=options.convolution
+    )
+    engine = EngineConfig(members_in_flight=8, evaluation_batch_size=50)
+    config = ga_distillation.Config(population_size=members, network=network, engine=engine)
+    algorithm, params = ga_distillation.build(config, 10, shape), ga_distillation.Params()
+    generation, dataset = algorithm.generation, noise(10, 2_600, shape)
+    assert generation
+
+    def evaluate(key, candidates, params, data):
+        over_cards = evaluator(generation.evaluate, members, cards)
+        return over_cards.program(key, candidates, params, data, jnp.int32(0))
+
+    data = jax.eval_shape(lambda: ga_distillation.make_data(dataset))
+    state = jax.eval_shape(algorithm.init, a_key(), params, data)
+    keys = jax.eval_shape(generation.split_key, a_key())
+    asked = keys.ask, state, shapes_of(params), data
+    candidates = jax.eval_shape(generation.ask, *asked)
+    evaluated = keys.evaluate, candidates, shapes_of(params), data
+    everyone = np.arange(members)
+    evaluations = jax.eval_shape(lambda *all: generation.evaluate(*all, everyone), *evaluated)
+    told = keys.tell, state, candidates, evaluations, shapes_of(params), data
+    programs = {
+        "evaluation": Program(evaluate, evaluated, cards=cards),
+        "ask": Program(generation.ask, asked),
+        "tell": Program(generation.tell, told),
+    }
+    return System(f"a generation of {members:,} members on {cards} cards", programs)
 
 
 def of_gradient_matching(options: Options) -> System:
@@ -222,6 +258,8 @@ SYSTEMS: dict[str, Callable[[Options], System]] = {
     "ecomp": of_ecomp,
     "de_nas": of_de_nas,
 }
+ON_REQUEST = {"ga_distillation_64": of_many_cards}
+"""What is compiled only where it is named."""
 
 
 def compiling_for(card: str) -> contextlib.AbstractContextManager[None]:
@@ -239,7 +277,7 @@ def compiled_for(card: str, program: Program) -> Any:
     """The executable of a program for a card of targets/."""
     description = (HERE / "targets" / f"{card}.txtpb").read_text()
     topology = topologies.get_topology_desc(
-        platform="cuda", target_config=description, topology="1x1x1"
+        platform="cuda", target_config=description, topology=f"1x1x{program.cards}"
     )
     mesh = jax.sharding.Mesh(topology.devices, ("device",))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -247,7 +285,8 @@ def compiled_for(card: str, program: Program) -> Any:
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=everywhere),
         program.arguments,
     )
-    with compiling_for(card):
+    local = mock.patch.object(jax, "local_devices", return_value=[*topology.devices])
+    with local, compiling_for(card):
         lowered = jax.jit(program.function).trace(*arguments).lower(lowering_platforms=("cuda",))
     return lowered.compile()
 
@@ -332,7 +371,8 @@ def summary(found: dict[str, dict[str, dict[str, Any]]]) -> str:
 
 
 def main(options: Options) -> None:
-    for given, known in ((options.systems, SYSTEMS), (options.cards, CARDS)):
+    systems = SYSTEMS | ON_REQUEST
+    for given, known in ((options.systems, systems), (options.cards, CARDS)):
         unknown = sorted(set(given) - set(known))
         if unknown:
             raise SystemExit(f"must be of {', '.join(known)}, got {unknown[0]!r}")
@@ -344,7 +384,7 @@ def main(options: Options) -> None:
             try:
                 # So that the package chooses what it would choose there.
                 with mock.patch.object(jax, "default_backend", return_value="gpu"):
-                    row, kernels = counted(name, card, SYSTEMS[name](options), options)
+                    row, kernels = counted(name, card, systems[name](options), options)
             except Exception as error:
                 failures.append(f"{name} does not compile for {card}: {str(error).splitlines()[0]}")
                 continue

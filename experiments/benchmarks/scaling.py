@@ -98,10 +98,9 @@ class Options:
     """Number of devices; on a CPU this many are made."""
     repeats: int = 3
     """The median of so many counts."""
-    peak_teraflops: float = 788.0
-    """Peak of the accelerator of the plans, in bfloat16."""
-    share: float = 0.3
-    """Share of that peak, assumed to be reached."""
+    teraflops: float = 181.0
+    """What the accelerator of the plans computes in a second: an H200's generation of Sato et al.
+    2026 (accelerator/h200.json)."""
     output: Path = Path(__file__).parent / "scaling"
     """Without a suffix."""
 
@@ -321,7 +320,7 @@ def floor(repeats: int) -> dict:
 
 def planned(model: Model, options: Options) -> list[dict]:
     own = f"{options.devices} device{'s' if options.devices > 1 else ''} here"
-    rate = options.peak_teraflops * options.share
+    rate = options.teraflops
     print(
         f"\n| size | TFLOP a generation | {own}, h | 1 accelerator at {rate:.0f} TFLOP/s, s | 8, s "
         f"| 64, s | 1,000 generations on 64, min |\n|---|---|---|---|---|---|---|"
