@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from evojax_suite import networks
-from evojax_suite.networks import NetworkConfig, blocks, fused
+from evojax_suite.networks import ConvNet, NetworkConfig, blocks, fused
 from tests.test_blocks import assert_close, layers, value_and_gradients
 
 # Number, height, width, channels, padding, filters. Grey images padded by 3, colour, two tiles of
@@ -98,25 +98,26 @@ def test_what_the_kernels_do_not_take(shape, filters, padding):
     assert not fused.fits(jnp.zeros(shape), filters, padding)
 
 
-def test_the_network_takes_kernels_where_they_run_and_fit_and_blocks_elsewhere():
+def test_the_network_takes_kernels_where_they_fit_and_blocks_elsewhere():
     """14, 7 and 16, 8, 4: the last block's maps are odd, or too small."""
     for side, width, calls in ((14, 16, 0), (16, 16, 2), (16, 12, 0)):
         by_layers, with_kernels = (
-            networks.create(NetworkConfig(width=width, convolution=name), 10, (side, side, 1))
-            for name in ("native", "fused")
+            ConvNet(10, width, lowering=lowering) for lowering in ("native", "fused")
         )
         images = jax.random.normal(jax.random.key(1), (3, side, side, 1))
         variables = by_layers.init(jax.random.key(0), images)
         variables = jax.tree.map(lambda leaf: leaf + 0.1 * jnp.cos(leaf), variables)
         expected = jax.jit(by_layers.apply)(variables, images)
-        for is_available in (True, False):
-            with (
-                mock.patch.object(fused, "available", return_value=is_available),
-                mock.patch.object(fused, "_call", wraps=fused._call) as call,
-            ):
-                found = with_kernels.apply(variables, images)
-            assert_close(found, expected, 1e-4)
-            assert call.call_count == calls * is_available
+        with mock.patch.object(fused, "_call", wraps=fused._call) as call:
+            assert_close(with_kernels.apply(variables, images), expected, 1e-4)
+        assert call.call_count == calls
+
+
+def test_networks_take_kernels_on_gpus_alone():
+    config = NetworkConfig(width=16, convolution="fused")
+    assert networks.create(config, 10, (16, 16, 1)).lowering is None
+    with mock.patch.object(jax, "default_backend", return_value="gpu"):
+        assert networks.create(config, 10, (16, 16, 1)).lowering == "fused"
 
 
 def test_what_a_kernel_states_follows_from_the_shapes():

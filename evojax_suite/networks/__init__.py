@@ -63,7 +63,7 @@ class NetworkConfig:
         "auto"
     )
     """How convolutions are lowered; auto takes the fastest measured on the platform. fused has
-    kernels of our own on a GPU, which are not measured yet."""
+    kernels of our own on a GPU, which are not measured yet, and is auto elsewhere."""
 
     def __post_init__(self):
         if self.network not in _NETWORKS and ":" not in self.network:
@@ -99,7 +99,9 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
         settings = {name: getattr(config, name) for name in names}
         if config.normalization == "default":
             settings["normalization"] = "instance" if kind is ConvNet else "batch"
-        settings["lowering"] = None if config.convolution == "auto" else config.convolution
+        of_gpus = config.convolution == "fused" and jax.default_backend() != "gpu"
+        is_auto = config.convolution == "auto" or of_gpus
+        settings["lowering"] = None if is_auto else config.convolution
         settings["dtype"] = jnp.dtype(config.compute_dtype)
         fields = {field.name for field in dataclasses.fields(kind)}
         network = kind(num_classes, **{k: v for k, v in settings.items() if k in fields})

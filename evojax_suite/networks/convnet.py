@@ -79,5 +79,5 @@ def _fused_or_block(
 ) -> jax.Array:
     from evojax_suite.networks import fused  # which takes a tenth of a second
 
-    takes = fused.available() and fused.fits(images, kernel.shape[-1], padding)
-    return (fused.block if takes else blocks.block)(images, kernel, scale, bias, padding)
+    fits = fused.fits(images, kernel.shape[-1], padding)
+    return (fused.block if fits else blocks.block)(images, kernel, scale, bias, padding)

@@ -15,7 +15,7 @@ a member's map, with up to 128 filters, in registers from the product to the poo
 
 `vmap` over members is an axis of the grid; a member's weights are shared by its images. Products
 are those of the maps' type, in bfloat16 or TF32, their sums float32. On a CPU the kernels are
-interpreted, which is for tests. Differentiable once.
+interpreted, which is for tests: `networks.create` takes none there. Differentiable once.
 
 The functions agree with the layers of `networks.layers` up to rounding; tests/test_fused.py.
 """
@@ -41,11 +41,6 @@ _ROWS = 256  # pixels of a program
 _COLUMNS = 128  # filters of a program
 _POSITIONS = 9
 _Ref: TypeAlias = PyTree  # an array in the card's memory
-
-
-def available() -> bool:
-    """Whether there is a GPU; elsewhere networks take `networks.blocks`."""
-    return jax.default_backend() == "gpu"
 
 
 def fits(images: Array, filters: int, padding: int) -> bool:

@@ -18,8 +18,8 @@ patches         Patches and one matrix product: `vmap` over members turns it int
                 matrix product, where it would turn a convolution into a grouped one.
 adaptive        For accelerators: native for a network by itself, patches where `vmap` gives each
                 member its kernel. The ConvNet's blocks become those of `networks.blocks`.
-fused           adaptive, but on a GPU the ConvNet's blocks are kernels of our own where
-                `networks.fused` takes them; off by default until measured on one.
+fused           adaptive, but the ConvNet's blocks are kernels of our own where `networks.fused`
+                takes them: for GPUs, off by default until measured on one.
 """
 
 from __future__ import annotations
