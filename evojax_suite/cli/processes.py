@@ -26,8 +26,7 @@ if TYPE_CHECKING:
     from evojax_suite.running.system import System
 
 _MOST_LOSSES = 3  # of a process, until it is given up
-_PATIENCE = 6.0  # seconds that processes have to end in order
-_LOST = 75  # exit code of a process that lost another
+_PATIENCE = 6.0  # seconds that processes have to end in order: fewer than this one has itself
 
 
 def wanted(arguments: Sequence[str]) -> bool:
@@ -71,7 +70,7 @@ def run(system: System, options: RunOptions) -> list[Path]:
                 if (code := process.poll()) is None:
                     continue
                 del processes[index]
-                if (code < 0 or code == _LOST) and losses[index] < _MOST_LOSSES:
+                if code < 0 and losses[index] < _MOST_LOSSES:  # a signal ended it
                     losses[index] += 1
                     console.say(f"process {index} is lost and goes on from what it saved")
                     processes[index] = start(index, "--no-restart", "--resume")

@@ -184,7 +184,7 @@ def kernel_gradient(
     """
     tap_mean, covariance = moments
     weights = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])
-    # With the map Y = patches W: the sum of it times the normalised map,
+    # The map is Y = patches W. The sums are those of it times the normalised map,
     product = inverse * (_exact("tf,ntf->nf", weights, with_taps) - mean * total)
     # and patches^T (through - (total + normalised product) / pixels).
     centred = with_taps - tap_mean[:, :, None] * total[:, None]

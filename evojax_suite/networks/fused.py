@@ -140,7 +140,7 @@ class _Sides(NamedTuple):
 
     @property
     def windows(self) -> int:
-        """Of an image."""
+        """The pooling windows of an image."""
         return self.pixels // 4
 
     def window_places(self) -> tuple[Array, Array, Array]:
@@ -172,11 +172,12 @@ class _Sides(NamedTuple):
         return by_corner.sum(3).sum(0).reshape(self.images, self.windows, -1)
 
 
-def _sides(shape: tuple[int, ...], rows: int = _ROWS) -> _Sides:
-    """Of images (N, H, W, C) as many as divide N and have together at most `rows` pixels."""
+def _sides(shape: tuple[int, ...]) -> _Sides:
+    """The sides of maps (N, H, W, C); a program holds as many of them as divide N and have at most
+    `_ROWS` pixels."""
     number, height, width, _ = shape
     images = 1
-    while number % (2 * images) == 0 and 2 * images * height * width <= rows:
+    while number % (2 * images) == 0 and 2 * images * height * width <= _ROWS:
         images *= 2
     return _Sides(images, height, width)
 
@@ -448,7 +449,7 @@ class _Windows(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Of a filter."""
+        """The number of weights of a filter."""
         return _POSITIONS * self.channels
 
     @property

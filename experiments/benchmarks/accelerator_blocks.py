@@ -509,6 +509,18 @@ COMPILER_OPTIONS = {
 }
 
 
+def measure_kernels(
+    results: Results, sizes: Sizes, programs: dict[str, tuple[Callable, tuple]]
+) -> None:
+    """Measure each kernel of these programs, functions with their arguments."""
+    for name, program in programs.items():
+        results.measure(
+            f"kernels of {name}",
+            sizes.compile_seconds,
+            lambda program=program: kernel_by_kernel(*program),
+        )
+
+
 def engine(results: Results, options: Options, sizes: Sizes) -> None:
     measure, compile_seconds = results.measure, sizes.compile_seconds
     middle = sizes.members_in_flight[len(sizes.members_in_flight) // 2]
@@ -521,12 +533,7 @@ def engine(results: Results, options: Options, sizes: Sizes) -> None:
         "training": training_program(sizes, "adaptive", "bfloat16", middle),
         "evaluation": evaluation_program(sizes, "adaptive", "bfloat16", sizes.torch_batch, 1),
     }
-    for name, program in programs.items():
-        measure(
-            f"kernels of {name}",
-            compile_seconds,
-            lambda program=program: kernel_by_kernel(*program),
-        )
+    measure_kernels(results, sizes, programs)
     plans = [("adaptive", "bfloat16", count) for count in sizes.members_in_flight]
     plans += [("patches", "bfloat16", middle)]
     if not options.rehearse:
@@ -626,12 +633,7 @@ def kernels(results: Results, options: Options, sizes: Sizes) -> None:
         "training": training_program(sizes, "fused", "bfloat16", most),
         "evaluation": evaluation_program(sizes, "fused", "bfloat16", images, 1),
     }
-    for name, program in programs.items():
-        measure(
-            f"kernels of {name}",
-            compile_seconds,
-            lambda program=program: kernel_by_kernel(*program),
-        )
+    measure_kernels(results, sizes, programs)
     for dtype in ("bfloat16", "float32"):
         measure(
             f"training, fused, {dtype}, {most} in flight",

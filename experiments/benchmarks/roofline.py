@@ -78,7 +78,7 @@ class Card:
     launch_seconds: float = 2e-6
     """From one kernel to the next, in a stream of kernels that are enqueued ahead."""
     cached_bytes_per_second: float = math.inf
-    """From the cache that the multiprocessors share."""
+    """Bandwidth of the cache that the multiprocessors share."""
 
 
 # Data sheets: 3.35 and 4.8 TB/s; 989 TFLOP/s dense in bfloat16 and half of that in TF32; 132
