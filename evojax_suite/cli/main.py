@@ -30,6 +30,7 @@ from evojax_suite.runtime import devices, loop, results
 
 if TYPE_CHECKING:
     from evojax_suite.reporting.comparison import Columns
+    from evojax_suite.reporting.progress import Terminal
     from evojax_suite.running.options import Command, RunOptions
     from evojax_suite.running.system import System
 
@@ -41,10 +42,15 @@ PATIENCE = 7.0
 _ASKS = {"-h", "--help", "--help-all"}
 
 
+def _console() -> Terminal | None:
+    """The console, where a command has begun."""
+    module = sys.modules.get("evojax_suite.reporting.progress")
+    return module.console if module else None
+
+
 def _say(text: str) -> None:
-    module = sys.modules.get("evojax_suite.reporting.progress")  # where a command has begun
-    line = f"evojax-suite: {text}"
-    print(module.console.formatted(line) if module else line, file=sys.stderr, flush=True)
+    console, line = _console(), f"evojax-suite: {text}"
+    print(console.formatted(line) if console else line, file=sys.stderr, flush=True)
 
 
 def _in_one_line(text: str, command: list[str]) -> str:
@@ -331,6 +337,9 @@ def main(arguments: list[str] | None = None) -> int:
         text = " ".join(str(error).split())
         _say(f"error: {_as_typed(text, commands.get(arguments[0]) if arguments else None)}")
         return 2
+    finally:
+        if console := _console():
+            console.choose()  # whoever calls this again, or prints, is heard
 
 
 def _end_in_time() -> threading.Event:

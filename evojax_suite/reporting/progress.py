@@ -28,6 +28,10 @@ class Terminal(Console):
 
     log_format: LogFormat = "text"
 
+    def choose(self, *, quiet: bool = False, log_format: LogFormat = "text") -> None:
+        """What is printed from here on, and how."""
+        self.quiet, self.log_format = quiet, log_format
+
     def say(self, text: str, **more: object) -> None:
         """Print a line; if the format is JSON with `more`, its values as fields."""
         self.print(self.formatted(text, **more), markup=False)

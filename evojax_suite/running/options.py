@@ -106,8 +106,8 @@ class Placement(Command):
 
     def here(self) -> Self:
         """A process that does not write is silent."""
-        console.quiet = self.quiet or not devices.is_first()
-        console.log_format = self.log_format
+        quiet = self.quiet or not devices.is_first()
+        console.choose(quiet=quiet, log_format=self.log_format)
         return self
 
 

@@ -18,6 +18,7 @@ from evojax_suite.cli import evaluate
 from evojax_suite.cli.config_file import arguments_of, known, named_in
 from evojax_suite.cli.main import _commands, main
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.reporting.progress import console
 from evojax_suite.running import runner
 from evojax_suite.running.system import Phase, part_for_dry_run
 from evojax_suite.runtime.results import typed_option
@@ -349,6 +350,8 @@ def test_several_seeds_are_runs_of_their_own_and_a_page(tmp_path, capsys):
     assert main([*runs, "--seeds", "1,3", "--name", "named", "--quiet"]) == 0
     assert (tmp_path / "named-seed3/summary.json").exists()
     assert (tmp_path / "named-all-seeds/report.html").exists()
+    console.say("Whoever prints next is heard.")
+    assert capsys.readouterr().err == "Whoever prints next is heard.\n"
 
 
 @pytest.mark.parametrize("seeds", ["3:3", "a:b", "1,1", "-1:2", "", "1.5", "2:1"])
@@ -370,6 +373,8 @@ def test_the_log_in_json(tmp_path, capsys):
     assert main([*TINY, "--runs-dir", str(tmp_path), "--log-format", "json"]) == 2
     (error,) = capsys.readouterr().err.splitlines()
     assert json.loads(error)["message"].startswith("evojax-suite: error: ")
+    console.say("as text again")
+    assert capsys.readouterr().err == "as text again\n"
     last = next(line for line in lines if line.get("step") == 3)
     assert last["metrics"]["generation"] == 3
     assert last["num_steps"] == 3

@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from evojax_suite.cli.main import main
+from evojax_suite.runtime import devices
 
 RUN = [
     "ga-distillation", "--population-size", "4", "--width", "4", "--depth", "1", "--num-epochs",
@@ -33,26 +35,35 @@ def started(*arguments: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for_metrics(process: subprocess.Popen[str], *runs: Path) -> None:
-    while not all((run / "metrics.jsonl").exists() for run in runs):
+def children_of(process: subprocess.Popen[str], number: int) -> dict[str, psutil.Process]:
+    """By their commands, once there are so many."""
+    while True:
+        assert process.poll() is None, process.communicate()
+        children = {" ".join(one.cmdline()): one for one in psutil.Process(process.pid).children()}
+        if sum("--shard" in command for command in children) == number:
+            return children
+        time.sleep(0.01)
+
+
+def wait_for(process: subprocess.Popen[str], file: Path) -> None:
+    while not file.exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(devices.cores() < 2, reason="processes have a core each")
 def test_one_process_is_killed_and_then_all_are_stopped_and_every_run_is_there_in_the_end(tmp_path):
     long = ["--generations", "40", "--seeds", "0:2"]
     assert main([*RUN, *long, "--runs-dir", str(tmp_path / "alone"), "--quiet"]) == 0
     runs = tmp_path / "runs"
     arguments = [*long, "--seed-processes", "2", "--runs-dir", str(runs)]
     process = started(*arguments)
-    wait_for_metrics(
-        process, runs / "ga_distillation-digits-seed0", runs / "ga_distillation-digits-seed1"
-    )
-    children = {" ".join(one.cmdline()): one for one in psutil.Process(process.pid).children()}
-    (second,) = [one for line, one in children.items() if "--shard 1/2" in line]
+    children = children_of(process, 2)
     if hasattr(os, "sched_getaffinity"):
         cores = [set(one.cpu_affinity()) for one in children.values()]
         assert not cores[0] & cores[1]
+    (second,) = [one for line, one in children.items() if "--shard 1/2" in line]
+    wait_for(process, runs / "ga_distillation-digits-seed1/metrics.jsonl")
     second.kill()
     while not [one for one in psutil.Process(process.pid).children() if one.pid > second.pid]:
         time.sleep(0.01)  # until another has taken its place
