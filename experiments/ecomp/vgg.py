@@ -1,7 +1,8 @@
-"""A network like VGG for CIFAR-10, trained by PyTorch, pruned by evolution and refitted without a
-gradient, beside Torch-Pruning at the same multiplications.
+"""A network like VGG or ResNet for CIFAR-10, trained by PyTorch, pruned by evolution and refitted
+without a gradient, beside Torch-Pruning at the same multiplications.
 
     python experiments/ecomp/vgg.py    # needs the extra `bench`
+    python experiments/ecomp/vgg.py --network resnet --widths 24 48 96 --runs-dir runs/ecomp-resnet
 
 Torch-Pruning prunes by the magnitude of weights and by that of groups, once, without training; its
 networks are also shown after the batch norms' statistics were computed anew on the images of
@@ -15,6 +16,7 @@ import shlex
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import jax
 import numpy as np
@@ -32,8 +34,10 @@ from evojax_suite.types import Split
 
 @dataclass(frozen=True)
 class Options:
+    network: Literal["vgg", "resnet"] = "vgg"
     widths: tuple[int, ...] = (24, 24, 48, 48, 96, 96)
-    """Filters of the convolutions; after every second one pixels are pooled."""
+    """Filters of the convolutions, after every second of which pixels are pooled (vgg); of the
+    residual blocks, each but the first of which halves the maps (resnet)."""
     epochs: int = 10
     seed: int = 0
     dataset: str = "cifar10"
@@ -59,6 +63,31 @@ def vgg(widths: tuple[int, ...], num_classes: int) -> nn.Sequential:
             layers.append(nn.AdaptiveAvgPool2d(1) if last else nn.MaxPool2d(2))
         before = width
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(before, num_classes))
+
+
+class Block(nn.Module):
+    """Two convolutions and what they are added to, by a projection where the maps change."""
+
+    def __init__(self, before: int, after: int, stride: int):
+        super().__init__()
+        self.inner = nn.Sequential(
+            *(nn.Conv2d(before, after, 3, stride, 1), nn.BatchNorm2d(after), nn.ReLU()),
+            *(nn.Conv2d(after, after, 3, 1, 1), nn.BatchNorm2d(after)),
+        )
+        projection = nn.Conv2d(before, after, 1, stride), nn.BatchNorm2d(after)
+        self.shortcut = nn.Identity() if before == after else nn.Sequential(*projection)
+        self.relu = nn.ReLU()
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        return self.relu(self.inner(maps) + self.shortcut(maps))
+
+
+def resnet(widths: tuple[int, ...], num_classes: int) -> nn.Sequential:
+    stem = nn.Conv2d(3, widths[0], 3, 1, 1), nn.BatchNorm2d(widths[0]), nn.ReLU()
+    strides = [1] + [2] * (len(widths) - 1)
+    blocks = map(Block, (widths[0], *widths), widths, strides)
+    ending = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], num_classes)
+    return nn.Sequential(*stem, *blocks, *ending)
 
 
 def as_tensor(images: np.ndarray, dataset) -> torch.Tensor:
@@ -149,7 +178,8 @@ def recalibrated(module: nn.Module, images: np.ndarray, dataset) -> nn.Module:
 
 def main(options: Options) -> None:
     dataset = with_whole_training_set(load(options.dataset, options.data_dir))
-    module = vgg(options.widths, dataset.num_classes)
+    make = {"vgg": vgg, "resnet": resnet}[options.network]
+    module = make(options.widths, dataset.num_classes)
     state = options.runs_dir / "parent.pt"
     if state.exists():
         module.load_state_dict(torch.load(state, weights_only=True))

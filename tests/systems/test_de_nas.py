@@ -271,6 +271,21 @@ def test_random_search_and_known_networks(data):
         assert filters == sorted(filters)
 
 
+def test_a_screen_lets_the_largest_of_random_networks_train(data):
+    algorithm = de_nas.build(replace(CONFIG, screen=20), 10, DIGITS.image_shape)
+    state = algorithm.init(jax.random.key(0), PARAMS, data)
+    state, _ = algorithm.step(jax.random.key(0), state, PARAMS, data)
+    keys = jax.random.split(jax.random.key(1), 200)
+    drawn = jax.vmap(lambda key: architectures.random_genome(key, SPACE, DIGITS.image_shape))(keys)
+    first = architectures.member(state.genomes, np.arange(CONFIG.population_size))
+    sizes, usual = (
+        architectures.costs(genomes, DIGITS.image_shape, 10).parameters
+        for genomes in (first, drawn)
+    )
+    assert sizes.min() > np.median(usual)
+    assert sizes.max() <= usual.max()
+
+
 def test_the_result_names_the_most_accurate_and_the_smallest(found, data):
     algorithm, state, _ = found
     result = algorithm.result(state, PARAMS, data)
@@ -290,6 +305,7 @@ def test_the_result_names_the_most_accurate_and_the_smallest(found, data):
         ({"programs": "padded", "skip": True}, "programs padded needs"),
         ({"rungs": (1,)}, r"rungs must rise within 1..0, below the 1 epochs, got \(1,\)"),
         ({"method": "evosax", "num_known": 1}, "evosax takes no known networks, got 1"),
+        ({"method": "evosax", "screen": 2}, "method evosax takes no screen, got 2"),
         ({"method": "evosax", "num_children": 5}, "num_children must be <= population_size = 4"),
     ],
 )

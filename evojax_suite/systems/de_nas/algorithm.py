@@ -28,9 +28,9 @@ Where we differ, and why:
   parameters.
 - A candidate whose training fails (a loss that is not finite, too little memory) comes last.
 
-Beyond the paper, off by default: other methods and survivals, `rungs`, and `inherit`, by which
-children begin with the weights of a survivor (`inheritance`) and the final training with those that
-the search left.
+Beyond the paper, off by default: other methods and survivals, `screen`, `rungs`, and `inherit`, by
+which children begin with the weights of a survivor (`inheritance`) and the final training with
+those that the search left.
 """
 
 from __future__ import annotations
@@ -355,7 +355,12 @@ class _Search:
             weight = params.differential_weight
             made = _offspring(key_genomes, population, order, *settings, weight)
         else:
-            made = _random_genomes(space, shape, jax.random.split(key_genomes, number))
+            each = 1 if start else config.screen
+            made = _random_genomes(space, shape, jax.random.split(key_genomes, each * number))
+            if each > 1:
+                sizes = candidates.costs_of(config, made, shape, self.num_classes).parameters
+                largest = sizes.reshape(number, each).argmax(1) + each * np.arange(number)
+                made = architectures.member(made, largest)
         if config.num_known and not start:
             known = candidates.known_networks(space, shape, config.num_known)
             made = jax.tree.map(lambda all, new: all.at[: len(new)].set(new), made, known)

@@ -58,6 +58,9 @@ class Config:
     """What counts as size; multiplications are those of one image, forward."""
     num_known: NonNegativeInt = 0
     """Networks like VGG of rising width in the first population, in place of random ones."""
+    screen: PositiveInt = 1
+    """Random networks of which each of the first population is the one with the most parameters: a
+    choice without any training, for a space whose `max_weights` keeps networks small."""
     rungs: tuple[int, ...] = ()
     """Epochs after which a child is evaluated too, and trains on only if it keeps up with the
     survivors (`Params.stopping_quantile`): successive halving in the asynchronous form that stops
@@ -105,6 +108,8 @@ class Config:
         if self.method == "evosax":
             if self.num_known:
                 raise ValueError(f"method evosax takes no known networks, got {self.num_known}")
+            if self.screen > 1:
+                raise ValueError(f"method evosax takes no screen, got {self.screen}")
             if self.num_children > size:
                 raise ValueError(
                     f"num_children must be <= population_size = {size} with the method evosax, got "
