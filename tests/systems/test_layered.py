@@ -49,7 +49,11 @@ def test_training_and_evaluation_are_those_of_the_whole_network(settings):
 
     # Compiled alike: batch normalisation of few pixels makes much of a rounding.
     whole = jax.jit(fit, compiler_options=layered.COMPILER_OPTIONS)(whole)
+    programs = [layered._forward, layered._backward]
+    known = [program._cache_size() for program in programs]
     trained = layered.train(key, start, 6, images, targets, 1)
+    for program, number in zip(programs, known, strict=True):
+        assert program._cache_size() - number <= len(UNITS)  # none but those of the first step
     before, after, expected = (
         np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
         for tree in (start.variables, trained.variables, whole.variables)

@@ -249,7 +249,7 @@ def evaluate_candidate(
     reaches the accuracy in `bars`.
 
     Returns the last evaluation, the accuracies (NaN where not reached), the epochs trained, and the
-    seconds; those of the first step, which compiles what no other candidate did, apart.
+    seconds; those of the first batches, which compile what no other candidate did, apart.
     """
     key_start, key_fit = jax.random.split(key)
     num_classes, num_images = network.num_classes, len(data.labels)
@@ -262,6 +262,7 @@ def evaluate_candidate(
     training = start(key_start, network, config, shape, initialization)
     place = key_fit, np.int32(0), np.int32(0)
     _step(training, num_steps, *_shown(network, config, *place, images, labels))
+    evaluate(training, jax.tree.map(lambda leaf: leaf[:1], data.validation))
     seconds = {"compilation": time.perf_counter() - clock}
     clock = time.perf_counter()
     accuracies, before = np.full(len(ends), np.nan, np.float32), 0

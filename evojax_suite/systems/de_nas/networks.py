@@ -111,7 +111,7 @@ def fresh(
         }
 
     def of_normalization(path: tuple[Any, ...], leaf: Array):
-        return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")))
+        return jnp.full(leaf.shape, float(path[-1].key in ("scale", "var")), leaf.dtype)
 
     rest = {**variables, "params": {name: layer for name, layer in shapes if name not in drawn}}
     rest = jax.tree_util.tree_map_with_path(of_normalization, rest)
