@@ -276,8 +276,9 @@ def dry_run(system: System, options: RunOptions) -> None:
 
 def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
     """Seconds of a step and of compilation. The very first step counts only where there is no
-    other, as it may compile. Compilation that is a stage of every step is part of each; that of
-    some steps alone happens once."""
+    other, as it may compile: what it takes beyond the others happens once, on all images as on a
+    part. Compilation that is a stage of every step is part of each; that of some steps alone
+    happens once."""
     lines = read_lines(folder / "timing.jsonl")
     shares = []  # of compilation in the seconds of each call
     for line in lines:
@@ -289,7 +290,7 @@ def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
         seconds.append((phase.dry_run_factor * work + each * compilation) / line["steps"])
         compiling += line["compile_seconds"] + (not each) * compilation
     per_step = float(np.mean(seconds[1:] or seconds))
-    return per_step, compiling + max(0.0, seconds[0] - per_step)
+    return per_step, compiling + max(0.0, seconds[0] - per_step) / phase.dry_run_factor
 
 
 def _memory() -> str:

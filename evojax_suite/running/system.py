@@ -64,7 +64,8 @@ def part_for_dry_run(dataset: Dataset, work: float, batch_size: int) -> tuple[Da
     if 2 * least > num_images:
         return dataset, 1.0
     times = num_images // least
-    validation = max(1, len(dataset.validation) // times)
+    whole = len(dataset.validation)
+    validation = max(1, whole // times) if whole else None
     return some_images(dataset, num_images // times, validation), float(times)
 
 

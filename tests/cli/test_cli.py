@@ -418,12 +418,14 @@ DRY = [
         "4",
     ],
     ["ecomp", "--dataset", "digits", "--parent-units", "10", "--population-size", "10"],
+    ["devs", "--num-images", "200", "--target-sizes", "20", "--width", "4"],
 ]
 LOOPS = {
     "ga-distillation": ["evolving"],
     "cest": ["cest", "full"],
     "coreset": ["training on all"],
     "ecomp": ["parent", "compressing"],
+    "devs": ["reducing"],
 }
 
 
@@ -442,6 +444,7 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(arguments, tmp_pat
     file.write_text(said.split("\n\n")[0])  # the settings, which --config takes
     options = {
         "ga-distillation": ga_distillation, "cest": cest, "coreset": coreset, "ecomp": ecomp,
+        "devs": devs,
     }[arguments[0]].Options  # fmt: skip
     assert tyro.cli(options, args=arguments_of(file, options, "refuse")).seed == 0
 
@@ -501,7 +504,7 @@ def test_compilation_takes_as_long_for_all_images_as_for_a_part(tmp_path):
     steps += [{"training": 1.0}]
     lines = [{"seconds": sum(each.values()), "stages": each} for each in steps]
     phase = write_timing(tmp_path, lines)
-    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 8 + 3 + 20 - 10))
+    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 8 + 3 + 2 - 1))
 
 
 @pytest.mark.parametrize(

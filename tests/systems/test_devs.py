@@ -13,6 +13,7 @@ from hypothesis import given, settings, strategies as st
 from evojax_suite import devs
 from evojax_suite.data import load, normalize, with_whole_training_set
 from evojax_suite.networks import NetworkConfig
+from evojax_suite.systems.devs.algorithm import num_batches
 from evojax_suite.training import TrainingConfig, fit_epochs
 from evojax_suite.types import training_data
 
@@ -228,3 +229,14 @@ def test_the_whole_training_set_and_stratified_parts():
     np.testing.assert_array_equal(part.train.images, again.train.images)
     with pytest.raises(ValueError, match="1438 training images, got num_images 1439"):
         with_whole_training_set(digits, 1439)
+
+
+def test_batches_are_those_of_the_trainings():
+    training = dataclasses.replace(CONFIG.training, batch_size=16)
+    changes = {"target_sizes": (20, 10), "reduction_factor": 10.0, "training": training}
+    changes |= {"feature_epochs": 3, "min_training_steps": 30}
+    config = dataclasses.replace(CONFIG, **changes)
+    # 200 > 20 > 10: 13 batches for 3 epochs, and 2 for 15.
+    assert num_batches(config, 200) == 3 * 13 + 15 * 2
+    first = dataclasses.replace(config, feature_network="first")
+    assert num_batches(first, 200) == 3 * 13

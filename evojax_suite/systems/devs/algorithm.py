@@ -53,7 +53,8 @@ from evojax_suite.systems.devs.config import Config, size_sequence
 from evojax_suite.training import FitState, extract_features, fit_epochs, start_fit
 from evojax_suite.types import Algorithm, Array, PRNGKey, TrainingData
 
-_BATCHES_A_STEP = 100  # of the feature network's training, at least an epoch
+BATCHES_A_STEP = 100
+"""Batches of the feature network's training in a step, at least an epoch."""
 
 
 class DistilledSet(NamedTuple):
@@ -124,20 +125,37 @@ def merge(
     return merged, (weights / np.bincount(clusters)[merged]).astype(np.float32)
 
 
-def _plan(config: Config, num_samples: int, num_images: int) -> tuple[int, int]:
-    """The epochs of the feature network on a set, and the largest number of them in a step."""
-    batches = config.feature_training.num_batches(num_samples)
-    epochs = max(config.feature_training.num_epochs, -(-config.min_training_steps // batches))
+def _num_epochs(config: Config, num_samples: int, num_images: int) -> int:
+    """The epochs of the feature network on a set."""
     if config.feature_network == "first" and num_samples < num_images:
-        epochs = 0
-    return epochs, max(1, _BATCHES_A_STEP // batches)
+        return 0
+    least = -(-config.min_training_steps // config.feature_training.num_batches(num_samples))
+    return max(config.feature_training.num_epochs, least)
+
+
+def _epochs_a_step(config: Config, num_samples: int, batches: int) -> int:
+    return max(1, batches // config.feature_training.num_batches(num_samples))
+
+
+def _sets(config: Config, num_images: int) -> list[tuple[int, int]]:
+    """The size of each set that is reduced, and the epochs of the feature network on it."""
+    sizes = num_images, *size_sequence(config, num_images)[:-1]
+    return [(size, _num_epochs(config, size, num_images)) for size in sizes]
 
 
 def num_steps(config: Config, num_images: int) -> int:
     """Steps of a whole run."""
-    sizes = (num_images, *size_sequence(config, num_images)[:-1])
-    plans = [_plan(config, size, num_images) for size in sizes]
-    return sum(max(1, -(-epochs // most)) for epochs, most in plans)
+    each = [
+        (epochs, _epochs_a_step(config, size, BATCHES_A_STEP))
+        for size, epochs in _sets(config, num_images)
+    ]
+    return sum(max(1, -(-epochs // most)) for epochs, most in each)
+
+
+def num_batches(config: Config, num_images: int) -> int:
+    """Batches on which the feature networks of a whole run train."""
+    batches = config.feature_training.num_batches
+    return sum(epochs * batches(size) for size, epochs in _sets(config, num_images))
 
 
 def _entropy(labels: Float[np.ndarray, "samples classes"]) -> np.floating:
@@ -153,6 +171,7 @@ class _DEvS:
     num_classes: int
     image_shape: tuple[int, int, int]
     network: nn.Module
+    batches_a_step: int
 
     def init(self, key: PRNGKey, params: None, data: TrainingData) -> State:
         del params
@@ -189,7 +208,8 @@ class _DEvS:
         sizes = (num_images, *size_sequence(config, num_images))
         reduction = int(state.reduction)
         num_samples, next_size = sizes[reduction], sizes[reduction + 1]
-        num_epochs, most = _plan(config, num_samples, num_images)
+        num_epochs = _num_epochs(config, num_samples, num_images)
+        most = _epochs_a_step(config, num_samples, self.batches_a_step)
         images, labels = lap("averaging", self._current_set(state, data))
         epochs = min(most, num_epochs - int(state.epoch))
         recipe = config.feature_training
@@ -288,7 +308,10 @@ class _DEvS:
 
 
 def build(
-    config: Config, num_classes: int, image_shape: tuple[int, int, int]
+    config: Config,
+    num_classes: int,
+    image_shape: tuple[int, int, int],
+    batches_a_step: int = BATCHES_A_STEP,
 ) -> Algorithm[State, None, TrainingData, Metrics, tuple[DistilledSet, ...]]:
     """A step trains the feature network for some epochs and, after the last one, reduces the set.
 
@@ -296,6 +319,6 @@ def build(
     """
     network = networks.create(config.network, num_classes, image_shape)
     network = network.clone(bottleneck=config.bottleneck)
-    devs = _DEvS(config, num_classes, image_shape, network)
+    devs = _DEvS(config, num_classes, image_shape, network, batches_a_step)
     functions = devs.init, devs.step, devs.result, devs.finished
     return Algorithm(*functions, scannable=False, image_shape=image_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ import numpy as np
 import tyro
 from pydantic import PositiveFloat, PositiveInt
 
+from evojax_suite import networks
 from evojax_suite.configuration import configuration
 from evojax_suite.data import with_whole_training_set
 from evojax_suite.operators import check_shares, random_examples
@@ -23,11 +25,12 @@ from evojax_suite.reporting.report import Report
 from evojax_suite.running import small_sets
 from evojax_suite.running.options import JudgedRunOptions, config_difference, option_difference
 from evojax_suite.running.small_sets import EvaluatedSets, SmallSet, Teacher
-from evojax_suite.running.system import Job, Phase, Search, System
+from evojax_suite.running.system import Job, Phase, Search, System, part_for_dry_run
 from evojax_suite.runtime.loop import LoopResult
-from evojax_suite.systems.devs.algorithm import build, num_steps
+from evojax_suite.systems.devs.algorithm import build, num_batches, num_steps
 from evojax_suite.systems.devs.config import Config, size_sequence
-from evojax_suite.types import Dataset, Split, training_data
+from evojax_suite.training import forward_work
+from evojax_suite.types import AnyAlgorithm, Dataset, Split, TrainingData, training_data
 
 
 @configuration
@@ -96,14 +99,31 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     differences = config_difference(config, Config())
     differences |= option_difference(options, "labels", "label_temperature", "teacher_epochs")
     key_run, *other_keys = jax.random.split(jax.random.key(options.seed), 4)
-    data = training_data(dataset)
     steps = num_steps(config, len(dataset.train))
-    phase = Phase("reducing", algorithm, key_run, None, data, steps)
+    data, factor = training_data(dataset), 1.0
+    if options.dry_run:
+        algorithm, data, factor = _for_dry_run(config, dataset, steps)
+    phase = Phase("reducing", algorithm, key_run, None, data, steps, dry_run_factor=factor)
     notes = [f"sizes: {_falling((len(dataset.train), *sizes))}"]
     if (least := min(config.target_sizes)) < dataset.num_classes:
         notes.append(f"{least} images cannot have one for each of {dataset.num_classes} classes")
     job = _Job(options, dataset, directory, phase, sizes, *other_keys, differences=differences)
     return replace(job, notes=tuple(notes))
+
+
+def _for_dry_run(
+    config: Config, dataset: Dataset, steps: int
+) -> tuple[AnyAlgorithm, TrainingData, float]:
+    """The algorithm and the images of steps that are an epoch of some seconds each, and how many
+    times as long one of the `steps` of the whole run is."""
+    shape = dataset.num_classes, dataset.image_shape
+    work = 3 * forward_work(networks.create(config.network, *shape), dataset.image_shape)
+    recipe = config.feature_training
+    part, _ = part_for_dry_run(dataset, work, recipe.batch_size or len(dataset.train))
+    # Of the part one image is left in the end, whatever is wanted of all of them.
+    own = replace(config, target_sizes=(1,), sizes=(), reduction_factor=math.inf)
+    batches = num_batches(config, len(dataset.train)) / recipe.num_batches(len(part.train))
+    return build(own, *shape, batches_a_step=1), training_data(part), batches / steps
 
 
 def _falling(sizes: Iterable[int]) -> str:
@@ -132,7 +152,7 @@ def search(job: _Job) -> Search:
         SmallSet("DEvS", one.images, one.labels, seconds, features, label_source="own")
         for one in reached
     ]
-    for size in config.target_sizes if options.random_baseline else ():
+    for size in config.target_sizes if options.random_baseline and not options.dry_run else ():
         start = time.perf_counter()
         key, labels = jax.random.fold_in(job.key_random, size), job.phase.data.labels
         indices = np.asarray(random_examples(key, labels, size, dataset.num_classes))
