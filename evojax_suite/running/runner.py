@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -231,16 +231,22 @@ def run(system: System, *options: RunOptions, may_be_new: bool = True) -> list[P
 def dry_run(system: System, options: RunOptions) -> None:
     """Do the first steps of each loop in a folder that is deleted; print settings, times and memory
     of the whole."""
-    num_seeds, rows, most_steps = len(options.each()), [], 0
+    num_seeds, most_steps = len(options.each()), 0
+    rows: list[tuple[Phase, _Pace]] = []
+    results: list[LoopResult] = []
 
     def drive_few(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
-        nonlocal most_steps
+        nonlocal most_steps, results
         (run,), (phase,) = runs, phases
+        if phase.dry_run_like is not None and rows:
+            rows.append((phase, rows[0][1].times(phase.dry_run_like)))
+            return results
         steps = min(phase.num_steps, phase.dry_run_steps)
         most_steps = max(most_steps, phase.dry_run_steps)
-        results = _drive(runs, [replace(phase, num_steps=steps)])
-        rows.append((phase.title, phase.num_steps, *_pace(phase, run.folder(phase))))
-        return results
+        driven = _drive(runs, [replace(phase, num_steps=steps)])
+        results = results or driven
+        rows.append((phase, _pace(phase, run.folder(phase))))
+        return driven
 
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
         here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
@@ -256,12 +262,13 @@ def dry_run(system: System, options: RunOptions) -> None:
     print(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True).rstrip())
     print(f"\nmemory: {_memory()}")
     shown, total = formats.short_duration, 0.0
-    for title, num_steps, per_step, compiling in rows:
-        seconds = compiling + num_steps * per_step
+    for phase, pace in rows:
+        per_step = (pace.work + pace.compilation) / phase.dry_run_at_once
+        seconds = pace.once + phase.num_steps * per_step
         total += num_seeds * seconds
         print(
-            f"{title}: {shown(seconds)}, {num_steps:,} steps of {shown(per_step)} and "
-            f"{shown(compiling)} of compilation"
+            f"{phase.title}: {shown(seconds)}, {phase.num_steps:,} steps of {shown(per_step)} and "
+            f"{shown(pace.once)} of compilation"
         )
     if not rows:
         print("no steps to time: what selects and judges is not predicted")
@@ -274,8 +281,20 @@ def dry_run(system: System, options: RunOptions) -> None:
     )
 
 
-def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
-    """Seconds of a step and of compilation. The very first step counts only where there is no
+class _Pace(NamedTuple):
+    """Seconds of a step, those of its compilation apart, and of what happens once."""
+
+    work: float
+    compilation: float
+    once: float
+
+    def times(self, work: float) -> _Pace:
+        """That of a loop whose step works `work` times as long, and which compiles once."""
+        return _Pace(work * self.work, 0.0, self.once or self.compilation)
+
+
+def _pace(phase: Phase, folder: Path) -> _Pace:
+    """The pace of a loop from some of its steps. The very first one counts only where there is no
     other, as it may compile: what it takes beyond the others happens once, on all images as on a
     part. Compilation that is a stage of every step is part of each; that of some steps alone
     happens once."""
@@ -284,13 +303,16 @@ def _pace(phase: Phase, folder: Path) -> tuple[float, float]:
     for line in lines:
         stages = line["stages"]
         shares.append(stages.get("compilation", 0.0) / max(sum(stages.values()), 1e-9))
-    each, compiling, seconds = min(shares) > 0, 0.0, []
+    each, once = min(shares) > 0, 0.0
+    works, compilations = [], []
     for line, share in zip(lines, shares, strict=True):
-        work, compilation = (part * line["seconds"] for part in (1 - share, share))
-        seconds.append((phase.dry_run_factor * work + each * compilation) / line["steps"])
-        compiling += line["compile_seconds"] + (not each) * compilation
-    per_step = float(np.mean(seconds[1:] or seconds))
-    return per_step, compiling + max(0.0, seconds[0] - per_step) / phase.dry_run_factor
+        stage = share * line["seconds"]
+        works.append((line["seconds"] - stage) / line["steps"])
+        compilations.append(each * stage / line["steps"])
+        once += line["compile_seconds"] + (not each) * stage
+    work, compilation = (float(np.mean(some[1:] or some)) for some in (works, compilations))
+    once += max(0.0, works[0] + compilations[0] - work - compilation)
+    return _Pace(phase.dry_run_factor * work, compilation, once)
 
 
 def _memory() -> str:

@@ -53,6 +53,11 @@ class Phase:
     dry_run_factor: float = 1.0
     """How many times as long a step of the run is as one of the dry run, which may have fewer
     members or images. Compilation that the step reports as a stage takes as long in both."""
+    dry_run_at_once: int = 1
+    """How many steps the run does at once where the dry run does one after the other."""
+    dry_run_like: float | None = None
+    """Of a loop that a dry run need not do: how many times as long its step is as one of the run's
+    first loop, compilation aside. The search then receives the result of that loop."""
 
 
 def part_for_dry_run(dataset: Dataset, work: float, batch_size: int) -> tuple[Dataset, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +14,18 @@ import psutil
 
 from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, Kept, PRNGKey, PyTree
+
+
+def compiler_options(**options: str | bool | int) -> dict[str, Any]:
+    """The options of XLA, without those that XLA_FLAGS sets, which come first."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {name: value for name, value in options.items() if f"--{name}=" not in flags}
+
+
+COMPILED_QUICKLY = compiler_options(xla_backend_optimization_level=2)
+"""The options of programs that run once, or whose convolutions take the time. On the CPU a program
+that draws a network's weights is compiled in a quarter of the time that level 3 takes, and draws
+the same bits."""
 
 
 class ProgramTooLarge(ValueError):
@@ -102,7 +115,8 @@ class Program:
             leaves = jax.tree.leaves(jax.eval_shape(init, *arguments))
             sizes = (leaf.size * leaf.dtype.itemsize for leaf in leaves)
             check_fits(sum(sizes), "the population")
-        init = jax.jit(init) if self.algorithm.scannable else init
+        if self.algorithm.scannable:
+            init = jax.jit(init, compiler_options=COMPILED_QUICKLY)
         return list(jax.block_until_ready(init(*arguments)))
 
     def finished(self, states: Sequence[PyTree]) -> np.ndarray:

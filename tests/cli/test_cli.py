@@ -419,6 +419,7 @@ DRY = [
     ],
     ["ecomp", "--dataset", "digits", "--parent-units", "10", "--population-size", "10"],
     ["devs", "--num-images", "200", "--target-sizes", "20", "--width", "4"],
+    ["de-nas", "--num-images", "100", "--max-features", "64", "--baselines", "random", "hand"],
 ]
 LOOPS = {
     "ga-distillation": ["evolving"],
@@ -426,6 +427,10 @@ LOOPS = {
     "coreset": ["training on all"],
     "ecomp": ["parent", "compressing"],
     "devs": ["reducing"],
+    "de-nas": [
+        *("candidates", "most accurate", "smallest", "random search", "random search"),
+        *("like VGG", "like ResNet"),
+    ],
 }
 
 
@@ -444,7 +449,7 @@ def test_a_dry_run_says_what_it_would_take_and_leaves_nothing(arguments, tmp_pat
     file.write_text(said.split("\n\n")[0])  # the settings, which --config takes
     options = {
         "ga-distillation": ga_distillation, "cest": cest, "coreset": coreset, "ecomp": ecomp,
-        "devs": devs,
+        "devs": devs, "de-nas": de_nas,
     }[arguments[0]].Options  # fmt: skip
     assert tyro.cli(options, args=arguments_of(file, options, "refuse")).seed == 0
 
@@ -498,13 +503,15 @@ def test_compilation_takes_as_long_for_all_images_as_for_a_part(tmp_path):
     # A program for each candidate: two seconds of compilation, one of training.
     stages = {"compilation": 2.0, "training": 1.0}
     phase = write_timing(tmp_path, [{"seconds": 3.0, "stages": stages}] * 3)
-    assert runner._pace(phase, tmp_path) == pytest.approx((2 + 10, 0.0))
+    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 2.0, 0.0))
+    # A loop like it whose program is one: half the training, compiled once.
+    assert runner._pace(phase, tmp_path).times(0.5) == pytest.approx((5.0, 0.0, 2.0))
     # Programs that are compiled in the first steps, for all.
     steps = [{"compilation": 8.0, "training": 2.0}, {"compilation": 3.0, "training": 1.0}]
     steps += [{"training": 1.0}]
     lines = [{"seconds": sum(each.values()), "stages": each} for each in steps]
     phase = write_timing(tmp_path, lines)
-    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 8 + 3 + 2 - 1))
+    assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 0.0, 8 + 3 + 2 - 1))
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.core import Tracer
 from jaxtyping import Bool, Float, Float32, Int, Int32
 
 from evojax_suite import networks, training, types
 from evojax_suite.data.transforms import normalize
 from evojax_suite.operators import tournament
+from evojax_suite.runtime.program import COMPILED_QUICKLY
 from evojax_suite.systems.cest import gradients, online, reference, subsets
 from evojax_suite.systems.cest.config import Config, Params
 from evojax_suite.systems.cest.subsets import Groups
@@ -257,15 +259,15 @@ class _Stages:
     def run(self, name: str, of: Hashable, function: Callable[..., Any], *arguments: Any) -> Any:
         """Returns `function(*arguments)`; its seconds count as those of the stage `name`. of: all
         that the function computes with but its arguments."""
-        if not self.timed:
+        leaves = jax.tree.leaves(arguments)
+        if not self.timed or any(isinstance(leaf, Tracer) for leaf in leaves):
             return function(*arguments)
         start = time.perf_counter()
-        shapes = tuple(
-            (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(arguments)
-        )
+        shapes = tuple((jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
         program = name, of, shapes
         if program not in self.compiled:
-            self.compiled[program] = jax.jit(function).lower(*arguments).compile()
+            lowered = jax.jit(function, compiler_options=COMPILED_QUICKLY).lower(*arguments)
+            self.compiled[program] = lowered.compile()
             taken = time.perf_counter() - start
             self.seconds["compilation"] = self.seconds.get("compilation", 0.0) + taken
             start = time.perf_counter()
@@ -317,7 +319,8 @@ class _Trainer:
         num_images = len(data.labels)
         key_fit, key_prey = jax.random.split(key)
         members = self.config.prey_population if self.config.selection == "cest" else 1
-        start = training.start_fit(key_fit, self.network, self.config.training, self.image_shape)
+        of = self.network, replace(self.config.training, num_epochs=0), self.image_shape
+        start = self.stages.run("start", of, lambda key: training.start_fit(key, *of), key_fit)
         outputs = None
         if self.config.matches_gradients:
             shapes = jax.eval_shape(self._outputs, start, data)

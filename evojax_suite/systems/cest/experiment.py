@@ -122,7 +122,9 @@ def _phase(
     inputs = jax.random.key(options.seed), options.params, algorithm.make_data(config, dataset)
     # Figs. 8 and 9 need the resources.
     about = title, trainer, *inputs, num_epochs, folder
-    return Phase(*about, records_resources=True, dry_run_factor=factor)
+    steps = 1 if factor > 1 and config.selection == "full" else 3
+    limits: dict[str, Any] = {"dry_run_factor": factor, "dry_run_steps": steps}
+    return Phase(*about, records_resources=True, **limits)
 
 
 def search(job: _Job) -> Search:

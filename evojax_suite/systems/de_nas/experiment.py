@@ -48,6 +48,7 @@ _SMALL_TRAINING = {"optimizer": "adam", "learning_rate": 2e-3}
 _SMALL_IMAGES = 1000
 _SMALL_VALIDATION_IMAGES = 5000
 
+_SHORT = 1e12  # operations of a candidate's training by `padded_work`, of which most do a tenth
 _ALONE: dict[str, Any] = {"inherit": False, "child_epochs": None}
 """The settings with which a network inherits nothing."""
 
@@ -160,9 +161,9 @@ def populations(
 class _Job(Job[Options]):
     phase: Phase  # the search
     config: Config  # of the search: that of the options, with fewer epochs in a dry run
-    times_images: float  # there are as many images as the data of the search have
     validation: Split  # the whole split
     key_final: jax.Array
+    work: float = 0.0  # `_work_of_candidate`, once the search has ended
 
 
 class _Model(NamedTuple):
@@ -209,25 +210,27 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     num_devices, number = devices.take(options.devices), config.num_candidates
     key_search, key_final = jax.random.split(jax.random.key(options.seed))
     differences = config_difference(config, Config()) | config_difference(params, Params())
-    searched, part, times_images, factor = config, dataset, 1.0, 1.0
+    searched, part, factor = config, dataset, 1.0
     if options.dry_run:
-        one_epoch = replace(training, num_epochs=1)
-        searched = config if config.rungs else replace(config, training=one_epoch)
-        work = 6 * padded_work(replace(config, training=one_epoch), dataset.image_shape, 1)
+        searched = replace(config, workers=1)  # whose times are nobody else's
         batch_size = training.batch_size or len(dataset.train)
-        part, times_images = part_for_dry_run(dataset, work, batch_size)
-        factor = times_images * training.num_epochs / searched.training.num_epochs
+        work = 6 * padded_work(config, dataset.image_shape, 1)  # of all epochs
+        if work * len(dataset.train) > _SHORT:
+            if not config.rungs:
+                searched = replace(searched, training=replace(training, num_epochs=1))
+            factor = training.num_epochs / searched.training.num_epochs
+            part, times = part_for_dry_run(dataset, work / factor, batch_size)
+            factor *= times
     programs = programs_of(config, dataset.image_shape, len(dataset.train))
     searched = replace(searched, programs=programs)
     evolution = algorithm.build(searched, dataset.num_classes, dataset.image_shape, num_devices)
     data = make_data(searched, part)
-    at_once = algorithm.num_workers(config, num_devices) * jax.process_count()
-    steps = max(3, 1 + at_once)  # workers end together: a step of each, after the first
-    limits: dict[str, Any] = {"dry_run_steps": steps, "dry_run_factor": factor}
+    at_once = min(algorithm.num_workers(config, num_devices), num_devices) * jax.process_count()
+    limits: dict[str, Any] = {"dry_run_factor": factor, "dry_run_at_once": at_once}
     phase = Phase("candidates", evolution, key_search, params, data, number, **limits)
     size = f"{len(dataset.train):,} images, {number} candidates"
     notes = (f"small: {size}; --scale paper for the paper's sizes",) if small else ()
-    fixed = options, dataset, directory, phase, searched, times_images, validation, key_final
+    fixed = options, dataset, directory, phase, searched, validation, key_final
     return _Job(*fixed, differences=differences, notes=notes)
 
 
@@ -240,6 +243,7 @@ def search(job: _Job) -> Search:
     result = phase.algorithm.result(loop.state, phase.params, phase.data)
     rows = history(config, loop.state, dataset)
     write_json(job.directory / "history.json", rows)
+    job = replace(job, work=_work_of_candidate(job, rows))
 
     def found(result: algorithm.SearchResult, place: int) -> _Model:
         genome, parameters = architectures.member(result.genomes, place), None
@@ -280,6 +284,16 @@ def search(job: _Job) -> Search:
     return _Searched(rows, loop, models)
 
 
+def _work_of_candidate(job: _Job, rows: list[dict[str, Any]]) -> float:
+    """Multiplications of the training of a candidate on an image, forward, in the whole run: the
+    mean of those in `rows`, a dry run's."""
+    config = job.options.config
+    if job.config.programs == "padded":
+        return padded_work(config, job.dataset.image_shape, 1)
+    times = config.training.num_epochs / job.config.training.num_epochs
+    return times * float(np.mean([row["num_multiplications"] * row["num_epochs"] for row in rows]))
+
+
 def of_hand_made(config: Config, skip: bool) -> Config:
     """How networks by hand are built and trained, skip connections or not."""
     plain = replace(config, programs="auto", **_ALONE)
@@ -299,8 +313,10 @@ def _trained(job: _Job, number: int, role: str, model: _Model, rank: int = 0) ->
     shape, num_classes, data = dataset.image_shape, dataset.num_classes, job.phase.data
     final = build_final(config, model.units, num_classes, shape)
     phase = Phase(name, final, key, model.parameters, data, config.final_epochs, folder)
-    if job.times_images > 1:
-        phase = replace(phase, dry_run_factor=job.times_images, dry_run_steps=1)
+    if job.options.dry_run:
+        work = int(_costs(model, shape, num_classes).multiplications)
+        yield replace(phase, dry_run_like=work / job.work)
+        return model
     done = yield phase
     network = SearchedNetwork(
         network_of(config, model.units, num_classes),
@@ -340,6 +356,8 @@ def _random_search(job: _Job, loop: LoopResult) -> Phase:
         random, number = replace(random, init=lambda *_: first), number - size
     key, folder = jax.random.fold_in(job.key_final, 1000), "random_search"
     inputs: dict[str, Any] = {"algorithm": random, "key": key, "num_steps": number}
+    if not job.options.config.inherit:
+        inputs["dry_run_like"] = 1.0
     return replace(phase, title="random search", folder=folder, dry_run_steps=1, **inputs)
 
 

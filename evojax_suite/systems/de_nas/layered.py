@@ -21,17 +21,16 @@ from jaxtyping import Float
 
 from evojax_suite import training as engine
 from evojax_suite.data.transforms import normalize
-from evojax_suite.runtime.program import forget_programs
+from evojax_suite.runtime.program import COMPILED_QUICKLY, compiler_options, forget_programs
 from evojax_suite.systems.de_nas.architectures import shape_after
 from evojax_suite.systems.de_nas.networks import Initialization, SequenceNetwork, fresh
 from evojax_suite.types import Array, Images, IntScalar, PRNGKey, Probabilities, PyTree
 
-COMPILER_OPTIONS: dict[str, Any] = {"xla_backend_optimization_level": 2}
+COMPILER_OPTIONS = COMPILED_QUICKLY | (
+    compiler_options(xla_cpu_use_fusion_emitters=False) if jax.__version_info__ < (0, 11) else {}
+)
 """On the CPU level 3, the default, makes these programs up to twice as slow, and the older way to
 compile fusions, which later versions lack, takes a third less: experiments/de_nas/README.md."""
-
-if jax.__version_info__ < (0, 11):
-    COMPILER_OPTIONS["xla_cpu_use_fusion_emitters"] = False
 
 Maps: TypeAlias = Float[Array, "images _ _ _"]  # height, width, channels
 

@@ -39,6 +39,7 @@ from flax import struct
 from jaxtyping import Float, Int, Int32, Num
 
 from evojax_suite import networks, strategies
+from evojax_suite.runtime.program import COMPILED_QUICKLY
 from evojax_suite.systems.ga_distillation import fitness, individuals
 from evojax_suite.systems.ga_distillation.config import Config, Params
 from evojax_suite.systems.ga_distillation.individuals import Data, Individual
@@ -114,7 +115,8 @@ def with_judge(config: Config, algorithm: AnyAlgorithm) -> AnyAlgorithm:
     if generation is None or fitness.own_judge(config) is None:
         return algorithm
     parts = {name: jax.jit(getattr(generation, name)) for name in ("split_key", "ask", "tell")}
-    step, init = replace(generation, **parts).step, jax.jit(algorithm.init)
+    step = replace(generation, **parts).step
+    init = jax.jit(algorithm.init, compiler_options=COMPILED_QUICKLY)
     return replace(algorithm, init=init, step=step, scannable=False, generation=None)
 
 
