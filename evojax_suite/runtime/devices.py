@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
 from pydantic import PositiveInt
 
-from evojax_suite.runtime.program import COMPILED_QUICKLY, check_compiled
+from evojax_suite.runtime.program import check_compiled
 from evojax_suite.runtime.resources import cores
 from evojax_suite.types import AnyAlgorithm, AnyGeneration, Array, Kept, PRNGKey, PyTree
 
@@ -313,8 +313,7 @@ def over_devices(algorithm: AnyAlgorithm, num_devices: int, data: PyTree = None)
         compiled_tell = tell.lower(keys.tell, state, candidates, shapes, params, data).compile()
         return step_of(compiled_ask, evaluate._replace(program=program), compiled_tell, shapes)
 
-    init = jax.jit(algorithm.init, compiler_options=COMPILED_QUICKLY)
-    step = step_of(ask, evaluate, tell)
+    init, step = jax.jit(algorithm.init), step_of(ask, evaluate, tell)
     return replace(
         algorithm,
         init=init,

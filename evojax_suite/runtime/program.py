@@ -11,15 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+import yaml
 
 from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, Kept, PRNGKey, PyTree
 
 
 def compiler_options(**options: str | bool | int) -> dict[str, Any]:
-    """The options of XLA, without those that XLA_FLAGS sets, which come first."""
-    flags = os.environ.get("XLA_FLAGS", "")
-    return {name: value for name, value in options.items() if f"--{name}=" not in flags}
+    """The options of XLA with the values that XLA_FLAGS sets, where it sets them."""
+    flags = [flag.partition("=") for flag in os.environ.get("XLA_FLAGS", "").split()]
+    given = {name: yaml.safe_load(value) for name, _, value in flags}
+    return {name: given.get(f"--{name}", value) for name, value in options.items()}
 
 
 COMPILED_QUICKLY = compiler_options(xla_backend_optimization_level=2)
@@ -115,7 +117,6 @@ class Program:
             leaves = jax.tree.leaves(jax.eval_shape(init, *arguments))
             sizes = (leaf.size * leaf.dtype.itemsize for leaf in leaves)
             check_fits(sum(sizes), "the population")
-        if self.algorithm.scannable:
             init = jax.jit(init, compiler_options=COMPILED_QUICKLY)
         return list(jax.block_until_ready(init(*arguments)))
 

@@ -39,7 +39,6 @@ from flax import struct
 from jaxtyping import Float, Int, Int32, Num
 
 from evojax_suite import networks, strategies
-from evojax_suite.runtime.program import COMPILED_QUICKLY
 from evojax_suite.systems.ga_distillation import fitness, individuals
 from evojax_suite.systems.ga_distillation.config import Config, Params
 from evojax_suite.systems.ga_distillation.individuals import Data, Individual
@@ -115,8 +114,7 @@ def with_judge(config: Config, algorithm: AnyAlgorithm) -> AnyAlgorithm:
     if generation is None or fitness.own_judge(config) is None:
         return algorithm
     parts = {name: jax.jit(getattr(generation, name)) for name in ("split_key", "ask", "tell")}
-    step = replace(generation, **parts).step
-    init = jax.jit(algorithm.init, compiler_options=COMPILED_QUICKLY)
+    step, init = replace(generation, **parts).step, jax.jit(algorithm.init)
     return replace(algorithm, init=init, step=step, scannable=False, generation=None)
 
 
@@ -253,7 +251,8 @@ class _Distillation:
         key_individuals, key_strategy, key_ask = jax.random.split(key, 3)
         evosax = self._evosax_params(params, data)
         if self.population_based:
-            worst = jnp.full(self.config.population_size, jnp.inf)
+            # The compiler would look for the best of a constant, seconds for a million members.
+            worst = jax.lax.optimization_barrier(jnp.full(self.config.population_size, jnp.inf))
             population = self._real_individuals(key_individuals, data)
             state = self.strategy.init(key_strategy, population, worst, evosax)
         else:
