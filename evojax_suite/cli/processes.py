@@ -138,6 +138,7 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(max(0.0, end - time.monotonic()))
         process.kill()
+        process.wait()
 
 
 def page_of(runs: Sequence[Path], options: RunOptions) -> list[Path] | None:
