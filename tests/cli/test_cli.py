@@ -418,6 +418,10 @@ DRY = [
         "4",
     ],
     ["ecomp", "--dataset", "digits", "--parent-units", "10", "--population-size", "10"],
+    [
+        *("ga-distillation", "--recipe", "recommended", "--population-size", "8"),
+        *("--kernel-width", "8", "--kernel-images", "100", "--strong-random-repeats", "0"),
+    ],
     ["devs", "--num-images", "200", "--target-sizes", "20", "--width", "4"],
     ["de-nas", "--num-images", "100", "--max-features", "64", "--baselines", "random", "hand"],
 ]

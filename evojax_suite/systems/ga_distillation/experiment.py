@@ -134,7 +134,10 @@ _LARGEST_PART = 20  # of the work on a member that a dry run leaves out
 def _like(config: Config, dataset: Dataset, num_devices: int) -> tuple[Config, float]:
     """A configuration whose steps take a known part of the time of those of `config`, and how many
     times as long these take: fewer members, as all are alike, and, where they are trained, a part
-    of the epochs and of the images that evaluate them."""
+    of the epochs and of the images that evaluate them. Kernel regression shares much of its work
+    among members: the configuration itself."""
+    if config.fitness == "kernel_regression":
+        return config, 1.0
     alike = max(2, config.engine.resolved_members_in_flight * num_devices)
     alike = min(config.population_size, alike)
     like, factor = replace(config, population_size=alike), config.population_size / alike
@@ -169,14 +172,15 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         data=make_data(dataset, given),
         members_per_step=config.population_size * config.networks_per_member,
         same_for_seeds=algorithm.scannable,
-        dry_run_steps=1,
+        dry_run_steps=1 if config.population_size < options.config.population_size else 3,
         dry_run_factor=factor,
     )
     evolving = phase("evolving", algorithm, key_run, num_steps=options.num_generations)
     baseline, repeats = None, options.strong_random_repeats
     if repeats:
         name, repeated = "strong_random", strong_random.build(config, repeats, *shape)
-        baseline = phase("strong random", repeated, key_baseline, num_steps=repeats, folder=name)
+        about = "strong random", repeated, key_baseline
+        baseline = phase(*about, num_steps=repeats, folder=name, dry_run_steps=1)
     parts = config, evolving, baseline, key_test
     return _Job(options, dataset, directory, *parts, differences=differences)
 
