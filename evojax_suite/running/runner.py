@@ -233,20 +233,20 @@ def dry_run(system: System, options: RunOptions) -> None:
     of the whole."""
     num_seeds, most_steps = len(options.each()), 0
     rows: list[tuple[Phase, _Pace]] = []
-    results: list[LoopResult] = []
+    first: list[LoopResult] = []  # of the first loop
 
     def drive_few(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
-        nonlocal most_steps, results
+        nonlocal most_steps, first
         (run,), (phase,) = runs, phases
         if phase.dry_run_like is not None and rows:
             rows.append((phase, rows[0][1].times(phase.dry_run_like)))
-            return results
+            return first
         steps = min(phase.num_steps, phase.dry_run_steps)
         most_steps = max(most_steps, phase.dry_run_steps)
-        driven = _drive(runs, [replace(phase, num_steps=steps)])
-        results = results or driven
+        results = _drive(runs, [replace(phase, num_steps=steps)])
+        first = first or results
         rows.append((phase, _pace(phase, run.folder(phase))))
-        return driven
+        return results
 
     with tempfile.TemporaryDirectory(prefix="evojax-suite-") as folder:
         here = {"runs_dir": Path(folder), "name": "run", "resume": False, "loggers": ()}
@@ -289,7 +289,7 @@ class _Pace(NamedTuple):
     once: float
 
     def times(self, work: float) -> _Pace:
-        """That of a loop whose step works `work` times as long, and which compiles once."""
+        """Returns the pace of a loop whose step works `work` times as long, compiled once."""
         return _Pace(work * self.work, 0.0, self.once or self.compilation)
 
 

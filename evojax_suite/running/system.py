@@ -56,8 +56,9 @@ class Phase:
     dry_run_at_once: int = 1
     """How many steps the run does at once where the dry run does one after the other."""
     dry_run_like: float | None = None
-    """Of a loop that a dry run need not do: how many times as long its step is as one of the run's
-    first loop, compilation aside. The search then receives the result of that loop."""
+    """How many times as long a step takes as one of the run's first loop, compilation aside. A dry
+    run then leaves the loop out, and the search receives the result of the first one. None has the
+    loop done."""
 
 
 def part_for_dry_run(dataset: Dataset, work: float, batch_size: int) -> tuple[Dataset, float]:

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -516,6 +517,15 @@ def test_compilation_takes_as_long_for_all_images_as_for_a_part(tmp_path):
     lines = [{"seconds": sum(each.values()), "stages": each} for each in steps]
     phase = write_timing(tmp_path, lines)
     assert runner._pace(phase, tmp_path) == pytest.approx((10.0, 0.0, 8 + 3 + 2 - 1))
+
+
+def test_a_dry_run_of_kernel_regression_is_never_on_a_part_of_the_images():
+    digits = load("digits")
+    many = replace(digits, validation=digits.train)
+    regression = ga_distillation.Config(fitness="kernel_regression")
+    assert ga_distillation._like(regression, many, 1) == (regression, 1.0)
+    trained = ga_distillation.Config()
+    assert ga_distillation._like(trained, many, 1)[0].fitness_subset_size == len(digits.train) // 5
 
 
 @pytest.mark.parametrize(

@@ -319,6 +319,7 @@ class _Trainer:
         num_images = len(data.labels)
         key_fit, key_prey = jax.random.split(key)
         members = self.config.prey_population if self.config.selection == "cest" else 1
+        # Trainings of any length begin alike.
         of = self.network, replace(self.config.training, num_epochs=0), self.image_shape
         start = self.stages.run("start", of, lambda key: training.start_fit(key, *of), key_fit)
         outputs = None

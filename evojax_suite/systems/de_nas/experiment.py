@@ -163,7 +163,7 @@ class _Job(Job[Options]):
     config: Config  # of the search: that of the options, with fewer epochs in a dry run
     validation: Split  # the whole split
     key_final: jax.Array
-    work: float = 0.0  # `_work_of_candidate`, once the search has ended
+    work: float = 0.0  # `_work_of_candidate`, once the search of a dry run has ended
 
 
 class _Model(NamedTuple):
@@ -243,7 +243,8 @@ def search(job: _Job) -> Search:
     result = phase.algorithm.result(loop.state, phase.params, phase.data)
     rows = history(config, loop.state, dataset)
     write_json(job.directory / "history.json", rows)
-    job = replace(job, work=_work_of_candidate(job, rows))
+    if job.options.dry_run:
+        job = replace(job, work=_work_of_candidate(job, rows))
 
     def found(result: algorithm.SearchResult, place: int) -> _Model:
         genome, parameters = architectures.member(result.genomes, place), None

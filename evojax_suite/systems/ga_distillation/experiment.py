@@ -172,7 +172,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
         data=make_data(dataset, given),
         members_per_step=config.population_size * config.networks_per_member,
         same_for_seeds=algorithm.scannable,
-        dry_run_steps=1 if config.population_size < options.config.population_size else 3,
+        dry_run_steps=3 if config.fitness == "kernel_regression" else 1,
         dry_run_factor=factor,
     )
     evolving = phase("evolving", algorithm, key_run, num_steps=options.num_generations)
