@@ -19,6 +19,7 @@ from evojax_suite.systems.ecomp import (
     artifact,
     baselines,
     graph as graphs,
+    latency,
     mask_search,
     refit,
 )
@@ -466,6 +467,21 @@ def test_filters_are_refitted_too(size, largest, tmp_path):
     ranks = json.loads((tmp_path / "run" / "summary.json").read_text())["ranks"]
     convolutions = 3 + sum(rank is not None for rank in ranks)  # some are two, as latency has it
     assert [layer.weight.ndim for layer in loaded.network] == [4] * convolutions + [3]
+
+
+def test_a_parent_with_two_linear_layers_in_a_row_is_searched_by_latency(tmp_path, monkeypatch):
+    def fake(function, node, source=None, other=None):
+        """A second for a weight."""
+        return float(sum(leaf.size for leaf in jax.tree.leaves(node)))
+
+    monkeypatch.setattr(latency, "timed", fake)
+    first, *others = random_graph([(12, 64), (16, 12), (10, 16)], seed=1)
+    graphs.save(tmp_path / "parent.safetensors", (first.replace(relu=False), *others))
+    more = ["--parent", str(tmp_path / "parent.safetensors"), "--no-simple-rules"]
+    more += ["--search.size", "latency", "--search.largest", "0.9", "--num-images", "300"]
+    assert main([*TINY, *more, "--runs-dir", str(tmp_path)]) == 0
+    for row in json.loads((tmp_path / "run" / "front.json").read_text()):
+        assert 0 < row["elimination"]["relative_latency"] <= row["relative_latency"] <= 0.9
 
 
 @pytest.mark.parametrize(

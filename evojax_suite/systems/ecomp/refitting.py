@@ -181,17 +181,21 @@ class _Rule:
 
 
 def _rules(
-    config: RefitConfig, found: Found, plain: Evaluator, evaluator: Evaluator
+    setting: Setting, found: Found, plain: Evaluator, evaluator: Evaluator
 ) -> dict[str, _Rule]:
     """plain: of the parent; evaluator: of the parent that was searched, where they differ."""
-    data, parent = found.data, found.parent
+    config, data, parent = setting.config, found.data, found.parent
     prunes_inputs = config.prune_inputs and not parent[0].is_convolution
     order = jax.device_get(data.priorities)
     if config.low_rank:  # that of units is the same: components keep the error of their layer
         order = tuple(order[group] for group in _unit_groups(data))
     tables = data.tables
-    if config.low_rank and tables:  # those of whole layers come after those of their halves
-        tables = (*tables[len(data.parent) :], tables[len(data.parent) - 1])
+    if config.low_rank and tables:
+        if graphs.pairs(parent):  # it has halves of its own
+            path = setting.directory / "parent_latency.json"
+            tables = latency.measured(parent, data.image_shape, config.num_timed_images, path)
+        else:  # those of whole layers come after those of their halves
+            tables = (*tables[len(data.parent) :], tables[len(data.parent) - 1])
     about, inputs = (plain, replace(data, parent=parent, tables=tables)), frozenset({0})
     rules = {
         "l1_refit": _Rule(*about, baselines.incoming_l1(parent), inputs),
@@ -233,7 +237,7 @@ def finish(
         """Returns the measured milliseconds of a batch."""
         return 1000 * latency.measured_whole(network, data.image_shape, config.num_timed_images)
 
-    rules = _rules(config, found, plain, evaluator)
+    rules = _rules(setting, found, plain, evaluator)
 
     rows = []
     for mask, (network, scores) in zip(masks, evaluator.refitted(masks), strict=True):
