@@ -142,6 +142,9 @@ class DistilledDataset:
         floats count as normalised. Its recipe is the literature's. Raises DataError, one line,
         where `path` is neither.
         """
+        if path.is_dir():
+            inside = ", ".join(sorted(each.name for each in path.glob("*.npz"))) or "no such file"
+            raise DataError(f"{path}: not a distilled dataset: a folder, in which is {inside}")
         try:
             arrays = npz.arrays_in(path, ("images", "labels", "recipe"))
             images, labels = arrays["images"], arrays["labels"]

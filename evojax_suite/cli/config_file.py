@@ -79,11 +79,14 @@ def value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 def named_in(arguments: list[str]) -> Path | None:
-    """Returns the file that `--config` names among `arguments`."""
+    """Returns the file that `--config` names among `arguments`; of a folder, a run's, the
+    settings."""
     if "--config=" in arguments:
         raise ValueError("--config names no file")
-    file = value_of("--config", arguments)
-    return Path(os.path.expanduser(file)) if file else None
+    if not (named := value_of("--config", arguments)):
+        return None
+    file = Path(os.path.expanduser(named))
+    return file / "config.json" if file.is_dir() else file
 
 
 def arguments_of(
@@ -91,11 +94,13 @@ def arguments_of(
 ) -> list[str]:
     """Returns the content of a YAML or JSON file as arguments of a command with these options. Keys
     are the options (learning_rate, with - or _), or paths as in a run's config.json. others: what
-    to do with keys that `options` does not have. without: flags to leave out. Raises ValueError or
-    OSError, one line."""
+    to do with keys that `options` does not have. without: flags to leave out. Raises ValueError,
+    one line."""
     try:
         content = yaml.load(file.read_text(), _Loader)
         settings = flat(content) if isinstance(content, dict) else {}
+    except OSError as error:
+        raise ValueError(f"--config cannot read {file}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{file} is neither YAML nor JSON: {error}") from None
     if not isinstance(content, dict):

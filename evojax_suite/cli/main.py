@@ -154,21 +154,27 @@ def _commands() -> dict[str, _Command]:
     }
 
 
-def _as_typed(message: str, command: _Command | None) -> str:
-    """Returns an error with the names of settings as options: --data-dir in place of data_dir. A
+def _as_typed(message: str, options: type) -> str:
+    """Returns an error with the names of settings as `options`: --data-dir in place of data_dir. A
     name of one word is taken for a setting at the beginning alone, where a value is refused."""
-    if command is None:
-        return message
     flags = {}
-    for path, option in config_file.known(command.options).items():
+    for path, option in config_file.known(options).items():
         flags.setdefault(path.rpartition(".")[2], option.flag)
-    without = {entry.flag.lower() for entry in help.entries(command.options)}
+    without = {entry.flag.lower() for entry in help.entries(options)}
     for name, flag in flags.items():
         if name in without:  # it has no option, but a place
             continue
         pattern = rf"(?<![\w./-]){name}(?![\w./])" if "_" in name else rf"^{name}(?= must | needs )"
         message = re.sub(pattern, flag, message)
     return message
+
+
+def _options_of(arguments: Sequence[str], commands: Mapping[str, _Command]) -> type:
+    """Returns those of the command that `arguments` name, or else those of every command."""
+    from evojax_suite.running.options import Placement
+
+    command = commands.get(arguments[0]) if arguments else None
+    return command.options if command else Placement
 
 
 def _help(arguments: Sequence[str], commands: Mapping[str, _Command]) -> str | None:
@@ -335,7 +341,7 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("EVOJAX_SUITE_TRACEBACK"):
             traceback.print_exc()
         text = " ".join(str(error).split())
-        _say(f"error: {_as_typed(text, commands.get(arguments[0]) if arguments else None)}")
+        _say(f"error: {_as_typed(text, _options_of(arguments, commands))}")
         return 2
     finally:
         if console := _console():
