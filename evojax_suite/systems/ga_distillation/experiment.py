@@ -178,9 +178,16 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     evolving = phase("evolving", algorithm, key_run, num_steps=options.num_generations)
     baseline, repeats = None, options.strong_random_repeats
     if repeats:
-        name, repeated = "strong_random", strong_random.build(config, repeats, *shape)
-        about = "strong random", repeated, key_baseline
-        baseline = phase(*about, num_steps=repeats, folder=name, dry_run_steps=1)
+        inputs: dict[str, Any] = {"num_steps": repeats, "dry_run_steps": 1}
+        if options.dry_run and config.fitness == "kernel_regression":
+            # Here members share little, as each is compared on all validation images.
+            drawn = replace(config, population_size=max(2, config.population_size // 4))
+            inputs["dry_run_factor"] = config.population_size / drawn.population_size
+            inputs["members_per_step"] = drawn.population_size * drawn.networks_per_member
+        else:
+            drawn = config
+        algorithm = strong_random.build(drawn, repeats, *shape)
+        baseline = phase("strong random", algorithm, key_baseline, folder="strong_random", **inputs)
     parts = config, evolving, baseline, key_test
     return _Job(options, dataset, directory, *parts, differences=differences)
 
