@@ -430,12 +430,13 @@ def _front_table(front: list[dict[str, Any]], size: str) -> Table:
 
 
 def _units_of(row: dict[str, Any]) -> str:
-    """Inputs and hidden units, then ranks where they are searched for."""
+    """Inputs and hidden units, then ranks where a layer is two."""
     units = "-".join(map(str, (row["num_inputs"], *row["hidden_units"])))
-    if "ranks" not in row:
+    ranks = row.get("ranks", ())
+    if all(rank is None for rank in ranks):
         return f"{units} units"
-    ranks = "-".join("whole" if rank is None else str(rank) for rank in row["ranks"])
-    return f"{units} units, ranks {ranks}"
+    shown = "-".join("whole" if rank is None else str(rank) for rank in ranks)
+    return f"{units} units, ranks {shown}"
 
 
 def _shown_sizes(size: str) -> tuple[str, ...]:
