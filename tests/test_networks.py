@@ -1,4 +1,4 @@
-"""Networks: PyTorch's results, parameter counts, refused sizes, the three convolutions, layers."""
+"""Networks: PyTorch's results, parameter counts, refused sizes, lowerings, layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import scipy.stats
 from hypothesis import given, settings, strategies as st
 
 from evojax_suite import networks
-from evojax_suite.networks import NetworkConfig
+from evojax_suite.networks import NetworkConfig, compiled
 from evojax_suite.networks.layers import (
     CONVOLUTIONS,
     Conv,
@@ -31,6 +31,10 @@ from evojax_suite.training import TrainingConfig, fit
 
 REFERENCE = Path(__file__).parent / "references/convnet.npz"
 SMALL_GREY, COLOUR = (28, 28, 1), (32, 32, 3)
+_MISSING = pytest.mark.skipif(compiled.compiler() is None, reason="there is no C++ compiler")
+LOWERINGS = [
+    pytest.param(name, marks=_MISSING) if name == "compiled" else name for name in CONVOLUTIONS
+]
 
 
 # --- the ConvNet against PyTorch
@@ -61,7 +65,7 @@ def case(request) -> Case:
         return Case({k.removeprefix(prefix): v for k, v in arrays.items() if k.startswith(prefix)})
 
 
-@pytest.fixture(params=CONVOLUTIONS)
+@pytest.fixture(params=LOWERINGS)
 def convnet(request, case) -> nn.Module:
     config = NetworkConfig(width=8, convolution=request.param)
     return networks.create(config, 10, case["images"].shape[1:])
@@ -523,10 +527,8 @@ def test_default_convolution_is_one_of_them():
 # --- precision
 
 
-@pytest.mark.parametrize(
-    ("name", "lowering"),
-    [("ConvNet", lowering) for lowering in CONVOLUTIONS] + [("MLP", "auto")],
-)
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("name", ["ConvNet", "MLP"])
 def test_bfloat16_keeps_parameters_and_logits_in_float32(name, lowering):
     images = jnp.asarray(np.random.default_rng(2).normal(size=(3, 16, 16, 2)), jnp.float32)
 

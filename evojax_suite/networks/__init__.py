@@ -17,6 +17,7 @@ from evojax_suite.configuration import configuration
 from evojax_suite.data.errors import first_line
 from evojax_suite.imports import import_object
 from evojax_suite.names import did_you_mean
+from evojax_suite.networks import compiled
 from evojax_suite.networks.convnet import ConvNet as ConvNet
 from evojax_suite.networks.zoo import (
     MLP as MLP,
@@ -32,6 +33,8 @@ NetworkName = Literal["ConvNet", "MLP", "LeNet", "AlexNet", "VGG10", "VGG11", "R
 _NETWORKS: dict[str, type] = {
     kind.__name__: kind for kind in (ConvNet, MLP, LeNet, AlexNet, VGG10, VGG11, ResNet18)
 }
+_PLATFORMS = {"fused": "gpu", "compiled": "cpu"}
+"""Where lowerings run that are auto elsewhere."""
 _CONVNET_ONLY = "initialization", "dropout", "first_padding"
 
 
@@ -59,11 +62,12 @@ class NetworkConfig:
     """Padding of the ConvNet's first convolution; by default 3 for images of 28x28, else 1."""
     compute_dtype: Literal["float32", "bfloat16"] = "float32"
     """Precision of convolutions and matrix products; parameters stay float32."""
-    convolution: Literal["auto", "native", "split_gradient", "patches", "adaptive", "fused"] = (
-        "auto"
-    )
-    """How convolutions are lowered; auto takes the fastest measured on the platform. fused has
-    kernels of our own on a GPU, which are not measured yet, and is auto elsewhere."""
+    convolution: Literal[
+        "auto", "native", "split_gradient", "patches", "adaptive", "fused", "compiled"
+    ] = "auto"
+    """How convolutions are lowered; auto takes the fastest that needs nothing more. compiled has
+    them in C++ on a CPU, several times as fast for small networks, and needs a C++ compiler; fused
+    has kernels of our own on a GPU, which are not measured yet. Either is auto elsewhere."""
 
     def __post_init__(self):
         if self.network not in _NETWORKS and ":" not in self.network:
@@ -99,9 +103,12 @@ def create(config: NetworkConfig, num_classes: int, image_shape: tuple[int, int,
         settings = {name: getattr(config, name) for name in names}
         if config.normalization == "default":
             settings["normalization"] = "instance" if kind is ConvNet else "batch"
-        of_gpus = config.convolution == "fused" and jax.default_backend() != "gpu"
-        is_auto = config.convolution == "auto" or of_gpus
+        platform = _PLATFORMS.get(config.convolution)
+        elsewhere = platform is not None and platform != jax.default_backend()
+        is_auto = config.convolution == "auto" or elsewhere
         settings["lowering"] = None if is_auto else config.convolution
+        if settings["lowering"] == "compiled":
+            compiled.load()
         settings["dtype"] = jnp.dtype(config.compute_dtype)
         fields = {field.name for field in dataclasses.fields(kind)}
         network = kind(num_classes, **{k: v for k, v in settings.items() if k in fields})

@@ -7,13 +7,14 @@ section 3.1); 1 elsewhere, and where `first_padding` says so.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from evojax_suite.networks import blocks, layers
+from evojax_suite.networks import blocks, compiled, layers
 from evojax_suite.networks.layers import Conv, Dense
 
 
@@ -47,16 +48,17 @@ class ConvNet(nn.Module):
             padding = 3 if images.shape[1] == 28 else 1
         lowering = self.lowering or layers.default_convolution(train, images.shape[-1])
         kinds = self.normalization, self.activation, self.pooling
-        may_fuse = lowering in ("adaptive", "fused") and kinds == blocks.LAYERS
+        may_fuse = kinds == blocks.LAYERS
         features = images
         for _ in range(self.depth):
             convolution = Conv(self.width, padding=padding, lowering=self.lowering, **shared)
+            block = None
             if may_fuse and blocks.fits(features, padding):
+                block = _block_of(lowering, features.astype(self.dtype), self.width, padding)
+            if block is not None:
                 kernel, _ = convolution.parameters(features)  # a bias cancels in the normalisation
                 scale, bias = layers.GroupNorm().parameters(self.width)
-                features = features.astype(self.dtype)
-                block = _fused_or_block if lowering == "fused" else blocks.block
-                features = block(features, kernel, scale, bias, padding)
+                features = block(features.astype(self.dtype), kernel, scale, bias, padding)
             else:
                 features = convolution(features, train)
                 features = layers.normalize_features(self.normalization, features, train)
@@ -74,10 +76,16 @@ class ConvNet(nn.Module):
         return Dense(self.num_classes, **shared)(flat).astype(jnp.float32)
 
 
-def _fused_or_block(
-    images: jax.Array, kernel: jax.Array, scale: jax.Array, bias: jax.Array, padding: int
-) -> jax.Array:
-    from evojax_suite.networks import fused  # which takes a tenth of a second
+def _block_of(
+    lowering: layers.Convolution, images: jax.Array, filters: int, padding: int
+) -> Callable[..., Any] | None:
+    """The function that is a block of images (N, H, W, C), None where its layers are by themselves;
+    `blocks.block` says what it takes."""
+    if lowering == "compiled" and compiled.fits(images, filters, padding):
+        return compiled.block
+    if lowering == "fused":
+        from evojax_suite.networks import fused  # which takes a tenth of a second
 
-    fits = fused.fits(images, kernel.shape[-1], padding)
-    return (fused.block if fits else blocks.block)(images, kernel, scale, bias, padding)
+        if fused.fits(images, filters, padding):
+            return fused.block
+    return blocks.block if lowering in ("fused", "adaptive") else None

@@ -4,7 +4,7 @@ Initialisation is PyTorch's default, U(-1/sqrt(fan_in), 1/sqrt(fan_in)) for kern
 because the papers' networks are PyTorch modules, or Kaiming's (He et al. 2015), N(0, 2/fan_in) for
 kernels and 0 for biases. Images are (N, H, W, C).
 
-The same convolution is lowered in one of five ways (`CONVOLUTIONS`); which one is fastest depends
+The same convolution is lowered in one of six ways (`CONVOLUTIONS`); which one is fastest depends
 on the platform and on whether members run one after the other or batched. The measurements behind
 `default_convolution` are in experiments/benchmarks/README.md.
 
@@ -20,6 +20,8 @@ adaptive        For accelerators: native for a network by itself, patches where 
                 member its kernel. The ConvNet's blocks become those of `networks.blocks`.
 fused           adaptive, but the ConvNet's blocks are kernels of our own where `networks.fused`
                 takes them: for GPUs, off by default until measured on one.
+compiled        C++ for CPUs (`networks.compiled`), also of the ConvNet's blocks, where it fits,
+                split_gradient elsewhere. On request, as it needs a C++ compiler.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-Convolution = Literal["native", "split_gradient", "patches", "adaptive", "fused"]
+from evojax_suite.networks import compiled
+
+Convolution = Literal["native", "split_gradient", "patches", "adaptive", "fused", "compiled"]
 CONVOLUTIONS: tuple[str, ...] = get_args(Convolution)
 
 _DIMENSIONS = ("NHWC", "HWIO", "NHWC")
@@ -64,6 +68,11 @@ def convolve(
     if unseen > 0 and stride == 1:  # the kernel's border only ever meets the padding
         kernel = kernel[unseen : size - unseen, unseen : size - unseen]
         padding -= unseen
+    if lowering == "compiled":
+        filters, size = kernel.shape[-1], len(kernel)
+        if compiled.fits(images, filters, padding, size, stride):
+            return compiled.convolve(images, kernel, padding)
+        lowering = "split_gradient"
     if lowering == "patches":
         return _patches(images, kernel, padding, stride)
     if lowering == "split_gradient" and stride == 1:

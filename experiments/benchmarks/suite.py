@@ -62,6 +62,8 @@ class Options:
     """Turns that ours and PyTorch take; 3 at most where it has variants, and for populations."""
     devices: Devices = "auto"
     """Devices of our programs, where their work is divided and the case is not of one device."""
+    convolution: str = "auto"
+    """How our convolutions are lowered; compiled is the C++ of `networks.compiled`."""
     output: Path = HERE / "suite"
     """Without a suffix."""
     only: str | None = None
@@ -117,7 +119,7 @@ def of_ga_distillation(options: Options) -> list[dict]:
         arrays = members_of(dataset, members, 1000)
         runs = {
             dtype: population(
-                NetworkConfig(width=width, compute_dtype=dtype),
+                NetworkConfig(width=width, compute_dtype=dtype, convolution=options.convolution),
                 STEPS,
                 EngineConfig(),
                 num_devices,
@@ -151,7 +153,8 @@ def ga_distillation_on_one(options: Options) -> list[dict]:
     rows, dataset = [], digits()
     for width, members in WIDTHS:
         arrays = members_of(dataset, members, 1000)
-        run = population(NetworkConfig(width=width), STEPS, EngineConfig(), 1, *arrays)
+        network = NetworkConfig(width=width, convolution=options.convolution)
+        run = population(network, STEPS, EngineConfig(), 1, *arrays)
         sets, *rest = arrays
         theirs = torch_population(width, STEPS, sets[:2], *rest)
         row = compared(run, theirs, members, 2, min(options.repeats, 3))
@@ -171,10 +174,13 @@ def of_cest(options: Options) -> list[dict]:
     dataset, epochs, width = digits(), 5, 16
 
     def ours(dtype):
+        network = NetworkConfig(
+            network="VGG10", width=width, compute_dtype=dtype, convolution=options.convolution
+        )
         config = cest.Config(
             initial_epochs=0,
             epochs_per_selection=epochs,
-            network=NetworkConfig(network="VGG10", width=width, compute_dtype=dtype),
+            network=network,
             training=TrainingConfig(num_epochs=6 * epochs, batch_size=64),
         )
         algorithm = cest.build(config, dataset.num_classes, dataset.image_shape)
@@ -211,13 +217,14 @@ def of_devs(options: Options) -> list[dict]:
     data = training_data(dataset)
 
     def ours(dtype):
+        numbers = {"width": width, "compute_dtype": dtype, "convolution": options.convolution}
         config = devs.Config(
             target_sizes=(size,),
             sizes=(size,),
             clustering="sklearn",
             feature_epochs=epochs,
             min_training_steps=0,
-            network=replace(devs.NETWORK, width=width, compute_dtype=dtype),
+            network=replace(devs.NETWORK, **numbers),
         )
         algorithm = devs.build(config, dataset.num_classes, dataset.image_shape)
 
@@ -338,7 +345,7 @@ def of_populations(options: Options, num_devices: int, sizes: tuple[int, ...]) -
     rows, dataset = [], digits()
     for members in sizes:
         arrays = members_of(dataset, members, 200)
-        network = NetworkConfig(width=16)
+        network = NetworkConfig(width=16, convolution=options.convolution)
         sets, *rest = arrays
         their_members = min(members, 4)
         row = compared(
@@ -481,7 +488,7 @@ def main(options: Options) -> None:
             clock, path = time.perf_counter(), Path(folder) / "rows.json"
             command = [sys.executable, __file__, "--only", name, "--output", str(path)]
             command += ["--repeats", str(options.repeats)]
-            command += ["--devices", str(options.devices)]
+            command += ["--devices", str(options.devices), "--convolution", options.convolution]
             subprocess.run(command, check=True, env=environment)
             result = json.loads(path.read_text())
             about, found[name] = result["machine"], result["rows"]

@@ -81,9 +81,9 @@ class Config:
             raise ValueError(f"dropout has no place in matching, got {self.network.dropout}")
         if self.network.normalization == "batch":
             raise ValueError("normalization batch mixes images: take instance, layer or group")
-        if self.network.convolution == "fused":
+        if (lowering := self.network.convolution) in ("fused", "compiled"):
             raise ValueError(
-                "convolution fused is differentiable once, and matching needs it twice"
+                f"convolution {lowering} is differentiable once, and matching needs it twice"
             )
 
     @property

@@ -1,0 +1,208 @@
+"""Convolutions of stride 1 and blocks of the ConvNet in C++, for CPUs (`compiled.cc`).
+
+XLA's CPU back end calls a library for products and convolutions, which shares each among all cores,
+and compiles the rest apart from it: a small network spends its time between the two. Here one pass
+over an image does all of a block while its map is in the cache, and sums stay in registers. It is
+for float32, and for as many filters as fill vector registers (`fits`); elsewhere, and for networks
+that are `vmap`ped over members, which it takes one by one, nothing changes but the speed.
+
+The source is compiled where it is used first, by the C++ compiler of the machine for the processor
+at hand (three seconds), and kept in the user's cache folder. CXX names the compiler, by default
+c++, g++ or clang++. Differentiable once.
+
+Results are those of the other lowerings up to rounding and do not depend on the number of threads;
+tests/test_compiled.py.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import platformdirs
+
+from evojax_suite.types import Array, PyTree
+
+_SOURCE = Path(__file__).with_suffix(".cc")
+_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-w"]
+_NAMES = ("convolution", "convolution_gradient", "block", "block_gradient")
+_FILTERS = 16
+"""Filters are a multiple of it."""
+
+
+def compiler() -> list[str] | None:
+    """The command of the C++ compiler, or None if there is none."""
+    if named := os.environ.get("CXX"):
+        command = shlex.split(named)
+        return command if shutil.which(command[0]) else None
+    found = (shutil.which(name) for name in ("c++", "g++", "clang++"))
+    return next(([path] for path in found if path), None)
+
+
+@cache
+def load() -> None:
+    """Compile the source if that was not done before, and make its functions known to JAX. Raises
+    ValueError, one line, where that fails."""
+    command = compiler()
+    if command is None:
+        raise ValueError("convolution compiled needs a C++ compiler (c++ or CXX), there is none")
+    try:
+        library = ctypes.CDLL(str(_built(command)))
+    except OSError as error:
+        raise ValueError(f"what {command[0]} compiled cannot be loaded: {error}") from None
+    for name in map("evojax_suite_{}".format, _NAMES):
+        jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
+
+
+def _built(command: list[str]) -> Path:
+    """The library in the cache folder, compiled for this processor, compiler and version of JAX."""
+    about = [*command, *_FLAGS, jax.__version__, _processor()]
+    digest = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(about).encode()).hexdigest()
+    folder = platformdirs.user_cache_path("evojax-suite", appauthor=False) / "compiled"
+    path = folder / f"{digest[:20]}.so"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            built = Path(place) / "built.so"
+            headers = f"-I{jax.ffi.include_dir()}"
+            line = [*command, *_FLAGS, headers, str(_SOURCE), "-o", str(built)]
+            done = subprocess.run(line, capture_output=True, text=True)
+            if done.returncode:
+                said = (done.stderr.strip().splitlines() or ["nothing said"])[0]
+                raise ValueError(f"{command[0]} could not compile {_SOURCE.name}: {said}")
+            built.replace(path)  # of several processes any one's
+    return path
+
+
+def _processor() -> str:
+    """What tells processors apart for which -march=native compiles differently."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = ("model name", "flags", "Features", "CPU part")
+    return "\n".join([platform.machine(), *sorted({x for x in lines if x.startswith(named)})])
+
+
+def fits(images: Array, filters: int, padding: int = 0, size: int = 3, stride: int = 1) -> bool:
+    """Whether a convolution of images (N, H, W, C) with a kernel (size, size, C, filters) is taken:
+    float32, of stride 1, with a multiple of 16 filters, and of channels, if there are four or more.
+    """
+    channels = images.shape[-1]
+    few = channels < 4
+    return (
+        (images.dtype == jnp.float32)
+        and stride == 1
+        and filters % _FILTERS == 0
+        and (few or (channels % _FILTERS == 0 and padding < size))
+    )
+
+
+def _call(name: str, outputs: list[tuple[int, ...]], padding: int, *arrays: Array) -> list[Array]:
+    """The outputs, of these shapes, of a function of the library."""
+    load()
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in outputs]
+    call = jax.ffi.ffi_call(f"evojax_suite_{name}", shapes, vmap_method="sequential")
+    divided = bool(jax.sharding.get_abstract_mesh().manual_axes)  # over devices that are cores
+    return list(call(*arrays, padding=np.int64(padding), threads=not divided))
+
+
+def _sides(images: Array, kernel: Array, padding: int) -> tuple[int, int]:
+    """The sides of the map."""
+    height, width = (side + 2 * padding - len(kernel) + 1 for side in images.shape[1:3])
+    return height, width
+
+
+def _shape_of_gradient(images: Array) -> tuple[int, ...]:
+    """That of the images, or of none where they are few channels: data, mostly, whose gradient is
+    not computed where nothing asks for it (`_image_gradient`)."""
+    return (0,) * images.ndim if images.shape[-1] < 4 else images.shape
+
+
+def _image_gradient(images: Array, kernel: Array, padding: int, to_map: Array) -> Array:
+    """The gradient of images of few channels."""
+
+    def outputs(images: Array):
+        sides = [(padding, padding)] * 2
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_general_dilated(
+            images, kernel, (1, 1), sides, dimension_numbers=numbers
+        )
+
+    return jax.vjp(outputs, images)[1](to_map)[0]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve(images: Array, kernel: Array, padding: int) -> Array:
+    """Cross-correlation of images (N, H, W, C) that `fits` with a kernel (K, K, C, F): (N, H', W',
+    F)."""
+    shape = (len(images), *_sides(images, kernel, padding), kernel.shape[-1])
+    return _call("convolution", [shape], padding, images, kernel)[0]
+
+
+def _convolve_forward(images: Array, kernel: Array, padding: int) -> PyTree:
+    return convolve(images, kernel, padding), (images, kernel)
+
+
+def _convolve_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> PyTree:
+    images, kernel = residuals
+    shapes = [_shape_of_gradient(images), kernel.shape]
+    arrays = images, kernel, gradient
+    to_images, to_kernel = _call("convolution_gradient", shapes, padding, *arrays)
+    if not to_images.size:
+        to_images = _image_gradient(images, kernel, padding, gradient)
+    return to_images, to_kernel
+
+
+convolve.defvjp(_convolve_forward, _convolve_backward)
+
+
+def _block(
+    images: Array, kernel: Array, scale: Array, bias: Array, padding: int, keep: bool
+) -> list[Array]:
+    """The pooled maps (N, H'/2, W'/2, F) and, to `keep`, the maps and their means and 1 / standard
+    deviations (N, F)."""
+    (height, width), filters = _sides(images, kernel, padding), kernel.shape[-1]
+    kept = len(images) if keep else 0
+    shapes: list[tuple[int, ...]] = [(len(images), height // 2, width // 2, filters)]
+    shapes += [(kept, height, width, filters), (kept, filters), (kept, filters)]
+    return _call("block", shapes, padding, images, kernel, scale, bias)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
+    """`blocks.block` of images (N, H, W, C) that `fits`, whose maps have even sides: (N, H'/2,
+    W'/2, F)."""
+    return _block(images, kernel, scale, bias, padding, keep=False)[0]
+
+
+def _block_forward(*arguments: Any) -> PyTree:
+    images, kernel, scale, bias, padding = arguments
+    pooled, *kept = _block(images, kernel, scale, bias, padding, keep=True)
+    return pooled, (images, kernel, scale, bias, *kept)
+
+
+def _block_backward(padding: int, residuals: PyTree, gradient: Array) -> PyTree:
+    images, kernel, scale, bias = residuals[:4]
+    shapes = [_shape_of_gradient(images), kernel.shape, scale.shape, bias.shape]
+    to_images, *others = _call("block_gradient", shapes, padding, *residuals, gradient)
+    if not to_images.size:
+        from evojax_suite.networks import blocks
+
+        to_images = blocks.image_gradient(images, kernel, scale, bias, padding, gradient)
+    return to_images, *others
+
+
+block.defvjp(_block_forward, _block_backward)
