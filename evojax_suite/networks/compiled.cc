@@ -1,6 +1,6 @@
 // Convolutions of stride 1 and blocks of the ConvNet (convolution, instance normalisation, ReLU, 2x2
-// average pooling), with their gradients, for CPUs: compiled.py says more. An image at a time, so that
-// its map stays in the cache from one part to the next.
+// average pooling), with their gradients, for CPUs: compiled.py says more. An image at a time, or
+// some small ones, so that their maps stay in the cache from one part to the next.
 //
 // Images are (N, H, W, C), kernels (K, K, C, F), maps (H', W', F). The taps of a row of the kernel,
 // (K, C), lie together in an image as well: a convolution is K products of these with pixels side by
@@ -107,10 +107,11 @@ void pad(const float* image, int64_t height, int64_t width, int64_t channels, in
   std::fill_n(padded, padding * line, 0.0f);
 }
 
-// Some pixels side by side, for `vectors` vectors of filters.
+// Some pixels, `stride` apart in the inputs and `to_stride` in the outputs, for `vectors` vectors of
+// filters.
 template <int pixels, int vectors>
-inline void convolve_pixels(const Shape& shape, const float* inputs, const float* packed,
-                            float* outputs) {
+inline void convolve_pixels(const Shape& shape, const float* inputs, int64_t stride,
+                            const float* packed, float* outputs, int64_t to_stride) {
   Lanes sums[pixels][vectors] = {};
   const int64_t taps = shape.size * shape.channels;
   for (int64_t row = 0; row < shape.size; ++row, inputs += shape.line())
@@ -119,46 +120,69 @@ inline void convolve_pixels(const Shape& shape, const float* inputs, const float
       for (int pixel = 0; pixel < pixels; ++pixel)
 #pragma GCC unroll 4
         for (int vector = 0; vector < vectors; ++vector)
-          sums[pixel][vector] +=
-              lanes(packed + vector * kLanes) * inputs[pixel * shape.channels + tap];
+          sums[pixel][vector] += lanes(packed + vector * kLanes) * inputs[pixel * stride + tap];
   for (int pixel = 0; pixel < pixels; ++pixel)
     for (int vector = 0; vector < vectors; ++vector)
-      lanes(outputs + pixel * shape.filters + vector * kLanes) = sums[pixel][vector];
+      lanes(outputs + pixel * to_stride + vector * kLanes) = sums[pixel][vector];
 }
 
-template <int pixels, int vectors>
-inline int64_t convolve_line(const Shape& shape, int64_t column, const float* inputs,
-                             const float* packed, float* outputs) {
-  for (; column + pixels <= shape.width; column += pixels)
-    convolve_pixels<pixels, vectors>(shape, inputs + column * shape.channels, packed,
-                                     outputs + column * shape.filters);
-  return column;
+// `count` of them.
+template <int vectors>
+void convolve_line(const Shape& shape, int64_t count, const float* inputs, int64_t stride,
+                   const float* packed, float* outputs, int64_t to_stride) {
+  int64_t done = 0;
+  const auto all_of = [&]<int pixels>() {
+    for (; done + pixels <= count; done += pixels)
+      convolve_pixels<pixels, vectors>(shape, inputs + done * stride, stride, packed,
+                                       outputs + done * to_stride, to_stride);
+  };
+  all_of.template operator()<kPixels>();
+  all_of.template operator()<kPixels / 2>();
+  all_of.template operator()<kPixels / 4>();
+  all_of.template operator()<1>();
 }
 
 template <int vectors>
-void convolve_with(const Shape& shape, const float* inputs, const float* packed, float* outputs) {
-  for (int64_t first = 0; first < shape.filters; first += vectors * kLanes) {
+void convolve_with(const Shape& shape, int64_t number, const float* inputs, const float* packed,
+                   float* outputs) {
+  const int64_t channels = shape.channels, filters = shape.filters, width = shape.width;
+  const int64_t of_map = shape.pixels() * filters;
+  // Where rows are short the pixels of one place in all images.
+  const bool across = number > width && width < kPixels;
+  for (int64_t first = 0; first < filters; first += vectors * kLanes) {
     for (int64_t row = 0; row < shape.height; ++row) {
-      const float* line = inputs + row * shape.line();
-      float* to = outputs + row * shape.width * shape.filters + first;
-      int64_t column = convolve_line<kPixels, vectors>(shape, 0, line, packed, to);
-      column = convolve_line<kPixels / 2, vectors>(shape, column, line, packed, to);
-      column = convolve_line<kPixels / 4, vectors>(shape, column, line, packed, to);
-      convolve_line<1, vectors>(shape, column, line, packed, to);
+      const float* from = inputs + row * shape.line();
+      float* to = outputs + row * width * filters + first;
+      if (across)
+        for (int64_t column = 0; column < width; ++column)
+          convolve_line<vectors>(shape, number, from + column * channels, shape.inputs(), packed,
+                                 to + column * filters, of_map);
+      else
+        for (int64_t n = 0; n < number; ++n)
+          convolve_line<vectors>(shape, width, from + n * shape.inputs(), channels, packed,
+                                 to + n * of_map, filters);
     }
     packed += shape.taps() * vectors * kLanes;
   }
 }
 
-// The map of a padded image.
-void convolve(const Shape& shape, const float* inputs, const float* packed, float* outputs) {
-  (shape.vectors() == 2 ? convolve_with<2> : convolve_with<1>)(shape, inputs, packed, outputs);
+// The maps of some padded images.
+void convolve(const Shape& shape, int64_t number, const float* inputs, const float* packed,
+              float* outputs) {
+  auto with = shape.vectors() == 2 ? convolve_with<2> : convolve_with<1>;
+  with(shape, number, inputs, packed, outputs);
 }
 
+// The gradients of maps of some images, whose rows may be longer than the maps'.
+struct Gradient {
+  const float* values;
+  int64_t number, line, of_image;
+};
+
 // Adds the gradient of some taps, side by side in each of `rows` rows of the kernel, for `vectors`
-// vectors of filters. gradient: of the map, whose rows are `line` long.
+// vectors of filters.
 template <int rows, int taps, int vectors>
-inline void add_taps(const Shape& shape, const float* inputs, const float* gradient, int64_t line,
+inline void add_taps(const Shape& shape, const float* inputs, const Gradient& gradient,
                      float* sums_of_row) {
   Lanes sums[rows][taps][vectors];
   const int64_t of_row = shape.size * shape.channels * vectors * kLanes;
@@ -166,9 +190,10 @@ inline void add_taps(const Shape& shape, const float* inputs, const float* gradi
     for (int tap = 0; tap < taps; ++tap)
       for (int vector = 0; vector < vectors; ++vector)
         sums[row][tap][vector] = lanes(sums_of_row + row * of_row + (tap * vectors + vector) * kLanes);
-  for (int64_t y = 0; y < shape.height; ++y) {
-    const float* pixel = inputs + y * shape.line();
-    const float* of_pixel = gradient + y * line;
+  for (int64_t y = 0; y < gradient.number * shape.height; ++y) {
+    const int64_t image = y / shape.height, row = y % shape.height;
+    const float* pixel = inputs + image * shape.inputs() + row * shape.line();
+    const float* of_pixel = gradient.values + image * gradient.of_image + row * gradient.line;
     for (int64_t x = 0; x < shape.width; ++x, pixel += shape.channels, of_pixel += shape.filters)
 #pragma GCC unroll 4
       for (int vector = 0; vector < vectors; ++vector) {
@@ -187,12 +212,12 @@ inline void add_taps(const Shape& shape, const float* inputs, const float* gradi
 }
 
 template <int vectors>
-void add_kernel_gradient_with(const Shape& shape, const float* inputs, const float* gradient,
-                              int64_t line, float* packed) {
+void add_kernel_gradient_with(const Shape& shape, const float* inputs, Gradient gradient,
+                              float* packed) {
   const int64_t taps = shape.size * shape.channels, together = vectors * kLanes;
-  for (int64_t first = 0; first < shape.filters; first += together, gradient += together) {
+  for (int64_t first = 0; first < shape.filters; first += together, gradient.values += together) {
     if (shape.size == 3 && taps == 3) {  // a grey image: all nine at once
-      add_taps<3, 3, vectors>(shape, inputs, gradient, line, packed);
+      add_taps<3, 3, vectors>(shape, inputs, gradient, packed);
       packed += shape.taps() * together;
       continue;
     }
@@ -200,19 +225,19 @@ void add_kernel_gradient_with(const Shape& shape, const float* inputs, const flo
       const float* from = inputs + row * shape.line();
       int64_t tap = 0;
       for (; tap + kTaps <= taps; tap += kTaps, packed += kTaps * together)
-        add_taps<1, kTaps, vectors>(shape, from + tap, gradient, line, packed);
+        add_taps<1, kTaps, vectors>(shape, from + tap, gradient, packed);
       for (; tap + 3 <= taps; tap += 3, packed += 3 * together)
-        add_taps<1, 3, vectors>(shape, from + tap, gradient, line, packed);
+        add_taps<1, 3, vectors>(shape, from + tap, gradient, packed);
       for (; tap < taps; ++tap, packed += together)
-        add_taps<1, 1, vectors>(shape, from + tap, gradient, line, packed);
+        add_taps<1, 1, vectors>(shape, from + tap, gradient, packed);
     }
   }
 }
 
-void add_kernel_gradient(const Shape& shape, const float* inputs, const float* gradient,
-                         int64_t line, float* packed) {
+void add_kernel_gradient(const Shape& shape, const float* inputs, const Gradient& gradient,
+                         float* packed) {
   auto add = shape.vectors() == 2 ? add_kernel_gradient_with<2> : add_kernel_gradient_with<1>;
-  add(shape, inputs, gradient, line, packed);
+  add(shape, inputs, gradient, packed);
 }
 
 // Statistics of a map over its pixels.
@@ -333,47 +358,57 @@ struct Call {
     of_image = height * width * shape.channels;
     of_map = shape.pixels() * shape.filters;
     weights = shape.taps() * shape.filters;
+    // So many images at a time that a kernel is worth its way from memory.
+    together = std::clamp<int64_t>(64 / shape.pixels(), 1, number);
+    parts = (number + together - 1) / together;
     // Sums over images do not depend on the number of threads: there are as many of them as here.
-    groups = std::clamp<int64_t>(std::min(number / 8, (int64_t{1} << 22) / weights), 1, 16);
-    together = 1 + (int64_t{1} << 19) / (weights * shape.pixels());
+    groups = std::clamp<int64_t>(std::min(parts / 8, (int64_t{1} << 22) / weights), 1, 16);
+    // And so many of these as are work enough for a thread.
+    parts_at_once = 1 + (int64_t{1} << 19) / (together * weights * shape.pixels());
   }
 
-  // Calls work(n) for all images, some of them one after the other where each is little work.
+  // Calls work(first, count) for some images at a time, from `part` to `last`.
+  template <typename Work>
+  void for_parts(int64_t part, int64_t last, const Work& work) const {
+    for (; part < last; ++part)
+      work(part * together, std::min(together, number - part * together));
+  }
+
   template <typename Work>
   void for_images(ffi::ThreadPool& pool, bool threads, const Work& work) const {
-    for_each(pool, threads, (number + together - 1) / together, [&](int64_t part) {
-      const int64_t end = std::min(number, (part + 1) * together);
-      for (int64_t n = part * together; n < end; ++n) work(n);
+    for_each(pool, threads, (parts + parts_at_once - 1) / parts_at_once, [&](int64_t index) {
+      for_parts(index * parts_at_once, std::min(parts, (index + 1) * parts_at_once), work);
     });
   }
 
-  // Calls work(n, sums) for the images of each group, then adds the sums of groups, `size` each.
+  // Calls work(first, count, sums) for the images of each group, adds the sums of groups, of `size`.
   template <typename Work>
   void sum_images(ffi::ThreadPool& pool, bool threads, int64_t size, const Work& work,
                   float* total) const {
-    thread_local Scratch for_sums;
-    float* sums = for_sums.of(groups * size);
+    std::vector<float> sums(groups * size);
     for_each(pool, threads, groups, [&](int64_t group) {
-      float* own = sums + group * size;
-      std::fill_n(own, size, 0.0f);
-      for (int64_t n = group * number / groups; n < (group + 1) * number / groups; ++n)
-        work(n, own);
+      float* own = sums.data() + group * size;
+      for_parts(group * parts / groups, (group + 1) * parts / groups,
+                [&](int64_t first, int64_t count) { work(first, count, own); });
     });
-    std::copy_n(sums, size, total);
+    std::copy_n(sums.data(), size, total);
     for (int64_t group = 1; group < groups; ++group)
       for (int64_t place = 0; place < size; ++place) total[place] += sums[group * size + place];
   }
 
-  // An image with its zeros around it, in memory of this thread.
-  float* padded(const Array& images, int64_t n) const {
+  // Images with their zeros around them, in memory of this thread.
+  float* padded(const Array& images, int64_t first, int64_t count) const {
     thread_local Scratch scratch;
-    float* inputs = scratch.of(shape.inputs());
-    pad(images.typed_data() + n * of_image, height, width, shape.channels, padding, inputs);
+    float* inputs = scratch.of(together * shape.inputs());
+    for (int64_t n = 0; n < count; ++n)
+      pad(images.typed_data() + (first + n) * of_image, height, width, shape.channels, padding,
+          inputs + n * shape.inputs());
     return inputs;
   }
 
   Shape shape, turned;  // `turned`: of the gradient of images
-  int64_t padding, number, height, width, of_image, of_map, weights, groups, together;
+  int64_t padding, number, height, width, of_image, of_map, weights;
+  int64_t together, parts, groups, parts_at_once;
 };
 
 ffi::Error convolution(ffi::ThreadPool pool, int64_t padding, bool threads, Array images,
@@ -381,8 +416,9 @@ ffi::Error convolution(ffi::ThreadPool pool, int64_t padding, bool threads, Arra
   const Call call(images, kernel, padding);
   std::vector<float> packed(call.weights);
   pack(call.shape, kernel.typed_data(), packed.data());
-  call.for_images(pool, threads, [&](int64_t n) {
-    convolve(call.shape, call.padded(images, n), packed.data(), maps->typed_data() + n * call.of_map);
+  call.for_images(pool, threads, [&](int64_t first, int64_t count) {
+    convolve(call.shape, count, call.padded(images, first, count), packed.data(),
+             maps->typed_data() + first * call.of_map);
   });
   return ffi::Error::Success();
 }
@@ -391,21 +427,24 @@ ffi::Error convolution(ffi::ThreadPool pool, int64_t padding, bool threads, Arra
 ffi::Error convolution_gradient(ffi::ThreadPool pool, int64_t padding, bool threads, Array images,
                                 Array kernel, Array gradient, Result to_images, Result to_kernel) {
   const Call call(images, kernel, padding);
-  const int64_t around = call.shape.size - 1 - padding;
-  std::vector<float> sums(call.weights), packed(call.weights);
+  const Shape &shape = call.shape, &turned = call.turned;
   const bool wanted = to_images->element_count() > 0;
-  if (wanted) pack_turned(call.shape, kernel.typed_data(), packed.data());
-  call.sum_images(pool, threads, call.weights, [&](int64_t n, float* sums) {
-    const float* passed = gradient.typed_data() + n * call.of_map;
-    add_kernel_gradient(call.shape, call.padded(images, n), passed,
-                        call.shape.width * call.shape.filters, sums);
+  std::vector<float> sums(call.weights), packed(call.weights);
+  if (wanted) pack_turned(shape, kernel.typed_data(), packed.data());
+  const auto work = [&](int64_t first, int64_t count, float* sums) {
+    const float* passed = gradient.typed_data() + first * call.of_map;
+    const Gradient of_maps{passed, count, shape.width * shape.filters, call.of_map};
+    add_kernel_gradient(shape, call.padded(images, first, count), of_maps, sums);
     if (!wanted) return;
     thread_local Scratch scratch;
-    float* padded = scratch.of(call.turned.inputs());
-    pad(passed, call.shape.height, call.shape.width, call.shape.filters, around, padded);
-    convolve(call.turned, padded, packed.data(), to_images->typed_data() + n * call.of_image);
-  }, sums.data());
-  unpack(call.shape, sums.data(), to_kernel->typed_data());
+    float* padded = scratch.of(call.together * turned.inputs());
+    for (int64_t n = 0; n < count; ++n)
+      pad(passed + n * call.of_map, shape.height, shape.width, shape.filters,
+          shape.size - 1 - padding, padded + n * turned.inputs());
+    convolve(turned, count, padded, packed.data(), to_images->typed_data() + first * call.of_image);
+  };
+  call.sum_images(pool, threads, call.weights, work, sums.data());
+  unpack(shape, sums.data(), to_kernel->typed_data());
   return ffi::Error::Success();
 }
 
@@ -417,16 +456,18 @@ ffi::Error block(ffi::ThreadPool pool, int64_t padding, bool threads, Array imag
   std::vector<float> packed(call.weights);
   pack(call.shape, kernel.typed_data(), packed.data());
   const bool keep = maps->element_count() > 0;
-  call.for_images(pool, threads, [&](int64_t n) {
+  call.for_images(pool, threads, [&](int64_t first, int64_t count) {
     thread_local Scratch scratch;
-    float* own = scratch.of(call.of_map + 2 * filters);
-    float* map = keep ? maps->typed_data() + n * call.of_map : own;
-    float* means = keep ? mean->typed_data() + n * filters : own + call.of_map;
-    float* inverses = keep ? inverse->typed_data() + n * filters : means + filters;
-    convolve(call.shape, call.padded(images, n), packed.data(), map);
-    statistics(call.shape, map, means, inverses);
-    pool_map(call.shape, map, means, inverses, scale.typed_data(), bias.typed_data(),
-             pooled->typed_data() + n * call.of_map / 4);
+    float* own = scratch.of(call.together * (call.of_map + 2 * filters));
+    float* map = keep ? maps->typed_data() + first * call.of_map : own;
+    float* means = keep ? mean->typed_data() + first * filters : own + count * call.of_map;
+    float* inverses = keep ? inverse->typed_data() + first * filters : means + count * filters;
+    convolve(call.shape, count, call.padded(images, first, count), packed.data(), map);
+    for (int64_t n = 0; n < count; ++n, map += call.of_map, means += filters, inverses += filters) {
+      statistics(call.shape, map, means, inverses);
+      pool_map(call.shape, map, means, inverses, scale.typed_data(), bias.typed_data(),
+               pooled->typed_data() + (first + n) * call.of_map / 4);
+    }
   });
   return ffi::Error::Success();
 }
@@ -445,18 +486,22 @@ ffi::Error block_gradient(ffi::ThreadPool pool, int64_t padding, bool threads, A
   const int64_t of_gradient = (shape.height + 2 * around) * line;
   std::vector<float> sums(call.weights + 2 * filters), packed(call.weights);
   if (wanted) pack_turned(shape, kernel.typed_data(), packed.data());
-  const auto work = [&](int64_t n, float* sums) {
+  const auto work = [&](int64_t first, int64_t count, float* sums) {
     thread_local Scratch scratch;
-    float* padded = scratch.of(of_gradient);
+    float* padded = scratch.of(call.together * of_gradient);
     float* passed = padded + around * (line + filters);
-    if (wanted) std::fill_n(padded, of_gradient, 0.0f);
-    unpool_map(shape, maps.typed_data() + n * call.of_map, mean.typed_data() + n * filters,
-               inverse.typed_data() + n * filters, scale.typed_data(), bias.typed_data(),
-               gradient.typed_data() + n * call.of_map / 4, line, passed, sums + call.weights,
-               sums + call.weights + filters);
-    add_kernel_gradient(shape, call.padded(images, n), passed, line, sums);
+    if (wanted) std::fill_n(padded, count * of_gradient, 0.0f);
+    for (int64_t n = 0; n < count; ++n)
+      unpool_map(shape, maps.typed_data() + (first + n) * call.of_map,
+                 mean.typed_data() + (first + n) * filters,
+                 inverse.typed_data() + (first + n) * filters, scale.typed_data(),
+                 bias.typed_data(), gradient.typed_data() + (first + n) * call.of_map / 4, line,
+                 passed + n * of_gradient, sums + call.weights, sums + call.weights + filters);
+    const Gradient of_maps{passed, count, line, of_gradient};
+    add_kernel_gradient(shape, call.padded(images, first, count), of_maps, sums);
     if (wanted)
-      convolve(call.turned, padded, packed.data(), to_images->typed_data() + n * call.of_image);
+      convolve(call.turned, count, padded, packed.data(),
+               to_images->typed_data() + first * call.of_image);
   };
   call.sum_images(pool, threads, call.weights + 2 * filters, work, sums.data());
   unpack(shape, sums.data(), to_kernel->typed_data());

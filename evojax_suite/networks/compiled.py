@@ -36,7 +36,7 @@ import platformdirs
 from evojax_suite.types import Array, PyTree
 
 _SOURCE = Path(__file__).with_suffix(".cc")
-_FLAGS = ["-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-w"]
+_FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-w"]
 _NAMES = ("convolution", "convolution_gradient", "block", "block_gradient")
 _FILTERS = 16
 """Filters are a multiple of it."""

@@ -49,7 +49,7 @@ class Options(RunOptions):
     baseline: bool = True
     """Train on the whole set as well, and on random subsets."""
     scale: Scale = "auto"
-    """small reduces the network to width 16, unless another network than the paper's (width 256) is
+    """small reduces the network to width 16, unless another than the paper's (VGG10, width 256) is
     given; auto is small without accelerator."""
     config: tyro.conf.OmitArgPrefixes[Config] = Config()
     params: tyro.conf.OmitArgPrefixes[Params] = Params()
@@ -89,7 +89,7 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     if small and number is None:
         number = min(len(dataset.train), len(dataset.validation))
     dataset = some_images(dataset, None, number)
-    if small and options.config.network == Config().network:
+    if small and _is(options.config.network, Config().network.width):
         network = replace(options.config.network, width=_NARROW)
         options = replace(options, config=replace(options.config, network=network))
     config = options.config
@@ -98,10 +98,15 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
     phase = _phase(config.selection, config, *about)
     differences = config_difference(config, Config()) | config_difference(options.params, Params())
     notes = ()
-    if config.network == NetworkConfig(network="VGG10", width=_NARROW):
+    if _is(config.network, _NARROW):
         notes = (f"small: width {_NARROW} instead of the paper's 256 (--scale, --width)",)
     fixed = options, dataset, directory, phase, programs
     return _Job(*fixed, differences=differences, notes=notes)
+
+
+def _is(network: NetworkConfig, width: int) -> bool:
+    """Whether a network is the paper's of this width, however it is computed."""
+    return (network.network, network.width) == (Config().network.network, width)
 
 
 def _phase(
