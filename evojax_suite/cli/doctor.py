@@ -20,6 +20,7 @@ from evojax_suite.data.catalog import find_known
 from evojax_suite.data.errors import DataError, first_line
 from evojax_suite.data.loader import DATA_DIR_VARIABLE
 from evojax_suite.data.local import find_local
+from evojax_suite.networks import compiled
 from evojax_suite.running.options import Command
 from evojax_suite.runtime.resources import cores
 
@@ -90,6 +91,8 @@ def run(options: Options) -> int:
             print(f"{package} not installed")
     memory = f"{psutil.virtual_memory().total / 2**30:.1f} GiB of memory"
     print(f"{cores()} physical CPU cores for this process, {os.cpu_count()} logical ones, {memory}")
+    compiler = " ".join(compiled.compiler() or ["none"])
+    print(f"C++ compiler, for --convolution compiled: {compiler}")
     for device in jax.devices():
         state = _computes(device)
         broken |= state != "ok"
