@@ -130,8 +130,8 @@ class RunOptions(Placement):
     seeds: str | None = None
     """Several seeds, as 0:10 (0 to 9) or 0,3,5: a run of each, and a page that compares them."""
     seeds_in_flight: PositiveInt | Literal["auto"] = "auto"
-    """Runs of seeds in one program, where the system has one for all, on one device: auto is all
-    that fit on an accelerator, one on a CPU or on several accelerators."""
+    """Runs of seeds in one program, where the system has one for all, divided over the devices:
+    auto is all that fit on accelerators, one on a CPU or where there are several processes."""
     seed_processes: PositiveInt = 1
     """Processes that share the runs of --seeds, each with its part of the cores or accelerators;
     one that is lost goes on from what it saved."""
@@ -210,15 +210,16 @@ class RunOptions(Placement):
 
     def resolved_seeds_in_flight(self) -> int:
         """Returns how many runs of seeds are to be in one program."""
-        num_devices = devices.take(self.devices) * jax.process_count()
-        on_cpu = jax.default_backend() == "cpu"
+        num_devices, num_seeds = devices.take(self.devices), len(self.each())
+        alone = jax.process_count() == 1
         if self.seeds_in_flight == "auto":
-            return 1 if num_devices > 1 or on_cpu else len(self.each())
-        # Cores that nobody asked to be devices need not be: one program uses them all.
-        unasked = self.devices == "auto" and on_cpu and jax.process_count() == 1
-        if self.seeds_in_flight > 1 and num_devices > 1 and not unasked:
+            if jax.default_backend() == "cpu" or not alone:
+                return 1
+            return num_seeds // min(num_devices, num_seeds) * min(num_devices, num_seeds)
+        if self.seeds_in_flight > 1 and not alone:
             raise ValueError(
-                f"seeds_in_flight > 1 needs one device, got {self.seeds_in_flight} on {num_devices}"
+                f"seeds_in_flight > 1 needs one process, got {self.seeds_in_flight} in "
+                f"{jax.process_count()}"
             )
         return self.seeds_in_flight
 

@@ -158,6 +158,7 @@ def _drive(runs: Sequence[_Run], phases: Sequence[Phase]) -> list[LoopResult]:
         }
         if len(runs) > 1:
             keys = [each.key for each in phases]
+            settings["num_devices"] = options.devices
             return loop.run_together(
                 phase.algorithm, keys, *shared, folders, on_report=on_report, **settings
             )

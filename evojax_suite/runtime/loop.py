@@ -157,17 +157,20 @@ def run_together(
     *,
     steps_per_call: int = 1,
     checkpoint_seconds: float = 30.0,
+    num_devices: devices.Devices = 1,
     on_report: Callable[[Mapping[int, StepReport]], None] = lambda reports: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> list[LoopResult]:
     """`run` of a scannable algorithm with each of `keys` in one of `directories`, all in a program
-    on one device. A run may be started or continued alone as well; its numbers then differ by
-    rounding. If the memory does not suffice, one half of the runs follows the other. The seconds of
-    a run are its share of those of the program.
+    on one device, or with as many runs on each of `num_devices` devices of this process. A run may
+    be started or continued alone as well; its numbers then differ by rounding. If the memory does
+    not suffice, one half of the runs follows the other. The seconds of a run are its share of those
+    of the program.
 
     on_report: called with the reports of the runs that went on, by their indices.
     """
     keys, results, waiting = list(keys), [], [(0, len(keys))]
+    settings = steps_per_call, devices.take(num_devices)
     while waiting:
         first, last = waiting.pop()
 
@@ -176,7 +179,7 @@ def run_together(
 
         folders = directories[first:last]
         try:
-            program = Program(algorithm, keys[first:last], params, data, steps_per_call)
+            program = Program(algorithm, keys[first:last], params, data, *settings)
             results += _drive(program, folders, num_steps, checkpoint_seconds, report, on_note)
             continue
         except ProgramTooLarge:

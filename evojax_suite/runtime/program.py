@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 import yaml
+from jax.sharding import NamedSharding, PartitionSpec
 
 from evojax_suite.runtime.resources import memory_maps_used
 from evojax_suite.types import AnyAlgorithm, Array, Kept, PRNGKey, PyTree
@@ -68,27 +69,103 @@ def forget_programs(most: float = 0.5) -> None:
         jax.clear_caches()
 
 
-def _of_runs(
-    function: Callable[..., PyTree], num_runs: int, shared: int
-) -> Callable[..., tuple[Any, ...]]:
-    """Returns `function` of the values of one run as a function of tuples with a value for each of
-    `num_runs` runs, which also returns a tuple; all share the last `shared` arguments."""
-    if num_runs == 1:
-        return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
+class _OnOneDevice:
+    """One run, or several that are mapped over, as a program of tuples with a value for each."""
 
-    def mapped(*args: PyTree):
-        stacked = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg) for arg in args[:-shared]]
-        in_axes = (0,) * len(stacked) + (None,) * shared
-        outputs = jax.vmap(function, in_axes)(*stacked, *args[-shared:])
-        return tuple(jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(num_runs))
+    def __init__(self, num_runs: int):
+        self._num_runs = num_runs
 
-    return mapped
+    def map(self, function: Callable[..., PyTree], shared: int) -> Callable[..., PyTree]:
+        """`function` of the values of one run as a function of those of all, as `join` gives them,
+        which returns what `split` takes. All runs share the last `shared` arguments."""
+        if self._num_runs == 1:
+            return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
+
+        def mapped(*args: PyTree):
+            each = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg) for arg in args[:-shared]]
+            in_axes = (0,) * len(each) + (None,) * shared
+            outputs = jax.vmap(function, in_axes)(*each, *args[-shared:])
+            return tuple(
+                jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(self._num_runs)
+            )
+
+        return mapped
+
+    def join(self, each: Sequence[PyTree]) -> PyTree:
+        return tuple(each)
+
+    def split(self, outputs: PyTree) -> list[PyTree]:
+        return list(outputs)
+
+    def everywhere(self, shared: PyTree) -> PyTree:
+        return shared
+
+
+_AXIS = "runs"
+
+
+class _OverDevices:
+    """As many runs on each of some devices, which exchange nothing: as a program of arrays whose
+    leading axis, of the runs, is divided."""
+
+    def __init__(self, num_runs: int, num_devices: int):
+        self._on_each = num_runs // num_devices
+        self._devices = jax.local_devices()[:num_devices]
+        self._mesh = jax.make_mesh((num_devices,), (_AXIS,), devices=self._devices)
+        self._divided = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+
+    def map(self, function: Callable[..., PyTree], shared: int) -> Callable[..., PyTree]:
+        def on_one_device(*args: PyTree):
+            if self._on_each > 1:
+                in_axes = (0,) * (len(args) - shared) + (None,) * shared
+                return jax.vmap(function, in_axes)(*args)
+            own = jax.tree.map(lambda leaf: leaf[0], args[:-shared])
+            return jax.tree.map(
+                lambda leaf: jnp.asarray(leaf)[None], function(*own, *args[-shared:])
+            )
+
+        def mapped(*args: PyTree):
+            specs = *[PartitionSpec(_AXIS)] * (len(args) - shared), *[PartitionSpec()] * shared
+            over = jax.shard_map(
+                on_one_device,
+                mesh=self._mesh,
+                in_specs=specs,
+                out_specs=PartitionSpec(_AXIS),
+                check_vma=False,
+            )
+            return over(*args)
+
+        return mapped
+
+    def join(self, each: Sequence[PyTree]) -> PyTree:
+        def join_leaves(*leaves: Any) -> Array:
+            parts = []
+            for place, device in enumerate(self._devices):
+                own = leaves[place * self._on_each : (place + 1) * self._on_each]
+                parts.append(jnp.stack(jax.device_put(own, device)))
+            shape = (len(leaves), *parts[0].shape[1:])
+            return jax.make_array_from_single_device_arrays(shape, self._divided, parts)
+
+        return jax.tree.map(join_leaves, *each)
+
+    def split(self, outputs: PyTree) -> list[PyTree]:
+        def part(leaf: Array, place: int) -> Array:
+            shards = {shard.device: shard.data for shard in leaf.addressable_shards}
+            return shards[self._devices[place // self._on_each]][place % self._on_each]
+
+        numbers = range(self._on_each * len(self._devices))
+        return [jax.tree.map(lambda leaf, n=n: part(leaf, n), outputs) for n in numbers]
+
+    def everywhere(self, shared: PyTree) -> PyTree:
+        return jax.device_put(shared, self._replicated)
 
 
 class Program:
-    """The steps of R runs of `algorithm`, compiled at the first call of `advance`. A scannable one
-    does up to `steps_per_call` steps in a call, whose number is traced, so that the last call of a
-    run compiles nothing; the states are donated to it. Another does one step of one run."""
+    """The steps of R runs of `algorithm`, compiled at the first call of `advance`, on one device or
+    divided over several. A scannable one does up to `steps_per_call` steps in a call, whose number
+    is traced, so that the last call of a run compiles nothing; the states are donated to it.
+    Another does one step of one run."""
 
     def __init__(
         self,
@@ -97,28 +174,35 @@ class Program:
         params: PyTree,
         data: PyTree,
         steps_per_call: int = 1,
+        num_devices: int = 1,
     ):
-        """keys: one for each of the R runs."""
+        """keys: one for each of the R runs. num_devices: the most over which several runs are
+        divided; it is as many as divide R."""
         if len(keys) > 1 and not algorithm.scannable:
             raise ValueError(f"{len(keys)} runs in one program need a scannable algorithm")
         self.algorithm = algorithm
         self.steps_per_call = steps_per_call if algorithm.scannable else 1
         self._num_runs = len(keys)
-        self._params, self._data = params, data
+        self._num_devices = max(n for n in range(1, num_devices + 1) if len(keys) % n == 0)
+        divided = self._num_devices > 1
+        self._runs = (
+            _OverDevices(len(keys), self._num_devices) if divided else _OnOneDevice(len(keys))
+        )
+        self._params, self._data = self._runs.everywhere((params, data))
         self._keys_init, self._keys_steps = zip(*map(jax.random.split, keys), strict=True)
         self._compiled: Callable[..., Any] | None = None
         self._finished = jax.jit(algorithm.finished) if algorithm.scannable else algorithm.finished
 
     def initial_states(self) -> list[PyTree]:
         """Returns the initial state of each run. Raises ProgramTooLarge before memory is taken."""
-        init = _of_runs(self.algorithm.init, self._num_runs, 2)
-        arguments = self._keys_init, self._params, self._data
+        init = self._runs.map(self.algorithm.init, 2)
+        arguments = self._runs.join(self._keys_init), self._params, self._data
         if self.algorithm.scannable or self.algorithm.generation:
             leaves = jax.tree.leaves(jax.eval_shape(init, *arguments))
             sizes = (leaf.size * leaf.dtype.itemsize for leaf in leaves)
             check_fits(sum(sizes), "the population")
             init = jax.jit(init, compiler_options=COMPILED_QUICKLY)
-        return list(jax.block_until_ready(init(*arguments)))
+        return self._runs.split(jax.block_until_ready(init(*arguments)))
 
     def finished(self, states: Sequence[PyTree]) -> np.ndarray:
         """Returns whether further steps would change nothing, (R,)."""
@@ -142,7 +226,8 @@ class Program:
         """
         start = time.perf_counter()
         if self.algorithm.scannable:
-            each = self._keys_steps, tuple(states), tuple(going), np.int32(first), np.int32(count)
+            of_runs = self._keys_steps, states, tuple(going)
+            each = *map(self._runs.join, of_runs), np.int32(first), np.int32(count)
         else:
             each = jax.random.fold_in(self._keys_steps[0], first), states[0]
         arguments = *each, self._params, self._data
@@ -154,7 +239,9 @@ class Program:
             compile_seconds = time.perf_counter() - compile_start
         more = {"kept": kept} if kept and self.algorithm.in_groups else {}
         outputs = self._compiled(*arguments, **more)
-        if not self.algorithm.scannable:
+        if self.algorithm.scannable:
+            outputs = self._runs.split(outputs)
+        else:
             state, metrics = outputs
             outputs = [(state, jax.tree.map(lambda leaf: np.asarray(leaf)[None], metrics))]
         new_states, metrics = zip(*outputs, strict=True)
@@ -166,9 +253,9 @@ class Program:
         algorithm = self.algorithm
         if not algorithm.scannable:
             return algorithm.compiled(*arguments) if algorithm.compiled else algorithm.step
-        steps = jax.jit(_of_runs(self._steps, self._num_runs, 4), donate_argnums=1)
+        steps = jax.jit(self._runs.map(self._steps, 4), donate_argnums=1)
         compiled = steps.lower(*arguments).compile(algorithm.compiler_options)
-        check_compiled(compiled)
+        check_compiled(compiled, self._num_devices)
         return compiled
 
     def _steps(

@@ -266,7 +266,7 @@ def test_a_signal_to_one_process_stops_all_and_saves(tmp_path):
     [
         (["--devices", "0"], "devices must be >= 1 or one of auto, all, got 0"),
         (["--devices", "many"], "devices"),
-        (["--process-id", "1"], "process_id needs --distributed, got 1"),
+        (["--process-id", "1"], "--process-id needs --distributed, got 1"),
     ],
 )
 def test_wrong_placement_is_one_line_and_exit_code_2(arguments, says, tmp_path):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,7 @@ from evojax_suite.types import Algorithm, Dataset, Split
 KEYS = jax.random.split(jax.random.key(0), 4)
 DATA = jnp.arange(1.0, 4)
 STEPS = 30
+ROOT = Path(__file__).parents[2]
 TINY = [
     "ga-distillation", "--generations", "3", "--population-size", "4", "--network", "MLP",
     "--width", "8", "--num-epochs", "2", "--num-networks", "1", "--strong-random-repeats", "1",
@@ -108,6 +111,20 @@ def test_each_is_what_it_is_alone(steps_per_call, tmp_path):
     assert_as_alone(found, *folders, steps_per_call=steps_per_call)
     again = all_of(folders[0], steps_per_call=steps_per_call)  # nothing is left to do
     assert_as_alone(again, *folders, steps_per_call=steps_per_call)
+
+
+@pytest.mark.parametrize("num_devices", [2, 4])
+def test_divided_over_devices_each_is_what_it_is_alone(num_devices, tmp_path):
+    """Two runs on each of two devices; or one on each of four, which is then interrupted."""
+    script = (
+        "from pathlib import Path; from tests.runtime.test_together import all_of; "
+        f"all_of(Path({str(tmp_path / 'all')!r}), {STEPS if num_devices == 2 else 3}, "
+        f"num_devices={num_devices}, steps_per_call=3)"
+    )
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "4"}
+    subprocess.run([sys.executable, "-c", script], env=environment, cwd=ROOT, check=True)
+    found = all_of(tmp_path / "all", steps_per_call=3)
+    assert_as_alone(found, tmp_path / "all", tmp_path / "alone", steps_per_call=3)
 
 
 def test_those_that_are_behind_catch_up(tmp_path):
@@ -285,14 +302,9 @@ def test_seeds_in_flight_on_the_command_line(tmp_path, capsys):
     [
         (["--seeds-in-flight", "2"], "--seeds-in-flight needs --seeds, got 2"),
         (["--seeds", "0:2", "--seeds-in-flight", "0"], "must be >= 1 or auto, got 0"),
-        (
-            ["--seeds", "0:2", "--seeds-in-flight", "2", "--devices", "3"],
-            "> 1 needs one device, got 2 on 3",
-        ),
     ],
 )
-def test_seeds_in_flight_that_cannot_be(flags, says, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("evojax_suite.runtime.devices.take", lambda devices: 3)
+def test_seeds_in_flight_that_cannot_be(flags, says, tmp_path, capsys):
     assert main([*TINY, *flags, "--runs-dir", str(tmp_path)]) == 2
     assert says in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
