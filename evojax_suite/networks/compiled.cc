@@ -359,7 +359,7 @@ struct Call {
     of_map = shape.pixels() * shape.filters;
     weights = shape.taps() * shape.filters;
     // So many images at a time that a kernel is worth its way from memory.
-    together = std::clamp<int64_t>(64 / shape.pixels(), 1, number);
+    together = std::clamp<int64_t>(64 / shape.pixels(), 1, std::max<int64_t>(number, 1));
     parts = (number + together - 1) / together;
     // Sums over images do not depend on the number of threads: there are as many of them as here.
     groups = std::clamp<int64_t>(std::min(parts / 8, (int64_t{1} << 22) / weights), 1, 16);
