@@ -521,27 +521,12 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(evojax_suite_convolution, convolution,
 XLA_FFI_DEFINE_HANDLER_SYMBOL(
     evojax_suite_convolution_gradient, convolution_gradient,
     bind().Arg<Array>().Arg<Array>().Arg<Array>().Ret<Array>().Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(evojax_suite_block, block,
-                              bind()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
-XLA_FFI_DEFINE_HANDLER_SYMBOL(evojax_suite_block_gradient, block_gradient,
-                              bind()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Arg<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>()
-                                  .Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    evojax_suite_block, block,
+    bind().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
+        .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>());
+XLA_FFI_DEFINE_HANDLER_SYMBOL(
+    evojax_suite_block_gradient, block_gradient,
+    bind().Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
+        .Arg<Array>().Arg<Array>().Arg<Array>().Arg<Array>()
+        .Ret<Array>().Ret<Array>().Ret<Array>().Ret<Array>());

@@ -253,4 +253,5 @@ def _drive(
                 if stopped:
                     raise Interrupted(signals[0] if signals else signal.SIGTERM, step)
             save()
-    return [file.result(state) for file, state in zip(files, states, strict=True)]
+    gathered = program.gathered(states)
+    return [file.result(state) for file, state in zip(files, gathered, strict=True)]

@@ -100,6 +100,9 @@ class _OnOneDevice:
     def everywhere(self, shared: PyTree) -> PyTree:
         return shared
 
+    def gather(self, each: Sequence[PyTree]) -> Sequence[PyTree]:
+        return each
+
 
 _AXIS = "runs"
 
@@ -160,6 +163,9 @@ class _OverDevices:
     def everywhere(self, shared: PyTree) -> PyTree:
         return jax.device_put(shared, self._replicated)
 
+    def gather(self, each: Sequence[PyTree]) -> Sequence[PyTree]:
+        return jax.device_put(list(each), self._devices[0])
+
 
 class Program:
     """The steps of R runs of `algorithm`, compiled at the first call of `advance`, on one device or
@@ -207,6 +213,10 @@ class Program:
     def finished(self, states: Sequence[PyTree]) -> np.ndarray:
         """Returns whether further steps would change nothing, (R,)."""
         return np.array([bool(self._finished(state)) for state in states])
+
+    def gathered(self, states: Sequence[PyTree]) -> Sequence[PyTree]:
+        """Returns the states on one device, for what follows."""
+        return self._runs.gather(states)
 
     def advance(
         self,
