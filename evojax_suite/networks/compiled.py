@@ -38,6 +38,7 @@ from evojax_suite.types import Array, PyTree
 _SOURCE = Path(__file__).with_suffix(".cc")
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-w"]
 _NAMES = ("convolution", "convolution_gradient", "block", "block_gradient")
+_EPSILON = 1e-5
 _FILTERS = 16
 """Filters are a multiple of it."""
 
@@ -127,21 +128,13 @@ def _sides(images: Array, kernel: Array, padding: int) -> tuple[int, int]:
 
 def _shape_of_gradient(images: Array) -> tuple[int, ...]:
     """That of the images, or of none where they are few channels: data, mostly, whose gradient is
-    not computed where nothing asks for it (`_image_gradient`)."""
+    not computed where nothing asks for it, and then by XLA."""
     return (0,) * images.ndim if images.shape[-1] < 4 else images.shape
 
 
-def _image_gradient(images: Array, kernel: Array, padding: int, to_map: Array) -> Array:
-    """The gradient of images of few channels."""
-
-    def outputs(images: Array):
-        sides = [(padding, padding)] * 2
-        numbers = ("NHWC", "HWIO", "NHWC")
-        return jax.lax.conv_general_dilated(
-            images, kernel, (1, 1), sides, dimension_numbers=numbers
-        )
-
-    return jax.vjp(outputs, images)[1](to_map)[0]
+def _native(images: Array, kernel: Array, padding: int) -> Array:
+    sides, numbers = [(padding, padding)] * 2, ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(images, kernel, (1, 1), sides, dimension_numbers=numbers)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -162,7 +155,8 @@ def _convolve_backward(padding: int, residuals: tuple[Array, Array], gradient: A
     arrays = images, kernel, gradient
     to_images, to_kernel = _call("convolution_gradient", shapes, padding, *arrays)
     if not to_images.size:
-        to_images = _image_gradient(images, kernel, padding, gradient)
+        _, pull = jax.vjp(lambda images: _native(images, kernel, padding), images)
+        (to_images,) = pull(gradient)
     return to_images, to_kernel
 
 
@@ -199,10 +193,20 @@ def _block_backward(padding: int, residuals: PyTree, gradient: Array) -> PyTree:
     shapes = [_shape_of_gradient(images), kernel.shape, scale.shape, bias.shape]
     to_images, *others = _call("block_gradient", shapes, padding, *residuals, gradient)
     if not to_images.size:
-        from evojax_suite.networks import blocks
-
-        to_images = blocks.image_gradient(images, kernel, scale, bias, padding, gradient)
+        _, pull = jax.vjp(lambda images: _layers(images, kernel, scale, bias, padding), images)
+        (to_images,) = pull(gradient)
     return to_images, *others
+
+
+def _layers(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
+    """A block in XLA's operations."""
+    maps = _native(images, kernel, padding)
+    centred = maps - maps.mean((1, 2), keepdims=True)
+    variance = jnp.square(centred).mean((1, 2), keepdims=True)
+    rectified = jnp.maximum(centred * jax.lax.rsqrt(variance + _EPSILON) * scale + bias, 0)
+    number, height, width, filters = rectified.shape
+    windows = rectified.reshape(number, height // 2, 2, width // 2, 2, filters)
+    return windows.mean((2, 4))
 
 
 block.defvjp(_block_forward, _block_backward)
