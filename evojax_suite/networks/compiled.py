@@ -3,8 +3,8 @@
 XLA's CPU back end calls a library for products and convolutions, which shares each among all cores,
 and compiles the rest apart from it: a small network spends its time between the two. Here one pass
 over an image does all of a block while its map is in the cache, and sums stay in registers. It is
-for float32, and for as many filters as fill vector registers (`fits`); elsewhere, and for networks
-that are `vmap`ped over members, which it takes one by one, nothing changes but the speed.
+for float32, and for as many filters as fill vector registers (`fits`). Under `vmap` members are
+taken one after the other.
 
 The source is compiled where it is used first, by the C++ compiler of the machine for the processor
 at hand (three seconds), and kept in the user's cache folder. CXX names the compiler, by default
@@ -25,6 +25,7 @@ import shutil
 import subprocess
 import tempfile
 from functools import cache, partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -68,8 +69,9 @@ def load() -> None:
 
 
 def _built(command: list[str]) -> Path:
-    """The library in the cache folder, compiled for this processor, compiler and version of JAX."""
-    about = [*command, *_FLAGS, jax.__version__, _processor()]
+    """The library in the cache folder, compiled for this processor by this compiler, with the
+    headers of this jaxlib."""
+    about = [*command, *_FLAGS, version("jaxlib"), _processor()]
     digest = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(about).encode()).hexdigest()
     folder = platformdirs.user_cache_path("evojax-suite", appauthor=False) / "compiled"
     path = folder / f"{digest[:20]}.so"
