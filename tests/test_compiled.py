@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from evojax_suite import networks
-from evojax_suite.networks import NetworkConfig, compiled
+from evojax_suite.networks import NetworkConfig, blocks, compiled
 from evojax_suite.networks.layers import convolve
 from tests.test_blocks import assert_close, layers, value_and_gradients
 
@@ -40,7 +40,7 @@ def arguments(number, height, width, channels, padding, filters):
 @pytest.mark.parametrize("shape", BLOCKS, ids=str)
 def test_a_block_and_its_gradients_are_those_of_the_layers(shape):
     arrays, padding = arguments(*shape), shape[4]
-    actual = jax.jit(value_and_gradients(compiled.block, padding))(*arrays)
+    actual = jax.jit(value_and_gradients(blocks.compiled_block, padding))(*arrays)
     assert_close(actual, jax.jit(value_and_gradients(layers, padding))(*arrays))
 
 
@@ -77,28 +77,9 @@ def test_a_convolution_and_its_gradients_are_xlas(
     assert_close(*found)
 
 
-@pytest.mark.parametrize(
-    ("channels", "filters", "padding", "stride", "dtype"),
-    [
-        (16, 24, 1, 1, jnp.float32),
-        (24, 16, 1, 1, jnp.float32),
-        (16, 16, 3, 1, jnp.float32),
-        (16, 16, 1, 2, jnp.float32),
-        (16, 16, 1, 1, jnp.bfloat16),
-    ],
-    ids=["filters", "channels", "padding", "stride", "bfloat16"],
-)
-def test_what_does_not_fit_is_lowered_otherwise(channels, filters, padding, stride, dtype):
-    images = jnp.ones((2, 6, 6, channels), dtype)
-    assert not compiled.fits(images, filters, padding, 3, stride)
-    kernel = jnp.ones((3, 3, channels, filters), dtype)
-    program = jax.jit(lambda *both: convolve(*both, padding, stride, "compiled"))
-    assert "evojax_suite" not in program.lower(images, kernel).as_text()
-
-
 def test_numbers_do_not_depend_on_threads():
     images, kernel, scale, bias = arguments(70, 8, 8, 16, 1, 32)
-    one = value_and_gradients(compiled.block, 1)
+    one = value_and_gradients(blocks.compiled_block, 1)
     mesh = jax.make_mesh((1,), ("devices",))
     everywhere = jax.sharding.PartitionSpec()
     divided = jax.shard_map(one, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
@@ -115,7 +96,7 @@ def test_members_together_are_members_one_by_one():
     members = [arguments(3, 8, 8, 16, 1, 16), arguments(3, 8, 8, 16, 1, 16)]
     members[1] = [array + 0.1 * jnp.cos(array) for array in members[1]]
     stacked = [jnp.stack(both) for both in zip(*members, strict=True)]
-    one = value_and_gradients(compiled.block, 1)
+    one = value_and_gradients(blocks.compiled_block, 1)
     together = jax.jit(jax.vmap(one))(*stacked)
     for place, own in enumerate(members):
         expected = jax.jit(one)(*own)
@@ -163,13 +144,6 @@ def test_a_network_is_the_same_network(config):
         gradients,
         expected,
     )
-
-
-def test_without_a_compiler_it_is_one_line(monkeypatch):
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    compiled.load.cache_clear()
-    with pytest.raises(ValueError, match=r"convolution compiled needs a C\+\+ compiler"):
-        networks.create(NetworkConfig(width=16, convolution="compiled"), 10, (8, 8, 1))
 
 
 def test_what_the_compiler_refuses_is_one_line(monkeypatch, tmp_path):

@@ -509,6 +509,34 @@ def test_a_convolution_refuses_exactly_the_maps_that_it_does_not_fit(
         assert min(outputs.shape) >= 1
 
 
+@pytest.mark.parametrize(
+    ("channels", "filters", "padding", "stride", "dtype"),
+    [
+        (16, 24, 1, 1, jnp.float32),
+        (24, 16, 1, 1, jnp.float32),
+        (16, 16, 3, 1, jnp.float32),
+        (16, 16, 1, 2, jnp.float32),
+        (16, 16, 1, 1, jnp.bfloat16),
+    ],
+    ids=["filters", "channels", "padding", "stride", "bfloat16"],
+)
+def test_what_does_not_fit_the_compiled_one_is_lowered_otherwise(
+    channels, filters, padding, stride, dtype
+):
+    images = jnp.ones((2, 6, 6, channels), dtype)
+    assert not compiled.fits(images, filters, padding, 3, stride)
+    kernel = jnp.ones((3, 3, channels, filters), dtype)
+    program = jax.jit(lambda *both: convolve(*both, padding, stride, "compiled"))
+    assert "evojax_suite" not in program.lower(images, kernel).as_text()
+
+
+def test_without_a_compiler_the_compiled_one_is_one_line(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled.load.cache_clear()
+    with pytest.raises(ValueError, match=r"convolution compiled needs a C\+\+ compiler"):
+        networks.create(NetworkConfig(width=16, convolution="compiled"), 10, (8, 8, 1))
+
+
 def test_default_convolution_is_one_of_them():
     chosen = {
         default_convolution(train, channels, platform)

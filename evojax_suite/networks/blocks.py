@@ -1,4 +1,5 @@
-"""A block of the ConvNet as one function with a hand-written gradient: for accelerators.
+"""A block of the ConvNet as one function with a hand-written gradient: for accelerators, and for
+CPUs in C++ (`compiled_block`).
 
 Convolution, instance normalisation, ReLU and 2x2 average pooling read and write maps of many
 megabytes again and again where each is a layer by itself. As one function:
@@ -25,6 +26,7 @@ import numpy as np
 from jax import lax
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from evojax_suite.networks import compiled
 from evojax_suite.networks.layers import convolve, corners, padded
 from evojax_suite.types import Array, PyTree
 
@@ -253,3 +255,26 @@ def _first_block_backward(padding: int, residuals: PyTree, gradient: Array) -> P
 
 
 first_block.defvjp(_first_block_forward, _first_block_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4,))
+def compiled_block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
+    """`block` in C++, for images of which `compiled.fits` says that it takes them."""
+    return compiled.block(images, kernel, scale, bias, padding, keep=False)[0]
+
+
+def _compiled_forward(images: Array, kernel: Array, scale: Array, bias: Array, padding: int):
+    pooled, *kept = compiled.block(images, kernel, scale, bias, padding, keep=True)
+    return pooled, (images, kernel, scale, bias, *kept)
+
+
+def _compiled_backward(padding: int, residuals: PyTree, gradient: Array) -> PyTree:
+    images, kernel, scale, bias, *kept = residuals
+    arrays = images, kernel, scale, bias, padding
+    to_images, *by_parameter = compiled.block_gradient(*arrays, *kept, gradient)
+    if to_images is None:
+        to_images = image_gradient(*arrays, gradient)
+    return to_images, *by_parameter
+
+
+compiled_block.defvjp(_compiled_forward, _compiled_backward)

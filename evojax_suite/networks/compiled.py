@@ -4,11 +4,12 @@ XLA's CPU back end calls a library for products and convolutions, which shares e
 and compiles the rest apart from it: a small network spends its time between the two. Here one pass
 over an image does all of a block while its map is in the cache, and sums stay in registers. It is
 for float32, and for as many filters as fill vector registers (`fits`). Under `vmap` members are
-taken one after the other.
+taken one after the other. These are the functions of the library as they are: `layers.convolve` and
+`blocks.compiled_block` make them differentiable.
 
 The source is compiled where it is used first, by the C++ compiler of the machine for the processor
 at hand (three seconds), and kept in the user's cache folder. CXX names the compiler, by default
-c++, g++ or clang++. Differentiable once.
+c++, g++ or clang++.
 
 Results are those of the other lowerings up to rounding and do not depend on the number of threads;
 tests/test_compiled.py.
@@ -24,22 +25,20 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from functools import cache, partial
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import platformdirs
 
-from evojax_suite.types import Array, PyTree
+from evojax_suite.types import Array
 
 _SOURCE = Path(__file__).with_suffix(".cc")
 _FLAGS = ["-std=c++20", "-O3", "-march=native", "-fno-math-errno", "-fPIC", "-shared", "-w"]
 _NAMES = ("convolution", "convolution_gradient", "block", "block_gradient")
-_EPSILON = 1e-5
 _FILTERS = 16
 """Filters are a multiple of it."""
 
@@ -129,46 +128,34 @@ def _sides(images: Array, kernel: Array, padding: int) -> tuple[int, int]:
 
 
 def _shape_of_gradient(images: Array) -> tuple[int, ...]:
-    """That of the images, or of none where they are few channels: data, mostly, whose gradient is
-    not computed where nothing asks for it, and then by XLA."""
+    """Returns the shape of the images, or of no images where they are few channels: data, mostly,
+    whose gradient XLA computes where something asks for it."""
     return (0,) * images.ndim if images.shape[-1] < 4 else images.shape
 
 
-def _native(images: Array, kernel: Array, padding: int) -> Array:
-    sides, numbers = [(padding, padding)] * 2, ("NHWC", "HWIO", "NHWC")
-    return jax.lax.conv_general_dilated(images, kernel, (1, 1), sides, dimension_numbers=numbers)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def convolve(images: Array, kernel: Array, padding: int) -> Array:
-    """Cross-correlation of images (N, H, W, C) that `fits` with a kernel (K, K, C, F): (N, H', W',
-    F)."""
+def convolution(images: Array, kernel: Array, padding: int) -> Array:
+    """Returns the cross-correlation (N, H', W', F) of images (N, H, W, C) that `fits` with a kernel
+    (K, K, C, F)."""
     shape = (len(images), *_sides(images, kernel, padding), kernel.shape[-1])
     return _call("convolution", [shape], padding, images, kernel)[0]
 
 
-def _convolve_forward(images: Array, kernel: Array, padding: int) -> PyTree:
-    return convolve(images, kernel, padding), (images, kernel)
-
-
-def _convolve_backward(padding: int, residuals: tuple[Array, Array], gradient: Array) -> PyTree:
-    images, kernel = residuals
+def convolution_gradient(
+    images: Array, kernel: Array, padding: int, gradient: Array
+) -> tuple[Array | None, Array]:
+    """Returns the gradients of `convolution` for the images, None where these are few channels, and
+    for the kernel, from that of the outputs."""
     shapes = [_shape_of_gradient(images), kernel.shape]
     arrays = images, kernel, gradient
     to_images, to_kernel = _call("convolution_gradient", shapes, padding, *arrays)
-    if not to_images.size:
-        _, pull = jax.vjp(lambda images: _native(images, kernel, padding), images)
-        (to_images,) = pull(gradient)
-    return to_images, to_kernel
+    return to_images if to_images.size else None, to_kernel
 
 
-convolve.defvjp(_convolve_forward, _convolve_backward)
-
-
-def _block(
+def block(
     images: Array, kernel: Array, scale: Array, bias: Array, padding: int, keep: bool
 ) -> list[Array]:
-    """The pooled maps (N, H'/2, W'/2, F) and, to `keep`, the maps and their means and 1 / standard
+    """Returns the outputs (N, H'/2, W'/2, F) of `blocks.block` for images (N, H, W, C) that `fits`
+    and, to `keep`, the maps (N, H', W', F), whose sides are even, and their means and 1 / standard
     deviations (N, F)."""
     (height, width), filters = _sides(images, kernel, padding), kernel.shape[-1]
     kept = len(images) if keep else 0
@@ -177,38 +164,13 @@ def _block(
     return _call("block", shapes, padding, images, kernel, scale, bias)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def block(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
-    """`blocks.block` of images (N, H, W, C) that `fits`, whose maps have even sides: (N, H'/2,
-    W'/2, F)."""
-    return _block(images, kernel, scale, bias, padding, keep=False)[0]
-
-
-def _block_forward(*arguments: Any) -> PyTree:
-    images, kernel, scale, bias, padding = arguments
-    pooled, *kept = _block(images, kernel, scale, bias, padding, keep=True)
-    return pooled, (images, kernel, scale, bias, *kept)
-
-
-def _block_backward(padding: int, residuals: PyTree, gradient: Array) -> PyTree:
-    images, kernel, scale, bias = residuals[:4]
+def block_gradient(
+    images: Array, kernel: Array, scale: Array, bias: Array, padding: int, *others: Array
+) -> tuple[Array | None, Array, Array, Array]:
+    """Returns the gradients of `block` for the images, None where these are few channels, the
+    kernel, scale and bias. others: what `block` kept, and the gradient of its outputs."""
     shapes = [_shape_of_gradient(images), kernel.shape, scale.shape, bias.shape]
-    to_images, *others = _call("block_gradient", shapes, padding, *residuals, gradient)
-    if not to_images.size:
-        _, pull = jax.vjp(lambda images: _layers(images, kernel, scale, bias, padding), images)
-        (to_images,) = pull(gradient)
-    return to_images, *others
-
-
-def _layers(images: Array, kernel: Array, scale: Array, bias: Array, padding: int) -> Array:
-    """A block in XLA's operations."""
-    maps = _native(images, kernel, padding)
-    centred = maps - maps.mean((1, 2), keepdims=True)
-    variance = jnp.square(centred).mean((1, 2), keepdims=True)
-    rectified = jnp.maximum(centred * jax.lax.rsqrt(variance + _EPSILON) * scale + bias, 0)
-    number, height, width, filters = rectified.shape
-    windows = rectified.reshape(number, height // 2, 2, width // 2, 2, filters)
-    return windows.mean((2, 4))
-
-
-block.defvjp(_block_forward, _block_backward)
+    arrays = images, kernel, scale, bias, *others
+    found = _call("block_gradient", shapes, padding, *arrays)
+    to_images, to_kernel, to_scale, to_bias = found
+    return to_images if to_images.size else None, to_kernel, to_scale, to_bias

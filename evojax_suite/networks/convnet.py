@@ -52,13 +52,13 @@ class ConvNet(nn.Module):
         features = images
         for _ in range(self.depth):
             convolution = Conv(self.width, padding=padding, lowering=self.lowering, **shared)
-            block = None
+            inputs, block = features.astype(self.dtype), None
             if may_fuse and blocks.fits(features, padding):
-                block = _block_of(lowering, features.astype(self.dtype), self.width, padding)
+                block = _block_of(lowering, inputs, self.width, padding)
             if block is not None:
                 kernel, _ = convolution.parameters(features)  # a bias cancels in the normalisation
                 scale, bias = layers.GroupNorm().parameters(self.width)
-                features = block(features.astype(self.dtype), kernel, scale, bias, padding)
+                features = block(inputs, kernel, scale, bias, padding)
             else:
                 features = convolution(features, train)
                 features = layers.normalize_features(self.normalization, features, train)
@@ -82,7 +82,7 @@ def _block_of(
     """The function that is a block of images (N, H, W, C), None where its layers are by themselves;
     `blocks.block` says what it takes."""
     if lowering == "compiled" and compiled.fits(images, filters, padding):
-        return compiled.block
+        return blocks.compiled_block
     if lowering == "fused":
         from evojax_suite.networks import fused  # which takes a tenth of a second
 

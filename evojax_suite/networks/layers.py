@@ -71,7 +71,7 @@ def convolve(
     if lowering == "compiled":
         filters, size = kernel.shape[-1], len(kernel)
         if compiled.fits(images, filters, padding, size, stride):
-            return compiled.convolve(images, kernel, padding)
+            return _compiled(images, kernel, padding)
         lowering = "split_gradient"
     if lowering == "patches":
         return _patches(images, kernel, padding, stride)
@@ -331,6 +331,27 @@ def _split_gradient_backward(
 
 
 _split_gradient.defvjp(_split_gradient_forward, _split_gradient_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _compiled(images: jax.Array, kernel: jax.Array, padding: int):
+    return compiled.convolution(images, kernel, padding)
+
+
+def _compiled_backward(
+    padding: int, residuals: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    images, kernel = residuals
+    to_images, to_kernel = compiled.convolution_gradient(images, kernel, padding, gradient)
+    if to_images is None:
+        (to_images,) = jax.vjp(lambda images: _native(images, kernel, padding), images)[1](gradient)
+    return to_images, to_kernel
+
+
+_compiled.defvjp(
+    lambda images, kernel, padding: (_compiled(images, kernel, padding), (images, kernel)),
+    _compiled_backward,
+)
 
 
 def _initializers(name: str, fan_in: int) -> tuple[Callable[..., jax.Array], ...]:
