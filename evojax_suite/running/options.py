@@ -215,7 +215,7 @@ class RunOptions(Placement):
         if self.seeds_in_flight == "auto":
             if jax.default_backend() == "cpu" or not alone:
                 return 1
-            return num_seeds // min(num_devices, num_seeds) * min(num_devices, num_seeds)
+            return max(1, num_seeds - num_seeds % min(num_devices, num_seeds or 1))
         if self.seeds_in_flight > 1 and not alone:
             raise ValueError(
                 f"seeds_in_flight > 1 needs one process, got {self.seeds_in_flight} in "

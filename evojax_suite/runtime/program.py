@@ -69,27 +69,42 @@ def forget_programs(most: float = 0.5) -> None:
         jax.clear_caches()
 
 
+def _mapped(function: Callable[..., PyTree], num_runs: int, shared: int) -> Callable[..., PyTree]:
+    """Returns `function` of the values of one run as a function of arrays whose leading axis is of
+    `num_runs` runs, which returns such arrays; all share the last `shared` arguments."""
+
+    def mapped(*args: PyTree):
+        if num_runs > 1:
+            in_axes = (0,) * (len(args) - shared) + (None,) * shared
+            return jax.vmap(function, in_axes)(*args)
+        own = jax.tree.map(lambda leaf: leaf[0], args[:-shared])
+        return jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], function(*own, *args[-shared:]))
+
+    return mapped
+
+
 class _OnOneDevice:
-    """One run, or several that are mapped over, as a program of tuples with a value for each."""
+    """Takes runs through a program of tuples that have a value for each: one run as it is, several
+    mapped over."""
 
     def __init__(self, num_runs: int):
         self._num_runs = num_runs
 
     def map(self, function: Callable[..., PyTree], shared: int) -> Callable[..., PyTree]:
-        """`function` of the values of one run as a function of those of all, as `join` gives them,
-        which returns what `split` takes. All runs share the last `shared` arguments."""
+        """Returns `function` of the values of one run as a function of what `join` makes of those
+        of all; `split` takes what it returns. All runs share the last `shared` arguments."""
         if self._num_runs == 1:
             return lambda *args: (function(*(one for (one,) in args[:-shared]), *args[-shared:]),)
+        mapped = _mapped(function, self._num_runs, shared)
 
-        def mapped(*args: PyTree):
+        def of_tuples(*args: PyTree):
             each = [jax.tree.map(lambda *leaves: jnp.stack(leaves), *arg) for arg in args[:-shared]]
-            in_axes = (0,) * len(each) + (None,) * shared
-            outputs = jax.vmap(function, in_axes)(*each, *args[-shared:])
+            outputs = mapped(*each, *args[-shared:])
             return tuple(
                 jax.tree.map(lambda leaf, i=i: leaf[i], outputs) for i in range(self._num_runs)
             )
 
-        return mapped
+        return of_tuples
 
     def join(self, each: Sequence[PyTree]) -> PyTree:
         return tuple(each)
@@ -98,9 +113,11 @@ class _OnOneDevice:
         return list(outputs)
 
     def everywhere(self, shared: PyTree) -> PyTree:
+        """Returns what all runs share where the program finds it."""
         return shared
 
     def gather(self, each: Sequence[PyTree]) -> Sequence[PyTree]:
+        """Returns the values of all runs on one device."""
         return each
 
 
@@ -108,8 +125,9 @@ _AXIS = "runs"
 
 
 class _OverDevices:
-    """As many runs on each of some devices, which exchange nothing: as a program of arrays whose
-    leading axis, of the runs, is divided."""
+    """Takes runs through a program of arrays whose leading axis is of the runs, and divided over
+    some devices: each has as many, and they exchange nothing. Methods are those of `_OnOneDevice`.
+    """
 
     def __init__(self, num_runs: int, num_devices: int):
         self._on_each = num_runs // num_devices
@@ -119,27 +137,17 @@ class _OverDevices:
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
 
     def map(self, function: Callable[..., PyTree], shared: int) -> Callable[..., PyTree]:
-        def on_one_device(*args: PyTree):
-            if self._on_each > 1:
-                in_axes = (0,) * (len(args) - shared) + (None,) * shared
-                return jax.vmap(function, in_axes)(*args)
-            own = jax.tree.map(lambda leaf: leaf[0], args[:-shared])
-            return jax.tree.map(
-                lambda leaf: jnp.asarray(leaf)[None], function(*own, *args[-shared:])
-            )
+        mapped = _mapped(function, self._on_each, shared)
+        divided, everywhere = self._divided.spec, self._replicated.spec
 
-        def mapped(*args: PyTree):
-            specs = *[PartitionSpec(_AXIS)] * (len(args) - shared), *[PartitionSpec()] * shared
-            over = jax.shard_map(
-                on_one_device,
-                mesh=self._mesh,
-                in_specs=specs,
-                out_specs=PartitionSpec(_AXIS),
-                check_vma=False,
+        def over_devices(*args: PyTree):
+            specs = *[divided] * (len(args) - shared), *[everywhere] * shared
+            placed = jax.shard_map(
+                mapped, mesh=self._mesh, in_specs=specs, out_specs=divided, check_vma=False
             )
-            return over(*args)
+            return placed(*args)
 
-        return mapped
+        return over_devices
 
     def join(self, each: Sequence[PyTree]) -> PyTree:
         def join_leaves(*leaves: Any) -> Array:
@@ -153,12 +161,12 @@ class _OverDevices:
         return jax.tree.map(join_leaves, *each)
 
     def split(self, outputs: PyTree) -> list[PyTree]:
-        def part(leaf: Array, place: int) -> Array:
-            shards = {shard.device: shard.data for shard in leaf.addressable_shards}
-            return shards[self._devices[place // self._on_each]][place % self._on_each]
+        def split_leaf(leaf: Array) -> list[Array]:
+            on = {shard.device: shard.data for shard in leaf.addressable_shards}
+            return [one for device in self._devices for one in on[device]]
 
-        numbers = range(self._on_each * len(self._devices))
-        return [jax.tree.map(lambda leaf, n=n: part(leaf, n), outputs) for n in numbers]
+        leaves, structure = jax.tree.flatten(outputs)
+        return [structure.unflatten(own) for own in zip(*map(split_leaf, leaves), strict=True)]
 
     def everywhere(self, shared: PyTree) -> PyTree:
         return jax.device_put(shared, self._replicated)

@@ -186,8 +186,8 @@ def prepare(options: Options, dataset: Dataset, directory: Path) -> _Job:
             inputs["members_per_step"] = drawn.population_size * drawn.networks_per_member
         else:
             drawn = config
-        algorithm = strong_random.build(drawn, repeats, *shape)
-        baseline = phase("strong random", algorithm, key_baseline, folder="strong_random", **inputs)
+        repeated = strong_random.build(drawn, repeats, *shape)
+        baseline = phase("strong random", repeated, key_baseline, folder="strong_random", **inputs)
     parts = config, evolving, baseline, key_test
     return _Job(options, dataset, directory, *parts, differences=differences)
 
